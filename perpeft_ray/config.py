@@ -1,0 +1,422 @@
+"""What a trial and a study are: frozen, validated, hashed.
+
+`TrialConfig` is flat and its fields are columns of the result table. `StudyConfig` is nested and
+its dotted names are the command line's. A searched setting of a study holds the word ``search``
+until a trial gives it a value; in a trial ``None`` means one thing only: the setting does not
+apply to this method or variant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from perpeft_ray.errors import InputError
+
+Variant = Literal["lora", "ia3", "iisan"]
+Method = Literal[
+    "without_mm",
+    "frozen_mm",
+    "global",
+    "perpeft",
+    "random_grouping",
+    "without_group_negatives",
+]
+Mode = Literal["sequential", "parallel"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Search = Literal["search"]
+
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+METHODS: tuple[Method, ...] = get_args(Method)
+SEARCH: Search = "search"
+
+RANKED_VARIANTS: frozenset[Variant] = frozenset({"lora"})
+"""Variants that have a rank."""
+
+PERSONAL_METHODS: frozenset[Method] = frozenset(
+    {"perpeft", "random_grouping", "without_group_negatives"}
+)
+"""Methods with groups, that is, with stages 2 and 3."""
+
+PEFT_METHODS: frozenset[Method] = PERSONAL_METHODS | {"global"}
+"""Methods that train a PEFT module; the others have variant ``None``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that determines a trial's result, and nothing else.
+
+    Raises `InputError` where a value breaks its rule. Settings that do not apply to the method or
+    variant must be ``None``; `StudyConfig.trial` takes care of that.
+    """
+
+    dataset: str
+    encoder: str
+    method: Method
+    variant: Variant | None
+    rank: int | None
+    bottleneck: int | None
+    adapter_dropout: float | None
+    groups: int | None
+    conditioning_weight: float | None
+    seed: int
+    learning_rate: float
+    weight_decay: float
+    peft_lr_scale: float
+    id_lr_scale: float
+    batch_size: int
+    stage1_epochs: int
+    stage3_epochs: int
+    validate_every: int
+    mode: Mode
+    dtype: Dtype
+    hidden_units: int
+    sequence_length: int
+    blocks: int
+    heads: int
+    dropout: float
+    multimodal_weight: float
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("train.mode", self.mode, get_args(Mode))
+        _one_of("train.dtype", self.dtype, get_args(Dtype))
+        _applies("peft.variant", self.variant, self.method in PEFT_METHODS)
+        _applies("peft.rank", self.rank, self.variant in RANKED_VARIANTS)
+        _applies("peft.bottleneck", self.bottleneck, self.variant == "iisan")
+        _applies("peft.dropout", self.adapter_dropout, self.variant == "lora")
+        _applies("grouping.groups", self.groups, self.method in PERSONAL_METHODS)
+        _applies(
+            "loss.conditioning_weight", self.conditioning_weight, self.method in PERSONAL_METHODS
+        )
+        if self.variant is not None:
+            _one_of("peft.variant", self.variant, VARIANTS)
+        for name, whole in (
+            ("peft.rank", self.rank),
+            ("peft.bottleneck", self.bottleneck),
+            ("grouping.groups", self.groups),
+            ("train.batch_size", self.batch_size),
+            ("train.epochs", self.stage1_epochs),
+            ("train.personal_epochs", self.stage3_epochs),
+            ("train.validate_every", self.validate_every),
+            ("model.hidden_units", self.hidden_units),
+            ("model.sequence_length", self.sequence_length),
+            ("model.blocks", self.blocks),
+            ("model.heads", self.heads),
+        ):
+            if whole is not None:
+                _at_least(name, whole, 1)
+        _at_least("seed", self.seed, 0)
+        for name, share in (
+            ("loss.conditioning_weight", self.conditioning_weight),
+            ("peft.dropout", self.adapter_dropout),
+            ("model.dropout", self.dropout),
+        ):
+            if share is not None:
+                _between(name, share, 0.0, 1.0)
+        _between("model.multimodal_weight", self.multimodal_weight, 0.0, math.inf)
+        _positive("train.lr", self.learning_rate)
+        _positive("train.peft_lr_scale", self.peft_lr_scale)
+        _positive("train.id_lr_scale", self.id_lr_scale)
+        _between("train.weight_decay", self.weight_decay, 0.0, math.inf)
+        if self.hidden_units % self.heads:
+            raise InputError(
+                f"`model.hidden_units` must be a multiple of `model.heads` ({self.heads}), "
+                f"but is {self.hidden_units}"
+            )
+
+    @property
+    def config_hash(self) -> str:
+        """sha256 of the canonical JSON, 16 hexadecimal digits: the trial's identity."""
+        return canonical_hash(dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """The PEFT module that every group has one of."""
+
+    variant: Variant | Search = SEARCH
+    """PEFT variant: lora, ia3, iisan, or search."""
+    rank: int | Search = SEARCH
+    """Rank of LoRA (alpha = 2 x rank); ignored by variants without one. Paper: 4."""
+    bottleneck: int = 32
+    """Width of IISAN's bottleneck blocks. Paper: 32."""
+    dropout: float = 0.1
+    """Dropout on LoRA's input. Paper: 0.1."""
+
+
+@dataclass(frozen=True)
+class GroupingSettings:
+    """How users are grouped (stage 2)."""
+
+    groups: int | Search = SEARCH
+    """Number of K-means clusters. Paper: 8."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The conditioning loss of stage 3."""
+
+    conditioning_weight: float | Search = SEARCH
+    """Weight of negatives from the group's own items, 0 to 1. Paper: 1."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """SASRec, the shared backbone; the defaults are the paper's."""
+
+    hidden_units: int = 32
+    """Width D of item embeddings and SASRec."""
+    sequence_length: int = 10
+    """Latest interactions that SASRec sees."""
+    blocks: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads."""
+    dropout: float = 0.3
+    """Dropout in SASRec."""
+    multimodal_weight: float = 0.5
+    """Weight w of the projected multimodal embedding beside the id embedding."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Optimisation. Defaults are the toyshop preset; `--preset paper` has the paper's."""
+
+    lr: float | Search = SEARCH
+    """AdamW's learning rate for SASRec and projectors. Paper: 1e-4."""
+    peft_lr_scale: float = 0.5
+    """The PEFT module's learning rate as a multiple of lr. Paper: 1."""
+    id_lr_scale: float = 0.1
+    """The id embedding's learning rate as a multiple of lr. Paper: 1."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay. Paper: 1e-5 to 5e-4, see spec."""
+    batch_size: int = 64
+    """Users a batch. Paper: 16."""
+    epochs: int = 12
+    """Epochs of stage 1, the global module. Paper: 10."""
+    personal_epochs: int = 9
+    """Epochs of stage 3, the personalised modules; every other method trains as many more. Paper: 20."""
+    validate_every: int = 3
+    """Epochs between two validations (the last epoch is always validated). Paper: 1."""
+    mode: Mode | None = None
+    """A step is one group's batch (sequential, the paper's) or one batch of every group (parallel).
+    None: sequential with up to one worker, parallel with more."""
+    dtype: Dtype = "auto"
+    """Compute type of frozen weights; auto is bfloat16 where the processor multiplies it natively."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The search by Ray Tune and Optuna, and what it may choose from."""
+
+    trials: int = 8
+    """Trials of PerPEFT in the search."""
+    max_concurrent: int = 2
+    """Trials at a time."""
+    seed: int = 0
+    """Seed of Optuna's sampler."""
+    variants: tuple[Variant, ...] = VARIANTS
+    """Values of peft.variant."""
+    ranks: tuple[int, ...] = (2, 4, 8)
+    """Values of peft.rank."""
+    groups: tuple[int, ...] = (4, 6, 8)
+    """Values of grouping.groups."""
+    conditioning_weights: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """Values of loss.conditioning_weight."""
+    learning_rates: tuple[float, ...] = (5e-3, 1e-2)
+    """Values of train.lr; every baseline is tried with each of them."""
+    asha: bool = True
+    """Stop poor trials early (ASHA); they are PRUNED rows."""
+    grace_epochs: int = 3
+    """Epochs of stage 3 before ASHA may stop a trial."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study: what is searched, compared and repeated."""
+
+    dataset: str = "toyshop"
+    """toyshop[:SEED] or parquet:PATH."""
+    encoder: str = "toyshop-clip"
+    """toyshop-clip, a CLIP-family path or hub name, or text:PATH."""
+    storage: str = "results"
+    """Folder of studies; results go to <storage>/<study>/."""
+    study: str = "ablation_peft"
+    """The study's name."""
+    workers: int = 0
+    """Ray Train workers a trial; 0 trains in the trial's own process."""
+    cpus_per_worker: int = 1
+    """CPU threads of a worker (or of a trial without workers)."""
+    seeds: tuple[int, ...] = (0,)
+    """Training seeds of the ablation; the search uses the first."""
+    methods: tuple[Method, ...] = METHODS
+    """Methods of the ablation."""
+    peft: PeftSettings = field(default_factory=PeftSettings)
+    grouping: GroupingSettings = field(default_factory=GroupingSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+
+    def __post_init__(self) -> None:
+        _at_least("workers", self.workers, 0)
+        _at_least("cpus_per_worker", self.cpus_per_worker, 1)
+        if self.train.mode == "sequential" and self.workers > 1:
+            raise InputError(
+                "`workers` must be 0 or 1 with `train.mode` sequential (a step is one group's "
+                f"batch), but is {self.workers}"
+            )
+        if not self.study or set(self.study) & set("/\\\0") or self.study.startswith("."):
+            raise InputError(f"`study` must be a plain folder name, but is {self.study!r}")
+        for name, values in (
+            ("seeds", self.seeds),
+            ("methods", self.methods),
+            ("search.variants", self.search.variants),
+            ("search.ranks", self.search.ranks),
+            ("search.groups", self.search.groups),
+            ("search.conditioning_weights", self.search.conditioning_weights),
+            ("search.learning_rates", self.search.learning_rates),
+        ):
+            _distinct(name, values)
+        _at_least("search.trials", self.search.trials, 1)
+        _at_least("search.max_concurrent", self.search.max_concurrent, 1)
+        _at_least("search.grace_epochs", self.search.grace_epochs, 1)
+        self._try_every_value()
+
+    @property
+    def mode(self) -> Mode:
+        """The training mode, with the default resolved from the number of workers."""
+        return self.train.mode or ("sequential" if self.workers <= 1 else "parallel")
+
+    def trial(
+        self,
+        method: Method,
+        *,
+        seed: int,
+        variant: Variant | None = None,
+        rank: int | None = None,
+        groups: int | None = None,
+        conditioning_weight: float | None = None,
+        learning_rate: float,
+        mode: Mode | None = None,
+    ) -> TrialConfig:
+        """A trial of this study; settings that do not apply to the method are dropped to None.
+
+        `without_group_negatives` is by definition a conditioning weight of 0.
+        """
+        uses_peft = method in PEFT_METHODS
+        personal = method in PERSONAL_METHODS
+        variant = variant if uses_peft else None
+        return TrialConfig(
+            dataset=self.dataset,
+            encoder=self.encoder,
+            method=method,
+            variant=variant,
+            rank=rank if variant in RANKED_VARIANTS else None,
+            bottleneck=self.peft.bottleneck if variant == "iisan" else None,
+            adapter_dropout=self.peft.dropout if variant == "lora" else None,
+            groups=groups if personal else None,
+            conditioning_weight=(
+                0.0
+                if method == "without_group_negatives"
+                else conditioning_weight
+                if personal
+                else None
+            ),
+            seed=seed,
+            learning_rate=learning_rate,
+            weight_decay=self.train.weight_decay,
+            peft_lr_scale=self.train.peft_lr_scale,
+            id_lr_scale=self.train.id_lr_scale,
+            batch_size=self.train.batch_size,
+            stage1_epochs=self.train.epochs,
+            stage3_epochs=self.train.personal_epochs,
+            validate_every=self.train.validate_every,
+            mode=mode or self.mode if personal else "sequential",
+            dtype=self.train.dtype,
+            hidden_units=self.model.hidden_units,
+            sequence_length=self.model.sequence_length,
+            blocks=self.model.blocks,
+            heads=self.model.heads,
+            dropout=self.model.dropout,
+            multimodal_weight=0.0 if method == "without_mm" else self.model.multimodal_weight,
+        )
+
+    def values(self, name: str) -> tuple[Any, ...]:
+        """Values that a searchable setting can take: one if given, those of `search` if not.
+
+        `name` is variant, rank, groups, conditioning_weight or learning_rate.
+        """
+        given, choices = {
+            "variant": (self.peft.variant, self.search.variants),
+            "rank": (self.peft.rank, self.search.ranks),
+            "groups": (self.grouping.groups, self.search.groups),
+            "conditioning_weight": (
+                self.loss.conditioning_weight,
+                self.search.conditioning_weights,
+            ),
+            "learning_rate": (self.train.lr, self.search.learning_rates),
+        }[name]
+        return tuple(choices) if given == SEARCH else (given,)
+
+    def _try_every_value(self) -> None:
+        """Build a trial with every value of every setting, so that bad ones are told at once."""
+        names = ("variant", "rank", "groups", "conditioning_weight", "learning_rate")
+        values = {name: self.values(name) for name in names}
+        first = {name: values[name][0] for name in names}
+        for seed in self.seeds:
+            for method in self.methods:
+                self.trial(method, seed=seed, **first)
+        # A bad rank must be told even where the first variant has none.
+        for name in names:
+            for value in values[name]:
+                for variant in values["variant"]:
+                    self.trial("perpeft", seed=0, **{**first, "variant": variant, name: value})
+        for rank in values["rank"]:
+            _at_least("peft.rank", rank, 1)
+
+
+def canonical_hash(value: Any) -> str:
+    """sha256 of a JSON-like value with sorted keys, as 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"`{name}` must be one of {', '.join(map(str, allowed))}, but is {value}")
+
+
+def _applies(name: str, value: object, applies: bool) -> None:
+    if applies and value is None:
+        raise InputError(f"`{name}` must be given for this method and variant, but is None")
+    if not applies and value is not None:
+        raise InputError(f"`{name}` must be None for this method and variant, but is {value}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"`{name}` must be a whole number of at least {least}, but is {value}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        rule = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+        raise InputError(f"`{name}` must be {rule}, but is {value}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"`{name}` must be a positive number, but is {value}")
+
+
+def _distinct(name: str, values: tuple[object, ...]) -> None:
+    if not values:
+        raise InputError(f"`{name}` must have at least one value, but is empty")
+    if len(set(values)) != len(values):
+        raise InputError(f"`{name}` must not repeat a value, but is {values}")

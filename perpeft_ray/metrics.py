@@ -1,0 +1,50 @@
+"""HR@K and NDCG@K from ranks; pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CUTOFFS = (10, 20, 30)
+
+
+@dataclass(frozen=True)
+class RankingMetrics:
+    """Means over users of HR@K and NDCG@K, each in [0, 1]."""
+
+    hr_at_10: float
+    hr_at_20: float
+    hr_at_30: float
+    ndcg_at_10: float
+    ndcg_at_20: float
+    ndcg_at_30: float
+
+
+def ndcg(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
+    """NDCG@k of each user with one relevant item: 1 / log2(rank + 2) where rank < k, else 0.
+
+    `ranks` are 0-based, any shape; the result has the same shape. Source: the paper, section 4.
+    """
+    gains = 1.0 / np.log2(np.asarray(ranks, dtype=np.float64) + 2.0)
+    return np.where(np.asarray(ranks) < k, gains, 0.0)
+
+
+def hit(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
+    """HR@k of each user with one relevant item: 1 where the 0-based rank is below k, else 0."""
+    return (np.asarray(ranks) < k).astype(np.float64)
+
+
+def ranking_metrics(ranks: NDArray[np.integer]) -> RankingMetrics:
+    """Means of HR and NDCG at 10, 20 and 30 over users.
+
+    `ranks`: integers [users], 0-based, none negative. Raises ValueError where there is no user.
+    """
+    if len(ranks) == 0:
+        raise ValueError("ranking metrics need at least one rank, but there is none")
+    if np.min(ranks) < 0:
+        raise ValueError(f"ranks are 0-based and not negative, but one is {np.min(ranks)}")
+    means = {f"hr_at_{k}": float(hit(ranks, k).mean()) for k in CUTOFFS}
+    means |= {f"ndcg_at_{k}": float(ndcg(ranks, k).mean()) for k in CUTOFFS}
+    return RankingMetrics(**means)

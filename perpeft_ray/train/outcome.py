@@ -1,0 +1,68 @@
+"""What training says of itself: one record an epoch, one outcome a trial. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpeft_ray.metrics import RankingMetrics
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of one stage."""
+
+    stage: int
+    """1 (global module) or 3 (personalised modules, or stage 1 continued)."""
+    epoch: int
+    """1-based, counted over the whole trial: stage 3 goes on where stage 1 ended."""
+    loss: float
+    """Mean training loss a position."""
+    seconds: float
+    """Wall time of the epoch with its validation; of the first run where stage 1 is shared."""
+    valid: RankingMetrics | None
+    """Validation metrics, None where this epoch was not validated."""
+    best_valid_ndcg_at_20: float | None
+    """The best validation NDCG@20 so far, the trial's objective; None before any validation."""
+    shared: bool
+    """True for epochs of a stage 1 that was read from the stage cache."""
+
+
+@dataclass(frozen=True)
+class UserRanks:
+    """Each user's group and ranks under the selected epoch; all arrays [users]."""
+
+    user_id: NDArray[np.object_]
+    group: NDArray[np.int32]
+    """Group while validating (from the training history); -1 for methods without groups."""
+    test_group: NDArray[np.int32]
+    """Group while testing (training + validation history); -1 for methods without groups."""
+    valid_rank: NDArray[np.int64]
+    """0-based; -1 for users that are not evaluated."""
+    test_rank: NDArray[np.int64]
+    """0-based; -1 for users that are not evaluated or where test was not read."""
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What a finished trial measured."""
+
+    selected_epoch: int
+    valid: RankingMetrics
+    test: RankingMetrics | None
+    """None where the trial was told not to read test (search)."""
+    users_evaluated: int
+    encoder_parameters: int
+    trainable_parameters: int
+    """Of PEFT modules of all groups; projectors and SASRec are not counted, as in the paper."""
+    stage1_seconds: float
+    """As measured when it was computed, also where it came from the stage cache."""
+    stage2_seconds: float
+    stage3_seconds: float
+    evaluate_seconds: float
+    peak_memory_mb: float
+    world_size: int
+    device: str
+    users: UserRanks
