@@ -250,6 +250,8 @@ class StudyConfig:
     """The study's name."""
     workers: int = 0
     """Ray Train workers a trial; 0 trains in the trial's own process."""
+    parallel_workers: int = 2
+    """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0 leaves them out."""
     cpus_per_worker: int = 1
     """CPU threads of a worker (or of a trial without workers)."""
     seeds: tuple[int, ...] = (0,)
@@ -265,6 +267,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         _at_least("workers", self.workers, 0)
+        _at_least("parallel_workers", self.parallel_workers, 0)
         _at_least("cpus_per_worker", self.cpus_per_worker, 1)
         if self.train.mode == "sequential" and self.workers > 1:
             raise InputError(
