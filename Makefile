@@ -1,0 +1,54 @@
+# make study          set up .venv and run the main job          ARGS="--seeds 0 1" goes to the script
+# make test           set up .venv with test tools, run the quick tests
+# make test-slow      also the tests marked slow and cluster
+# make lint           ruff, mypy and the import contracts
+# make bench          what benchmarks/ measures
+# make setup          only .venv
+#
+# PYTHON and VENV choose the interpreter and the folder; ARGS is handed on.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt
+# Compiling all of torch and Ray ahead of time costs more than compiling what is imported.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+
+.PHONY: setup study test test-slow lint bench
+.DEFAULT_GOAL := setup
+
+setup: $(VENV)/runtime.stamp
+
+study: $(VENV)/runtime.stamp
+	$(BIN)/python studies/ablation_peft.py $(ARGS)
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# torch first and alone: every later resolution then starts from the build that is there.
+$(VENV)/runtime.stamp: $(INPUTS)
+	@echo "Setting up $(VENV): PyTorch (1 of 2)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) torch==2.13.0 "setuptools>=77"
+	@echo "Setting up $(VENV): Ray, transformers and the rest (2 of 2)"
+	@$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/runtime.stamp
+	@echo "Setting up $(VENV): test tools"
+	@$(INSTALL) --no-build-isolation --editable '.[dev,minilm]'
+	@touch $@
