@@ -1,0 +1,186 @@
+"""The catalogue store: every item's pixels and token ids, made once and memory-mapped.
+
+Built once per items and encoder preprocessing, shared by every trial and worker: no image is
+opened and no title tokenised inside a training step.
+Letters: I items (row 0 is padding), S image size in pixels, L tokens of a title, n items asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.images import read_rgb
+from perpeft_ray.data.interactions import Dataset
+
+_FORMAT = "1"
+"""Part of the fingerprint: change it with the files' layout or the way images are read."""
+_DECODING_THREADS = 4
+
+
+class ItemPreprocessor(Protocol):
+    """An encoder's own preprocessing of images and titles."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that determines the results of `image` and `tokens`."""
+
+    @property
+    def image_size(self) -> int:
+        """S; 0 for an encoder without images."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a title."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills token ids behind a title's end."""
+
+    def image(self, image: Image.Image) -> NDArray[np.uint8]:
+        """An RGB image as uint8 [3, S, S], not yet normalised. Called from several threads."""
+
+    def tokens(self, titles: list[str]) -> list[list[int]]:
+        """Token ids of each title with special tokens, at most `max_tokens`, not padded."""
+
+
+@dataclass(frozen=True, eq=False)
+class ItemBatch:
+    """Encoder inputs of n items."""
+
+    pixels: torch.Tensor | None
+    """uint8 [n, 3, S, S], zeros where there is no image; None for an encoder without images."""
+    token_ids: torch.Tensor
+    """int64 [n, L], L the longest title of the batch; an absent title has the tokens of ''."""
+    attention_mask: torch.Tensor
+    """int64 [n, L]: 1 at tokens, 0 behind a title's end."""
+    has_image: torch.Tensor
+    """bool [n]."""
+    has_title: torch.Tensor
+    """bool [n]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The store, open for reading; send its `folder` to other processes and `open` it there."""
+
+    folder: Path
+    pixels: NDArray[np.uint8] | None
+    """[I+1, 3, S, S], memory-mapped; None for an encoder without images."""
+    token_ids: NDArray[np.int32]
+    """[I+1, longest title], memory-mapped, padded at the right."""
+    token_counts: NDArray[np.int32]
+    """[I+1]: tokens of each title."""
+    has_image: NDArray[np.bool_]
+    """[I+1]."""
+    has_title: NDArray[np.bool_]
+    """[I+1]."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Catalogue:
+        """Open a store that `build_catalogue` made; processes share its pages, none copies it."""
+        pixels = folder / "pixels.npy"
+        return cls(
+            folder=folder,
+            pixels=np.load(pixels, mmap_mode="r") if pixels.exists() else None,
+            token_ids=np.load(folder / "token_ids.npy", mmap_mode="r"),
+            token_counts=np.load(folder / "token_counts.npy"),
+            has_image=np.load(folder / "has_image.npy"),
+            has_title=np.load(folder / "has_title.npy"),
+        )
+
+    @property
+    def num_items(self) -> int:
+        """I, padding not counted."""
+        return len(self.has_image) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the items, their images, the preprocessing and the store's format."""
+        return self.folder.name
+
+    def batch(self, items: NDArray[np.int64]) -> ItemBatch:
+        """Encoder inputs of the items with these indices (int64 [n], each 0..I, repeats allowed).
+
+        Item 0, the padding, has neither image nor title. Nothing is decoded or tokenised here.
+        """
+        counts = self.token_counts[items]  # [n]
+        longest = int(counts.max(initial=1))
+        mask = np.arange(longest) < counts[:, None]  # [n, L]
+        return ItemBatch(
+            pixels=None if self.pixels is None else torch.from_numpy(self.pixels[items]),
+            token_ids=torch.from_numpy(self.token_ids[items, :longest].astype(np.int64)),
+            attention_mask=torch.from_numpy(mask.astype(np.int64)),
+            has_image=torch.from_numpy(self.has_image[items]),
+            has_title=torch.from_numpy(self.has_title[items]),
+        )
+
+
+def build_catalogue(dataset: Dataset, preprocessor: ItemPreprocessor, cache: Path) -> Catalogue:
+    """Open the store of these items under `cache/catalogue/<fingerprint>/`, made where missing.
+
+    Any number of processes may do so at once. A file that is no readable image counts as a missing
+    image and is named in a logged warning. An empty or blank title counts as missing.
+    """
+    key = "\n".join([_FORMAT, dataset.items_fingerprint, preprocessor.fingerprint])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = cache / "catalogue" / fingerprint
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            _write_titles(temporary, dataset.items["title"].tolist(), preprocessor)
+            _write_images(temporary, dataset, preprocessor)
+    return Catalogue.open(folder)
+
+
+def _write_titles(
+    folder: Path, titles: Sequence[str | None], preprocessor: ItemPreprocessor
+) -> None:
+    # Item 0 and items without title get the tokens of '', so that a text encoder always has some.
+    rows = ["", *(title or "" for title in titles)]
+    tokens = preprocessor.tokens(rows)
+    counts = np.array([len(row) for row in tokens], dtype=np.int32)  # [I+1]
+    longest = int(counts.max(initial=1))
+    if longest > preprocessor.max_tokens:
+        raise ValueError(f"a title has {longest} tokens, more than {preprocessor.max_tokens}")
+    token_ids = np.full((len(rows), longest), preprocessor.pad_token_id, dtype=np.int32)
+    token_ids[np.arange(longest) < counts[:, None]] = np.concatenate(tokens)
+    np.save(folder / "token_ids.npy", token_ids)
+    np.save(folder / "token_counts.npy", counts)
+    np.save(folder / "has_title.npy", np.array([bool(row.strip()) for row in rows]))
+
+
+def _write_images(folder: Path, dataset: Dataset, preprocessor: ItemPreprocessor) -> None:
+    has_image = np.zeros(len(dataset.items) + 1, dtype=bool)
+    size = preprocessor.image_size
+    if size:
+        # A fresh file reads as zeros: rows without image need no writing and no disk.
+        pixels = np.lib.format.open_memmap(
+            folder / "pixels.npy",
+            mode="w+",
+            dtype=np.uint8,
+            shape=(len(has_image), 3, size, size),
+        )
+
+        def write(item: int, image: str) -> None:
+            rgb = read_rgb(dataset.root / image)
+            if rgb is not None:
+                pixels[item] = preprocessor.image(rgb)
+                has_image[item] = True
+
+        paths = enumerate(dataset.items["image"], start=1)
+        with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+            jobs = [pool.submit(write, item, path) for item, path in paths if path is not None]
+            for job in jobs:
+                job.result()
+        pixels.flush()
+    np.save(folder / "has_image.npy", has_image)

@@ -1,0 +1,196 @@
+"""The folder format: interactions.parquet, items.parquet, images/. Read once, checked wholly."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from perpeft_ray.errors import InputError
+
+INTERACTIONS_FILE = "interactions.parquet"
+ITEMS_FILE = "items.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Interactions and items as they stand in a folder, checked (`load_folder`)."""
+
+    uri: str
+    """As the dataset was named on the command line."""
+    root: Path
+    """The folder; image paths are relative to it."""
+    interactions: pd.DataFrame
+    """user_id str, item_id str, timestamp int64; in file order, which breaks ties."""
+    items: pd.DataFrame
+    """item_id str (unique), title str or None, image str or None; item index = row + 1."""
+    fingerprint: str
+    """Content hash of both tables and the image files, 32 hexadecimal digits."""
+    items_fingerprint: str
+    """Content hash of the items table and the image files, 32 hexadecimal digits."""
+
+
+def load_folder(path: Path, uri: str) -> Dataset:
+    """Read and check a dataset folder; `uri` is what messages and the result call it.
+
+    Repeats, ties, items without image, null or empty titles and users with few interactions are
+    normal. Raises `InputError` for a missing folder, file or column, a wrong column type, null
+    ids or timestamps, an empty table, a repeated item id, an interaction with an unknown item,
+    and an image path that leaves the folder or names no file.
+    """
+    if not path.is_dir():
+        raise InputError(f"`{uri}` must name a folder, but {str(path)!r} is none")
+    ids = ("a string", _is_string, pa.string())
+    times = ("a whole number", pa.types.is_integer, pa.int64())
+    texts = ("a string", lambda kind: _is_string(kind) or pa.types.is_null(kind), pa.string())
+    interactions = _read(
+        uri, path / INTERACTIONS_FILE, {"user_id": ids, "item_id": ids, "timestamp": times}
+    )
+    items = _read(uri, path / ITEMS_FILE, {"item_id": ids, "title": texts, "image": texts})
+    for file, table, columns in (
+        (INTERACTIONS_FILE, interactions, ("user_id", "item_id", "timestamp")),
+        (ITEMS_FILE, items, ("item_id",)),
+    ):
+        for column in columns:
+            _check_no_null(uri, file, table, column)
+    _check_items(uri, interactions["item_id"], items["item_id"])
+    images = items["image"].to_pylist()
+    _check_images(uri, path, [image for image in images if image is not None])
+
+    items_hash = _hash_items(path, items)
+    whole_hash = items_hash.copy()
+    _hash_strings(whole_hash, interactions["user_id"])
+    _hash_strings(whole_hash, interactions["item_id"])
+    whole_hash.update(interactions["timestamp"].to_numpy().astype("<i8").tobytes())
+    return Dataset(
+        uri=uri,
+        root=path,
+        interactions=pd.DataFrame(
+            {
+                "user_id": interactions["user_id"].to_pandas(),
+                "item_id": interactions["item_id"].to_pandas(),
+                "timestamp": interactions["timestamp"].to_numpy(),
+            }
+        ),
+        items=pd.DataFrame(
+            {
+                "item_id": items["item_id"].to_pandas(),
+                # As objects, so that a missing text is None: pandas' own str column has NaN.
+                "title": pd.Series(items["title"].to_pylist(), dtype=object),
+                "image": pd.Series(images, dtype=object),
+            }
+        ),
+        fingerprint=whole_hash.hexdigest()[:32],
+        items_fingerprint=items_hash.hexdigest()[:32],
+    )
+
+
+_Column = tuple[str, Callable[[pa.DataType], bool], pa.DataType]
+"""What the type must be in words, the same as a test, and the type it is read as."""
+
+
+def _read(uri: str, file: Path, columns: dict[str, _Column]) -> pa.Table:
+    if not file.is_file():
+        raise InputError(f"`{uri}` must have the file {file.name}, but {str(file)!r} is missing")
+    try:
+        with pq.ParquetFile(file) as parquet:
+            schema = parquet.schema_arrow
+            for name, (words, allowed, _) in columns.items():
+                _check_column(f"`{uri}` {file.name}", schema, name, words, allowed)
+            table = parquet.read(columns=list(columns))
+        if not len(table):
+            raise InputError(f"`{uri}` {file.name} must have at least one row, but is empty")
+        target = pa.schema([(name, kind) for name, (_, _, kind) in columns.items()])
+        table = table.select(list(columns)).cast(target)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"`{uri}` {file.name} must be a readable table, but {reason}") from error
+    return table
+
+
+def _check_column(
+    where: str, schema: pa.Schema, name: str, words: str, allowed: Callable[[pa.DataType], bool]
+) -> None:
+    if schema.names.count(name) != 1:
+        has = ", ".join(schema.names) or "none"
+        raise InputError(f"{where} must have one column `{name}`, but its columns are {has}")
+    kind = schema.field(name).type
+    if not allowed(kind):
+        raise InputError(f"{where} column `{name}` must be {words} type, but is {kind}")
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):  # what a pandas categorical is written as
+        return _is_string(kind.value_type)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _check_no_null(uri: str, file: str, table: pa.Table, column: str) -> None:
+    values = table[column]
+    if values.null_count:
+        row = pc.index(pc.is_null(values), True).as_py()
+        raise InputError(
+            f"`{uri}` {file} column `{column}` must not be null, "
+            f"but {values.null_count} rows are (the first is row {row})"
+        )
+
+
+def _check_items(uri: str, used: pa.ChunkedArray, items: pa.ChunkedArray) -> None:
+    counts = pc.value_counts(items)
+    most = pc.max(counts.field("counts")).as_py()
+    if most > 1:
+        item = counts.field("values")[pc.index(counts.field("counts"), most).as_py()].as_py()
+        raise InputError(
+            f"`{uri}` {ITEMS_FILE} column `item_id` must not repeat a value, "
+            f"but {item!r} occurs {most} times"
+        )
+    unknown = pc.filter(used, pc.invert(pc.is_in(used, value_set=items)))
+    if len(unknown):
+        raise InputError(
+            f"`{uri}` {INTERACTIONS_FILE} column `item_id` must name items of {ITEMS_FILE}, "
+            f"but {len(unknown)} rows do not (the first is {unknown[0].as_py()!r})"
+        )
+
+
+def _check_images(uri: str, root: Path, images: list[str]) -> None:
+    inside = os.path.realpath(root) + os.sep
+    for image in images:
+        rule = f"`{uri}` {ITEMS_FILE} column `image` must name files inside the folder"
+        if Path(image).is_absolute():
+            raise InputError(f"{rule}, but {image!r} is absolute")
+        if ".." in Path(image).parts:
+            raise InputError(f"{rule}, but {image!r} goes up with '..'")
+        if "\0" in image or not (root / image).is_file():
+            raise InputError(f"{rule}, but {image!r} is no file")
+        if not os.path.realpath(root / image).startswith(inside):
+            raise InputError(f"{rule}, but {image!r} is a link that leaves it")
+
+
+def _hash_items(root: Path, items: pa.Table) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    for column in ("item_id", "title", "image"):
+        _hash_strings(digest, items[column])
+    for image in items["image"].to_pylist():
+        if image is not None:
+            with (root / image).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest
+
+
+def _hash_strings(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
+    """Lengths in bytes (-1: null), then the bytes: no two columns give the same stream."""
+    lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype("<i8")
+    digest.update(np.int64(len(lengths)).astype("<i8").tobytes())
+    digest.update(lengths.tobytes())
+    digest.update("".join(text for text in column.to_pylist() if text is not None).encode())
