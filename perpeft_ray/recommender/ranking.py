@@ -1,0 +1,60 @@
+"""Exact full ranking: the target's rank among all items that the user does not know yet."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perpeft_ray.data.split import Histories
+
+_BLOCK_SCORES = 16 * 2**20
+"""Scores held at a time: 64 MiB of float32."""
+
+
+@torch.no_grad()
+def target_ranks(
+    states: Tensor,
+    item_embeddings: Tensor,
+    targets: NDArray[np.integer],
+    history: Histories,
+) -> NDArray[np.int64]:
+    """0-based rank of each user's target: how many other candidates score at least as high.
+
+    `states` float32 [n, D] are the users' last outputs, `item_embeddings` float32 [I+1, D] with
+    padding in row 0, `targets` [n] item indices 1..I, `history` the known items of these n users,
+    in the same order. Candidates are items 1..I without the user's history, the target always
+    among them (spec/method.md, section 2). Ties count against the target, so a model that gives
+    every item the same score earns nothing. Raises ValueError where a score is not finite or a
+    target is not an item.
+    """
+    num_items = len(item_embeddings) - 1
+    if len(targets) and (targets.min() < 1 or targets.max() > num_items):
+        raise ValueError(
+            f"targets must be items 1 to {num_items}, but span {targets.min()} to {targets.max()}"
+        )
+    ranks = np.empty(len(targets), dtype=np.int64)
+    candidates = item_embeddings[1:].T  # [D, I]; item i is column i - 1
+    step = max(1, _BLOCK_SCORES // num_items)
+    for start in range(0, len(targets), step):
+        block = slice(start, min(start + step, len(targets)))
+        scores = states[block] @ candidates  # [b, I]
+        if not torch.isfinite(scores).all():
+            raise ValueError("scores must be finite to be ranked, but some are NaN or infinite")
+        columns = torch.as_tensor(targets[block].astype(np.int64) - 1, device=scores.device)
+        # From the same product, so that the target compares equal to itself bit by bit.
+        of_target = scores.gather(1, columns[:, None])  # [b, 1]
+        scores[_known(history, block, scores.device)] = -torch.inf
+        # A target is a candidate also where the history has it.
+        scores.scatter_(1, columns[:, None], of_target)
+        ranks[block] = ((scores >= of_target).sum(dim=1) - 1).cpu().numpy()
+    return ranks
+
+
+def _known(history: Histories, block: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns, in a block of scores, of the items that the block's users know."""
+    offsets = history.offsets[block.start : block.stop + 1]
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    columns = history.items[offsets[0] : offsets[-1]].astype(np.int64) - 1
+    return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)

@@ -1,0 +1,160 @@
+"""Training batches: next-item windows and their negatives, drawn without rejection.
+
+U users, I items, B users a batch, T positions; item 0 is padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpeft_ray.data.split import Histories
+from perpeft_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A batch of B users; arrays [B, T] are padded with 0 on the left."""
+
+    users: NDArray[np.int64]
+    """User indices [B]."""
+    inputs: NDArray[np.int64]
+    """Items seen [B, T]; 0 marks padding in the arrays below too."""
+    positives: NDArray[np.int64]
+    """The item after each input [B, T]."""
+    negatives: NDArray[np.int64]
+    """An item that the user has no training interaction with, for each position [B, T]."""
+    outside_negatives: NDArray[np.int64] | None
+    """Where `negatives` come from a group's items: a second negative, from all items [B, T].
+    None where the loss has no use for it."""
+
+
+class TrainingSampler:
+    """Draws the training batches of all stages from the users' training histories.
+
+    `num_items` is I; `length` is T. Raises `InputError` where a user has interacted with every
+    item, since no negative is left.
+    """
+
+    def __init__(self, histories: Histories, num_items: int, length: int) -> None:
+        counts = np.diff(histories.offsets)
+        self.trainable_users: NDArray[np.int64] = np.flatnonzero(counts >= 2)
+        """Users with at least two training interactions; the others have no position to learn."""
+        self._all_items = np.arange(1, num_items + 1)
+        # Positions 1..n-1 of a history of n are the positives, the ones before them the inputs.
+        before = histories.offsets[1:, None] - length - 1 + np.arange(length)  # [U, T]
+        real = before >= histories.offsets[:-1, None]
+        self._inputs = _take(histories.items, before, real)
+        self._positives = _take(histories.items, before + 1, real)
+        # Each user's distinct items in ascending order, as CSR.
+        owners = np.repeat(np.arange(len(counts)), counts)
+        keys = np.unique(owners * (num_items + 1) + histories.items)
+        owners, self._items = np.divmod(keys, num_items + 1)
+        distinct = np.bincount(owners, minlength=len(counts))
+        self._offsets = np.concatenate(([0], np.cumsum(distinct)))
+        if np.any(distinct >= num_items):
+            raise InputError(
+                "`dataset` must leave every user an item without training interaction, but user "
+                f"{np.argmax(distinct)} (0-based) has one with all {num_items}"
+            )
+
+    def sample(
+        self,
+        users: NDArray[np.int64],
+        rng: np.random.Generator,
+        *,
+        pool: NDArray[np.integer] | None,
+        weight: float,
+    ) -> TrainingBatch:
+        """The windows of `users` [B] with fresh negatives, uniform over the allowed items.
+
+        An item is allowed where the user has no training interaction with it. Negatives come from
+        all items where `pool` is None or `weight`, the conditioning weight λ of spec/method.md
+        section 5, is 0; else from `pool`, a group's items (distinct and ascending), and where
+        0 < λ < 1 a second negative comes from all items. A user who has interacted with the whole
+        pool gets negatives from all items instead.
+        """
+        inputs = self._inputs[users].astype(np.int64)
+        real = inputs > 0
+        if pool is None or weight == 0:
+            negatives, outside = self._draw(users, self._all_items, rng), None
+        else:
+            negatives = self._draw(users, pool, rng)
+            outside = self._draw(users, self._all_items, rng) * real if weight < 1 else None
+        return TrainingBatch(
+            users=users,
+            inputs=inputs,
+            positives=self._positives[users].astype(np.int64),
+            negatives=negatives * real,
+            outside_negatives=outside,
+        )
+
+    def _draw(
+        self, users: NDArray[np.int64], pool: NDArray[np.integer], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Uniform draws [B, T] from `pool` without each user's items.
+
+        A user's draw is a number r among the pool's allowed places. The place of the r-th allowed
+        item is r plus the number of taken places before it; a taken place with g allowed ones
+        before it is passed where g <= r. One binary search answers this for the whole batch.
+        """
+        taken, owners = self._places(users, pool)
+        counts = np.bincount(owners, minlength=len(users))
+        starts = np.cumsum(counts) - counts
+        allowed = len(pool) - counts
+        covered = allowed == 0
+        draws = rng.integers(np.where(covered, 1, allowed)[:, None], size=(len(users), self.length))
+        gaps = taken - (np.arange(len(taken)) - starts[owners])
+        stride = len(pool) + 1
+        rows = np.arange(len(users))[:, None]
+        passed = np.searchsorted(owners * stride + gaps, rows * stride + draws, side="right")
+        places = draws + passed - starts[:, None]
+        places[covered] = 0
+        drawn = pool[places].astype(np.int64)
+        if covered.any():
+            drawn[covered] = self._draw(users[covered], self._all_items, rng)
+        return drawn
+
+    def _places(
+        self, users: NDArray[np.int64], pool: NDArray[np.integer]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where in `pool` the users' items stand, ascending for each user, and whose they are."""
+        starts, ends = self._offsets[users], self._offsets[users + 1]
+        counts = ends - starts
+        owners = np.repeat(np.arange(len(users)), counts)
+        shift = np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        items = self._items[np.arange(len(owners)) + shift]
+        places = np.searchsorted(pool, items)
+        found = pool[np.minimum(places, len(pool) - 1)] == items
+        return places[found], owners[found]
+
+    @property
+    def length(self) -> int:
+        """Positions of a window, T."""
+        return self._inputs.shape[1]
+
+
+def batches_of(
+    users: NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Shuffle `users` into ceil(len(users) / batch_size) batches; the last may be short."""
+    shuffled = rng.permutation(users)
+    return [shuffled[at : at + batch_size] for at in range(0, len(users), batch_size)]
+
+
+def last_inputs(histories: Histories, users: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """The last `length` items of each of `users` [n], padded with 0 on the left: [n, length]."""
+    places = histories.offsets[users + 1][:, None] - length + np.arange(length)
+    real = places >= histories.offsets[users][:, None]
+    return _take(histories.items, places, real).astype(np.int64)
+
+
+def _take(
+    items: NDArray[np.int32], places: NDArray[np.int64], real: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """`items` at `places` where `real`, 0 elsewhere."""
+    taken = np.zeros(places.shape, dtype=np.int32)
+    taken[real] = items[places[real]]
+    return taken
