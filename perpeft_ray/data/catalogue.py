@@ -76,13 +76,13 @@ class Catalogue:
 
     folder: Path
     pixels: NDArray[np.uint8] | None
-    """[I+1, 3, S, S], memory-mapped; None for an encoder without images."""
+    """[1 + items with image, 3, S, S], memory-mapped, row 0 zeros; None for a text encoder."""
+    pixel_row: NDArray[np.int32]
+    """[I+1]: each item's row of `pixels`, 0 for items without image."""
     token_ids: NDArray[np.int32]
     """[I+1, longest title], memory-mapped, padded at the right."""
     token_counts: NDArray[np.int32]
     """[I+1]: tokens of each title."""
-    has_image: NDArray[np.bool_]
-    """[I+1]."""
     has_title: NDArray[np.bool_]
     """[I+1]."""
 
@@ -93,16 +93,16 @@ class Catalogue:
         return cls(
             folder=folder,
             pixels=np.load(pixels, mmap_mode="r") if pixels.exists() else None,
+            pixel_row=np.load(folder / "pixel_row.npy"),
             token_ids=np.load(folder / "token_ids.npy", mmap_mode="r"),
             token_counts=np.load(folder / "token_counts.npy"),
-            has_image=np.load(folder / "has_image.npy"),
             has_title=np.load(folder / "has_title.npy"),
         )
 
     @property
     def num_items(self) -> int:
         """I, padding not counted."""
-        return len(self.has_image) - 1
+        return len(self.has_title) - 1
 
     @property
     def fingerprint(self) -> str:
@@ -114,14 +114,15 @@ class Catalogue:
 
         Item 0, the padding, has neither image nor title. Nothing is decoded or tokenised here.
         """
+        rows = self.pixel_row[items]  # [n]
         counts = self.token_counts[items]  # [n]
         longest = int(counts.max(initial=1))
         mask = np.arange(longest) < counts[:, None]  # [n, L]
         return ItemBatch(
-            pixels=None if self.pixels is None else torch.from_numpy(self.pixels[items]),
+            pixels=None if self.pixels is None else torch.from_numpy(self.pixels[rows]),
             token_ids=torch.from_numpy(self.token_ids[items, :longest].astype(np.int64)),
             attention_mask=torch.from_numpy(mask.astype(np.int64)),
-            has_image=torch.from_numpy(self.has_image[items]),
+            has_image=torch.from_numpy(rows != 0),
             has_title=torch.from_numpy(self.has_title[items]),
         )
 
@@ -160,27 +161,27 @@ def _write_titles(
 
 
 def _write_images(folder: Path, dataset: Dataset, preprocessor: ItemPreprocessor) -> None:
-    has_image = np.zeros(len(dataset.items) + 1, dtype=bool)
+    pixel_row = np.zeros(len(dataset.items) + 1, dtype=np.int32)
     size = preprocessor.image_size
     if size:
-        # A fresh file reads as zeros: rows without image need no writing and no disk.
+        paths = [(i, path) for i, path in enumerate(dataset.items["image"], start=1) if path]
+        # A fresh file reads as zeros: so do row 0 and the rows of unreadable images.
         pixels = np.lib.format.open_memmap(
             folder / "pixels.npy",
             mode="w+",
             dtype=np.uint8,
-            shape=(len(has_image), 3, size, size),
+            shape=(len(paths) + 1, 3, size, size),
         )
 
-        def write(item: int, image: str) -> None:
-            rgb = read_rgb(dataset.root / image)
+        def write(row: int, item: int, path: str) -> None:
+            rgb = read_rgb(dataset.root / path)
             if rgb is not None:
-                pixels[item] = preprocessor.image(rgb)
-                has_image[item] = True
+                pixels[row] = preprocessor.image(rgb)
+                pixel_row[item] = row
 
-        paths = enumerate(dataset.items["image"], start=1)
         with ThreadPoolExecutor(_DECODING_THREADS) as pool:
-            jobs = [pool.submit(write, item, path) for item, path in paths if path is not None]
+            jobs = [pool.submit(write, row, *pair) for row, pair in enumerate(paths, start=1)]
             for job in jobs:
                 job.result()
         pixels.flush()
-    np.save(folder / "has_image.npy", has_image)
+    np.save(folder / "pixel_row.npy", pixel_row)
