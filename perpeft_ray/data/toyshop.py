@@ -1,0 +1,228 @@
+"""The toyshop: an embedded catalogue in which user groups attend to different aspects of an item.
+
+Generated from a seed in seconds, without downloads; one seed gives identical tables and pixels.
+
+Items are drawn as `toyshop_items` says (aspects, which of them the image shows and the title
+names). A user belongs to one of six groups:
+
+| group | home department | attends to         |
+|-------|-----------------|--------------------|
+| 0     | kitchen         | pattern, border    |
+| 1     | garden          | brand, kind        |
+| 2     | office          | material, colour   |
+| 3     | sports          | border, style      |
+| 4     | nursery         | style, colour      |
+| 5     | travel          | material, pattern  |
+
+A user prefers one value of each of the group's two aspects, drawn uniformly, and before each step
+after the first redraws each with probability `DRIFT`. The utility of an item is
+
+    HOME · [it is of the home department] + MATCH · (attended aspects with the preferred value)
+    + popularity of the item, N(0, POPULARITY)
+
+and the next item is drawn from the softmax of the utilities of the items the user does not have
+yet. Sequences have `SHORTEST` to `LONGEST` interactions, uniformly. Nothing here depends on a
+model or a metric.
+
+A contrastively pre-trained encoder keeps what title and image share (department, kind, colour)
+and may drop the rest, which is most of what the groups attend to: adapting it pays, and adapting
+it to each group pays more. The home department is what lets groups be told from histories.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from perpeft_ray.data.toyshop_draw import draw_item
+from perpeft_ray.data.toyshop_items import ASPECTS, draw_items, write_title
+from perpeft_ray.errors import InputError
+from perpeft_ray.metrics import ndcg
+
+USERS = 1_000
+ITEMS = 1_200
+SHORTEST = 5
+LONGEST = 10
+HOME = 3.5
+MATCH = 4.0
+POPULARITY = 0.4
+DRIFT = 0.05
+
+GROUPS: tuple[tuple[str, str, str], ...] = (
+    ("kitchen", "pattern", "border"),
+    ("garden", "brand", "kind"),
+    ("office", "material", "colour"),
+    ("sports", "border", "style"),
+    ("nursery", "style", "colour"),
+    ("travel", "material", "pattern"),
+)
+"""Home department and the two attended aspects of every group."""
+
+# Streams of random numbers: changing how one thing is drawn leaves the others as they were.
+_ITEM_STREAM, _LOOK_STREAM, _USER_STREAM, _PRETRAINING_STREAM = range(4)
+
+_PLANTED = "planted.parquet"
+_START = 1_600_000_000  # seconds; September 2020
+_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What a seed plants, before titles and images: U users, I items, N interactions.
+
+    Interactions are ordered by user, then time.
+    """
+
+    items: NDArray[np.int64]
+    """Aspect values [I, aspects], columns in the order of ASPECTS."""
+    group: NDArray[np.int64]
+    """Group of every user, [U]."""
+    user: NDArray[np.int64]
+    """User of every interaction, [N]."""
+    item: NDArray[np.int64]
+    """Item of every interaction, [N]."""
+    timestamp: NDArray[np.int64]
+    """Unix seconds of every interaction, [N]."""
+    last_utility: NDArray[np.float64]
+    """Utility of every item at the user's last step, -inf for items the user had, [U, I]."""
+
+
+def write_toyshop(folder: Path, seed: int) -> None:
+    """Write the catalogue of a seed as a data folder: interactions, items, images, planted groups.
+
+    The folder is complete or absent; one that is already there is left alone. `planted.parquet`
+    (user_id, group) is for tests and figures only, no method reads it. Raises `InputError` where
+    the seed is negative.
+    """
+    shop = plant(seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".toyshop-") as scratch:
+        new = Path(scratch) / "toyshop"
+        (new / "images").mkdir(parents=True)
+        _write_tables(new, shop)
+        _write_items(new, shop.items, seed)
+        try:
+            new.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise  # and if it is there, another process has just written the same
+
+
+def planted_groups(folder: Path) -> pd.DataFrame:
+    """The planted group of every user: `user_id` str, `group` int64 (a row of GROUPS)."""
+    return pd.read_parquet(folder / _PLANTED)
+
+
+def plant(seed: int) -> Shop:
+    """Draw the items, users and sequences of a seed, as the module's docstring says.
+
+    Raises `InputError` where the seed is negative.
+    """
+    if seed < 0:
+        raise InputError(f"the seed of `toyshop:SEED` must be at least 0, but is {seed}")
+    rng = np.random.default_rng([seed, _ITEM_STREAM])
+    items = draw_items(rng, ITEMS, "catalogue")
+    popularity = rng.normal(0, POPULARITY, size=ITEMS)
+
+    rng = np.random.default_rng([seed, _USER_STREAM])
+    group = rng.permutation(np.arange(USERS) % len(GROUPS))
+    sequences, times, last_utility = [], [], np.empty((USERS, ITEMS))
+    for user in range(USERS):
+        sequence, last_utility[user] = _sequence(rng, items, popularity, GROUPS[group[user]])
+        sequences.append(sequence)
+        gaps = rng.integers(_DAY // 24, 30 * _DAY, size=len(sequence))
+        times.append(_START + rng.integers(365 * _DAY) + gaps.cumsum())
+    return Shop(
+        items=items,
+        group=group,
+        user=np.repeat(np.arange(USERS), [len(sequence) for sequence in sequences]),
+        item=np.concatenate(sequences),
+        timestamp=np.concatenate(times),
+        last_utility=last_utility,
+    )
+
+
+def ceiling(shop: Shop) -> float:
+    """Test NDCG@20 of ranking by the planted utility itself: what no recommender can exceed.
+
+    It knows the group and preferred values of every user at the last step and the popularity of
+    every item; candidates are the items the user does not have, as in the method's protocol.
+    """
+    is_last = np.append(shop.user[1:] != shop.user[:-1], True)
+    target = np.take_along_axis(shop.last_utility, shop.item[is_last][:, None], axis=1)  # [U, 1]
+    ranks = (shop.last_utility > target).sum(axis=1)
+    return float(ndcg(ranks, 20).mean())
+
+
+def other_items(count: int, seed: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """Titles and images of items that are in no catalogue, for pre-training an encoder.
+
+    Returns `count` titles and uint8 [count, IMAGE_SIZE, IMAGE_SIZE, 3]. They come from the half of
+    all possible items that catalogues never draw from (see `toyshop_items`).
+    """
+    rng = np.random.default_rng([seed, _PRETRAINING_STREAM])
+    items = draw_items(rng, count, "pretraining")
+    titles = [write_title(rng, item) for item in items]
+    return titles, np.stack([draw_item(rng, item) for item in items])
+
+
+def _sequence(
+    rng: np.random.Generator,
+    items: NDArray[np.int64],
+    popularity: NDArray[np.float64],
+    group: tuple[str, str, str],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """One user's items in order, and the utilities [I] from which the last one was drawn."""
+    columns = {aspect: column for column, aspect in enumerate(ASPECTS)}
+    home, *attended = group
+    at_home = items[:, columns["department"]] == ASPECTS["department"].index(home)
+    base = popularity + HOME * at_home
+    preferred = [rng.integers(len(ASPECTS[aspect])) for aspect in attended]
+    chosen: list[int] = []
+    utility = base
+    for step in range(rng.integers(SHORTEST, LONGEST + 1)):
+        utility = base.copy()
+        for place, aspect in enumerate(attended):
+            if step and rng.random() < DRIFT:
+                preferred[place] = rng.integers(len(ASPECTS[aspect]))
+            utility += MATCH * (items[:, columns[aspect]] == preferred[place])
+        utility[chosen] = -np.inf
+        # The largest of utility + Gumbel noise is a draw from the softmax.
+        chosen.append(int(np.argmax(utility + rng.gumbel(size=len(items)))))
+    return np.array(chosen), utility
+
+
+def _write_tables(folder: Path, shop: Shop) -> None:
+    interactions = pd.DataFrame(
+        {
+            "user_id": _names("user", shop.user),
+            "item_id": _names("item", shop.item),
+            "timestamp": shop.timestamp,
+        }
+    )
+    interactions = interactions.sort_values("timestamp", kind="stable", ignore_index=True)
+    interactions.to_parquet(folder / "interactions.parquet", index=False)
+    planted = pd.DataFrame({"user_id": _names("user", np.arange(USERS)), "group": shop.group})
+    planted.to_parquet(folder / _PLANTED, index=False)
+
+
+def _write_items(folder: Path, items: NDArray[np.int64], seed: int) -> None:
+    rng = np.random.default_rng([seed, _LOOK_STREAM])
+    item_ids = _names("item", np.arange(len(items)))
+    titles = []
+    for item_id, item in zip(item_ids, items, strict=True):
+        titles.append(write_title(rng, item))
+        Image.fromarray(draw_item(rng, item)).save(folder / "images" / f"{item_id}.png")
+    images = [f"images/{item_id}.png" for item_id in item_ids]
+    table = pd.DataFrame({"item_id": item_ids, "title": titles, "image": images})
+    table.to_parquet(folder / "items.parquet", index=False)
+
+
+def _names(prefix: str, numbers: NDArray[np.int64]) -> list[str]:
+    return [f"{prefix}{number:04d}" for number in numbers]
