@@ -51,9 +51,9 @@ class TrainingSampler:
         # Each user's distinct items in ascending order, as CSR.
         owners = np.repeat(np.arange(len(counts)), counts)
         keys = np.unique(owners * (num_items + 1) + histories.items)
-        owners, self._items = np.divmod(keys, num_items + 1)
+        owners, items = np.divmod(keys, num_items + 1)
         distinct = np.bincount(owners, minlength=len(counts))
-        self._offsets = np.concatenate(([0], np.cumsum(distinct)))
+        self._distinct = Histories(_offsets(distinct), items.astype(np.int32))
         if np.any(distinct >= num_items):
             raise InputError(
                 "`dataset` must leave every user an item without training interaction, but user "
@@ -121,13 +121,10 @@ class TrainingSampler:
         self, users: NDArray[np.int64], pool: NDArray[np.integer]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where in `pool` the users' items stand, ascending for each user, and whose they are."""
-        starts, ends = self._offsets[users], self._offsets[users + 1]
-        counts = ends - starts
-        owners = np.repeat(np.arange(len(users)), counts)
-        shift = np.repeat(starts - (np.cumsum(counts) - counts), counts)
-        items = self._items[np.arange(len(owners)) + shift]
-        places = np.searchsorted(pool, items)
-        found = pool[np.minimum(places, len(pool) - 1)] == items
+        rows = select(self._distinct, users)
+        owners = np.repeat(np.arange(len(users)), np.diff(rows.offsets))
+        places = np.searchsorted(pool, rows.items)
+        found = pool[np.minimum(places, len(pool) - 1)] == rows.items
         return places[found], owners[found]
 
     @property
@@ -149,6 +146,19 @@ def last_inputs(histories: Histories, users: NDArray[np.int64], length: int) -> 
     places = histories.offsets[users + 1][:, None] - length + np.arange(length)
     real = places >= histories.offsets[users][:, None]
     return _take(histories.items, places, real).astype(np.int64)
+
+
+def select(histories: Histories, users: NDArray[np.int64]) -> Histories:
+    """The histories of `users` [n] alone, in that order; a user may be named twice."""
+    starts = histories.offsets[users]
+    counts = histories.offsets[users + 1] - starts
+    offsets = _offsets(counts)
+    places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
+    return Histories(offsets, histories.items[places])
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts)), dtype=np.int64)
 
 
 def _take(
