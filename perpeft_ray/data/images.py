@@ -17,6 +17,7 @@ _UNREADABLE = (
     SyntaxError,  # Pillow's word for a broken PNG or EXIF
     ValueError,
     EOFError,
+    RuntimeError,  # from the AVIF decoder
     struct.error,
     zlib.error,
     Image.DecompressionBombError,

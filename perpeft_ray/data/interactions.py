@@ -48,9 +48,9 @@ def load_folder(path: Path, uri: str) -> Dataset:
     """
     if not path.is_dir():
         raise InputError(f"`{uri}` must name a folder, but {str(path)!r} is none")
-    ids = ("a string", _is_string, pa.string())
-    times = ("a whole number", pa.types.is_integer, pa.int64())
-    texts = ("a string", lambda kind: _is_string(kind) or pa.types.is_null(kind), pa.string())
+    ids = ("string", _is_string, pa.string())
+    times = ("integer", pa.types.is_integer, pa.int64())
+    texts = ("string", lambda kind: _is_string(kind) or pa.types.is_null(kind), pa.string())
     interactions = _read(
         uri, path / INTERACTIONS_FILE, {"user_id": ids, "item_id": ids, "timestamp": times}
     )
@@ -94,7 +94,7 @@ def load_folder(path: Path, uri: str) -> Dataset:
 
 
 _Column = tuple[str, Callable[[pa.DataType], bool], pa.DataType]
-"""What the type must be in words, the same as a test, and the type it is read as."""
+"""The type in words, the same as a test, and the type it is read as."""
 
 
 def _read(uri: str, file: Path, columns: dict[str, _Column]) -> pa.Table:
@@ -125,7 +125,7 @@ def _check_column(
         raise InputError(f"{where} must have one column `{name}`, but its columns are {has}")
     kind = schema.field(name).type
     if not allowed(kind):
-        raise InputError(f"{where} column `{name}` must be {words} type, but is {kind}")
+        raise InputError(f"{where} column `{name}` must be of {words} type, but is {kind}")
 
 
 def _is_string(kind: pa.DataType) -> bool:

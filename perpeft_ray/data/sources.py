@@ -48,7 +48,7 @@ def _toyshop(uri: str, seed: str, cache: Path) -> Path:
 
 
 def _hint(uri: str, source: str) -> str:
-    if Path(uri).is_dir():
+    if uri and Path(uri).is_dir():
         return f"; did you mean 'parquet:{uri}'?"
     close = difflib.get_close_matches(source, _FORMS, n=1)
     return f"; did you mean {_FORMS[close[0]]}?" if close else ""

@@ -1,0 +1,42 @@
+"""Makes small dataset folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+Rows = dict[str, list[Any]]
+
+
+@pytest.fixture
+def write_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a valid folder with the given columns replaced (or removed, where None)."""
+
+    def write(
+        interactions: dict[str, Any] | None = None, items: dict[str, Any] | None = None
+    ) -> Path:
+        folder = tmp_path / "shop"
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 4), (200, 10, 30)).save(folder / "images" / "a.png")
+        for name, columns, changes in (
+            (
+                "interactions",
+                {"user_id": ["u", "u", "u"], "item_id": ["a", "b", "a"], "timestamp": [1, 2, 3]},
+                interactions,
+            ),
+            (
+                "items",
+                {"item_id": ["a", "b"], "title": ["Ant", None], "image": ["images/a.png", None]},
+                items,
+            ),
+        ):
+            table = {k: v for k, v in {**columns, **(changes or {})}.items() if v is not None}
+            pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
+        return folder
+
+    return write

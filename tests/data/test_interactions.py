@@ -1,0 +1,264 @@
+"""load_folder: what it accepts, and the line it gives for everything it rejects."""
+
+from __future__ import annotations
+
+import shutil
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.errors import InputError
+
+URI = "parquet:shop"
+
+
+def rejected(folder):
+    with pytest.raises(InputError) as caught:
+        load_folder(folder, URI)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("`parquet:shop` ")
+    return message.removeprefix("`parquet:shop` ")
+
+
+def test_keeps_file_order_and_says_missing_with_none(write_folder):
+    folder = write_folder(
+        {"user_id": ["z", "a", "z"], "item_id": ["b", "a", "b"], "timestamp": [3, 1, 3]},
+        {"item_id": ["b", "a"], "title": ["", None], "image": [None, "images/a.png"]},
+    )
+    dataset = load_folder(folder, URI)
+    assert dataset.uri == URI
+    assert dataset.root == folder
+    assert dataset.interactions.to_dict("list") == {
+        "user_id": ["z", "a", "z"],
+        "item_id": ["b", "a", "b"],
+        "timestamp": [3, 1, 3],
+    }
+    assert dataset.interactions["timestamp"].dtype == "int64"
+    assert dataset.items["item_id"].tolist() == ["b", "a"]
+    assert dataset.items["title"].tolist() == ["", None]
+    assert dataset.items["image"].tolist() == [None, "images/a.png"]
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint16(), pa.int32(), pa.uint64()])
+def test_any_integer_timestamp(write_folder, kind):
+    folder = write_folder()
+    file = folder / "interactions.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(2, "timestamp", table["timestamp"].cast(kind)), file)
+    assert load_folder(folder, URI).interactions["timestamp"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_any_string_type_has_the_same_fingerprint(write_folder, kind):
+    folder = write_folder()
+    before = load_folder(folder, URI)
+    for name in ("interactions", "items"):
+        file = folder / f"{name}.parquet"
+        table = pq.read_table(file)
+        fields = [
+            pa.field(
+                field.name,
+                kind
+                if pa.types.is_large_string(field.type) or pa.types.is_string(field.type)
+                else field.type,
+            )
+            for field in table.schema
+        ]
+        pq.write_table(table.cast(pa.schema(fields)), file)
+    after = load_folder(folder, URI)
+    assert after.interactions.equals(before.interactions)
+    assert after.fingerprint == before.fingerprint
+
+
+def test_all_texts_null(write_folder):
+    dataset = load_folder(write_folder(items={"title": [None] * 2, "image": [None] * 2}), URI)
+    assert dataset.items["title"].tolist() == [None, None]
+    assert dataset.items["image"].tolist() == [None, None]
+
+
+def test_other_columns_and_a_pandas_index_are_ignored(write_folder):
+    folder = write_folder({"rating": [5.0, 4.0, 3.0]}, {"brand": ["x", "y"]})
+    frame = pd.read_parquet(folder / "interactions.parquet").set_index("user_id", drop=False)
+    frame.index.name = "index"
+    frame.iloc[::-1].to_parquet(folder / "interactions.parquet")
+    dataset = load_folder(folder, URI)
+    assert dataset.interactions["item_id"].tolist() == ["a", "b", "a"]
+    assert list(dataset.interactions) == ["user_id", "item_id", "timestamp"]
+    assert list(dataset.items) == ["item_id", "title", "image"]
+
+
+def test_fingerprints_follow_contents(write_folder):
+    base = load_folder(write_folder(), URI)
+    assert load_folder(write_folder(), "parquet:other").fingerprint == base.fingerprint
+
+    order = load_folder(write_folder({"item_id": ["b", "a", "a"]}), URI)
+    assert order.fingerprint != base.fingerprint
+    assert order.items_fingerprint == base.items_fingerprint
+
+    seen = {base.items_fingerprint}
+    for items in (
+        {"title": ["Ant", ""]},  # an empty title is not a missing one
+        {"title": [None, "Ant"]},
+        {"item_id": ["b", "a"]},
+        {"image": ["images/a.png", "images/a.png"]},
+    ):
+        changed = load_folder(write_folder(items=items), URI)
+        assert changed.fingerprint != base.fingerprint
+        assert changed.items_fingerprint not in seen
+        seen.add(changed.items_fingerprint)
+
+    folder = write_folder()
+    (folder / "images" / "a.png").write_bytes(b"other")
+    assert load_folder(folder, URI).items_fingerprint not in seen
+
+
+def test_missing_folder(tmp_path):
+    missing = tmp_path / "no"
+    assert rejected(missing) == f"must name a folder, but {str(missing)!r} is none"
+
+
+@pytest.mark.parametrize("name", ["interactions.parquet", "items.parquet"])
+def test_missing_file(write_folder, name):
+    folder = write_folder()
+    (folder / name).unlink()
+    assert rejected(folder) == f"must have the file {name}, but {str(folder / name)!r} is missing"
+
+
+def test_file_that_is_no_parquet(write_folder):
+    folder = write_folder()
+    (folder / "items.parquet").write_text("item_id,title\n")
+    assert rejected(folder).startswith("items.parquet must be a readable table, but ")
+
+
+@pytest.mark.parametrize(
+    ("interactions", "items", "message"),
+    [
+        (
+            {"timestamp": None},
+            {},
+            "interactions.parquet must have one column `timestamp`, "
+            "but its columns are user_id, item_id",
+        ),
+        (
+            {},
+            {"image": None},
+            "items.parquet must have one column `image`, but its columns are item_id, title",
+        ),
+        (
+            {"user_id": [1, 2, 3]},
+            {},
+            "interactions.parquet column `user_id` must be of string type, but is int64",
+        ),
+        (
+            {"timestamp": [1.0, 2.0, 3.0]},
+            {},
+            "interactions.parquet column `timestamp` must be of integer type, but is double",
+        ),
+        (
+            {"timestamp": pd.to_datetime(["2020-01-01"] * 3).as_unit("us")},
+            {},
+            "interactions.parquet column `timestamp` must be of integer type, but is timestamp[us]",
+        ),
+        (
+            {},
+            {"title": [1, 2]},
+            "items.parquet column `title` must be of string type, but is int64",
+        ),
+        (
+            {"user_id": ["u", None, "u"]},
+            {},
+            "interactions.parquet column `user_id` must not be null, "
+            "but 1 rows are (the first is row 1)",
+        ),
+        (
+            {"timestamp": pd.array([1, None, None], dtype="Int64")},
+            {},
+            "interactions.parquet column `timestamp` must not be null, "
+            "but 2 rows are (the first is row 1)",
+        ),
+        (
+            {},
+            {"item_id": ["a", None]},
+            "items.parquet column `item_id` must not be null, but 1 rows are (the first is row 1)",
+        ),
+        (
+            {},
+            {"item_id": ["a", "a"]},
+            "items.parquet column `item_id` must not repeat a value, but 'a' occurs 2 times",
+        ),
+        (
+            {"item_id": ["a", "c", "d"]},
+            {},
+            "interactions.parquet column `item_id` must name items of items.parquet, "
+            "but 2 rows do not (the first is 'c')",
+        ),
+        (
+            {"timestamp": pd.array([1, 2, 2**63], dtype="uint64")},
+            {},
+            "interactions.parquet must be a readable table, "
+            "but Integer value 9223372036854775808 not in range: 0 to 9223372036854775807",
+        ),
+    ],
+)
+def test_bad_table(write_folder, interactions, items, message):
+    assert rejected(write_folder(interactions, items)) == message
+
+
+@pytest.mark.parametrize("name", ["interactions.parquet", "items.parquet"])
+def test_empty_table(write_folder, name):
+    folder = write_folder()
+    table = pq.read_table(folder / name)
+    pq.write_table(table.slice(0, 0), folder / name)
+    assert rejected(folder) == f"{name} must have at least one row, but is empty"
+
+
+IMAGE_RULE = "items.parquet column `image` must name files inside the folder, but "
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("/etc/hostname", "'/etc/hostname' is absolute"),
+        ("../outside.png", "'../outside.png' goes up with '..'"),
+        ("images/../images/a.png", "'images/../images/a.png' goes up with '..'"),
+        ("images/none.png", "'images/none.png' is no file"),
+        ("images", "'images' is no file"),
+        ("", "'' is no file"),
+        ("images/a.png\0", r"'images/a.png\x00' is no file"),
+        ("two\nlines", r"'two\nlines' is no file"),
+    ],
+)
+def test_bad_image_path(write_folder, tmp_path, image, reason):
+    (tmp_path / "outside.png").write_bytes(b"x")
+    assert rejected(write_folder(items={"image": [None, image]})) == IMAGE_RULE + reason
+
+
+def test_links_may_stay_inside_but_not_leave(write_folder, tmp_path):
+    folder = write_folder(items={"image": ["images/a.png", "images/link.png"]})
+    link = folder / "images" / "link.png"
+    link.symlink_to("a.png")
+    load_folder(folder, URI)
+
+    # A sibling whose name only starts like the folder's is outside.
+    outside = tmp_path / "shop-outside"
+    outside.mkdir()
+    shutil.copy(folder / "images" / "a.png", outside)
+    link.unlink()
+    link.symlink_to(outside / "a.png")
+    assert rejected(folder) == IMAGE_RULE + "'images/link.png' is a link that leaves it"
+
+    link.unlink()
+    (folder / "images" / "far").symlink_to(outside)
+    folder = write_folder(items={"image": [None, "images/far/a.png"]})
+    assert rejected(folder) == IMAGE_RULE + "'images/far/a.png' is a link that leaves it"
+
+
+def test_the_folder_itself_may_be_a_link(write_folder, tmp_path):
+    (tmp_path / "link").symlink_to(write_folder())
+    assert len(load_folder(tmp_path / "link", URI).items) == 2

@@ -1,0 +1,124 @@
+"""open_dataset: the forms of a URI, and the real data folders."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import perpeft_ray.data
+from perpeft_ray.data.sources import open_dataset
+from perpeft_ray.data.split import leave_one_out
+from perpeft_ray.errors import InputError
+
+FORMS = "`dataset` must be toyshop[:SEED] or parquet:PATH, but is "
+
+
+def test_parquet_folder(write_folder, tmp_path):
+    folder = write_folder()
+    dataset = open_dataset(f"parquet:{folder}", tmp_path / "cache")
+    assert dataset.uri == f"parquet:{folder}"
+    assert dataset.root == folder
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("toyshp", FORMS + "'toyshp'; did you mean toyshop[:SEED]?"),
+        ("toy_shop:3", FORMS + "'toy_shop:3'; did you mean toyshop[:SEED]?"),
+        ("parqet:/data", FORMS + "'parqet:/data'; did you mean parquet:PATH?"),
+        ("amazon2023:Beauty", FORMS + "'amazon2023:Beauty'"),
+        ("release:/data", FORMS + "'release:/data'"),
+        ("", FORMS + "''"),
+        ("/no/such", FORMS + "'/no/such'"),
+        ("parquet:", "`dataset` must name a folder as parquet:PATH, but is 'parquet:'"),
+        ("parquet", "`dataset` must name a folder as parquet:PATH, but is 'parquet'"),
+        ("toyshop:", "`dataset` toyshop:SEED must have a whole number, but is 'toyshop:'"),
+        ("toyshop:-1", "`dataset` toyshop:SEED must have a whole number, but is 'toyshop:-1'"),
+        ("toyshop:x", "`dataset` toyshop:SEED must have a whole number, but is 'toyshop:x'"),
+        ("toyshop:²", "`dataset` toyshop:SEED must have a whole number, but is 'toyshop:²'"),
+    ],
+)
+def test_bad_uri(tmp_path, uri, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        open_dataset(uri, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_plain_folder_is_told_its_uri(write_folder, tmp_path):
+    folder = write_folder()
+    message = f"{FORMS}{str(folder)!r}; did you mean 'parquet:{folder}'?"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        open_dataset(str(folder), tmp_path)
+
+
+@pytest.fixture
+def generator(monkeypatch, tmp_path, write_folder):
+    """A stand-in for the toyshop's generator that counts its runs."""
+    module = ModuleType("perpeft_ray.data.toyshop")
+    module.__file__ = str(tmp_path / "toyshop.py")
+    Path(module.__file__).write_text("version one")
+    module.seeds = []
+
+    def write_toyshop(folder: Path, seed: int) -> None:
+        module.seeds.append(seed)
+        (folder / "images").mkdir()
+        for file in write_folder().rglob("*.p*"):
+            (folder / file.relative_to(write_folder())).write_bytes(file.read_bytes())
+
+    module.write_toyshop = write_toyshop
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(perpeft_ray.data, "toyshop", module, raising=False)
+    return module
+
+
+def test_toyshop_is_generated_once_a_seed_and_version(generator, tmp_path):
+    cache = tmp_path / "cache"
+    first = open_dataset("toyshop", cache)
+    assert first.uri == "toyshop"
+    assert re.fullmatch("toyshop-0-[0-9a-f]{8}", first.root.name)
+    assert open_dataset("toyshop:0", cache).root == first.root
+    assert generator.seeds == [0]
+
+    assert open_dataset("toyshop:7", cache).root.name.startswith("toyshop-7-")
+    assert generator.seeds == [0, 7]
+
+    Path(generator.__file__).write_text("version two")
+    assert open_dataset("toyshop", cache).root != first.root
+    assert generator.seeds == [0, 7, 0]
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_generator_that_fails_leaves_nothing(generator, tmp_path):
+    def fail(folder: Path, seed: int) -> None:
+        (folder / "items.parquet").write_text("half")
+        raise RuntimeError("interrupted")
+
+    generator.write_toyshop = fail
+    with pytest.raises(RuntimeError, match="interrupted"):
+        open_dataset("toyshop", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "users", "items", "interactions", "images"),
+    [  # as stated in each folder's README.md
+        ("amazon_scientific", 12_076, 20_825, 85_211, 0),
+        ("amazon_scientific_small", 1_000, 4_286, 6_991, 0),
+        ("movielens_posters", 938, 1_276, 32_433, 1_276),
+        ("movielens_posters_small", 300, 500, 9_087, 500),
+    ],
+)
+def test_shared_folders(shared_data, tmp_path, name, users, items, interactions, images):
+    dataset = open_dataset(f"parquet:{shared_data / name}", tmp_path)
+    assert len(dataset.interactions) == interactions
+    assert sum(image is not None for image in dataset.items["image"]) == images
+    split = leave_one_out(dataset)
+    assert (split.num_users, split.num_items) == (users, items)
+    assert len(split.evaluable) == users  # every user has at least five interactions
+    assert len(split.train.items) == interactions - 2 * users

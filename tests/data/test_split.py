@@ -1,0 +1,112 @@
+"""leave_one_out against a slow plain version, and hand-made cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.split import leave_one_out
+from perpeft_ray.errors import InputError
+
+ITEMS = ["i3", "i1", "i0", "i2", "unused"]
+
+
+def dataset_of(rows: list[tuple[str, str, int]]) -> Dataset:
+    return Dataset(
+        uri="parquet:x",
+        root=Path("x"),
+        interactions=pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]),
+        items=pd.DataFrame({"item_id": ITEMS, "title": None, "image": None}),
+        fingerprint="",
+        items_fingerprint="",
+    )
+
+
+def slow_split(rows: list[tuple[str, str, int]]):
+    """user_id -> (training, validation, test), item indices; users in order of appearance."""
+    histories: dict[str, list[tuple[int, int, int]]] = {}
+    for row, (user, item, timestamp) in enumerate(rows):
+        histories.setdefault(user, []).append((timestamp, row, ITEMS.index(item) + 1))
+    split = {}
+    for user, history in histories.items():
+        items = [item for _, _, item in sorted(history)]
+        split[user] = (items[:-2], items[-2], items[-1]) if len(items) >= 3 else (items, 0, 0)
+    return split
+
+
+rows_with_an_evaluable_user = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.sampled_from(ITEMS[:4]), st.integers(-2, 2)),
+    min_size=13,  # six users: one has at least three
+    max_size=50,
+)
+
+
+@given(rows_with_an_evaluable_user)
+def test_agrees_with_the_slow_version(rows):
+    split = leave_one_out(dataset_of(rows))
+    expected = slow_split(rows)
+    assert split.user_ids.tolist() == list(expected)
+    assert split.item_ids.tolist() == ITEMS
+    assert (split.num_users, split.num_items) == (len(expected), len(ITEMS))
+    for user, (train, valid, test) in enumerate(expected.values()):
+        assert split.train.of(user).tolist() == train
+        assert split.valid_item[user] == valid
+        assert split.test_item[user] == test
+        assert split.known("valid").of(user).tolist() == train
+        assert split.known("test").of(user).tolist() == ([*train, valid] if valid else train)
+    assert split.evaluable.tolist() == [u for u in range(split.num_users) if split.test_item[u]]
+    assert split.train.offsets[-1] == len(split.train.items)
+    assert split.known("test").offsets[-1] == len(split.known("test").items)
+
+
+def test_by_hand():
+    split = leave_one_out(
+        dataset_of(
+            [
+                ("u", "i0", 5),
+                ("short", "i2", 9),
+                ("u", "i1", 5),  # ties with the row above: stays behind it
+                ("u", "i3", 1),
+                ("short", "i2", 8),
+                ("u", "i0", 0),  # a target that repeats a training item
+            ]
+        )
+    )
+    # In time: u has i0, i3, i0, i1; item indices i3=1, i1=2, i0=3, i2=4.
+    assert split.train.offsets.tolist() == [0, 2, 4]
+    assert split.train.items.tolist() == [3, 1, 4, 4]
+    assert split.valid_item.tolist() == [3, 0]
+    assert split.test_item.tolist() == [2, 0]
+    assert split.known("test").offsets.tolist() == [0, 3, 5]
+    assert split.known("test").items.tolist() == [3, 1, 3, 4, 4]
+
+
+def test_dtypes():
+    split = leave_one_out(dataset_of([("u", "i0", t) for t in range(3)]))
+    for histories in (split.train, split.known("test")):
+        assert histories.offsets.dtype == np.int64
+        assert histories.items.dtype == np.int32
+    assert split.valid_item.dtype == split.test_item.dtype == np.int32
+    assert split.evaluable.dtype == np.int64
+    assert split.user_ids.dtype == split.item_ids.dtype == object
+
+
+def test_timestamps_are_compared_exactly():
+    big = 2**62  # floats would tie these
+    split = leave_one_out(dataset_of([("u", "i0", big + 1), ("u", "i1", big), ("u", "i2", -big)]))
+    assert split.test_item.tolist() == [ITEMS.index("i0") + 1]
+
+
+def test_no_evaluable_user():
+    rows = [("u", "i0", 0), ("u", "i1", 1), ("v", "i0", 0)]
+    with pytest.raises(InputError) as caught:
+        leave_one_out(dataset_of(rows))
+    assert str(caught.value) == (
+        "`parquet:x` needs at least one user with 3 interactions, but the longest history has 2"
+    )
