@@ -1,0 +1,253 @@
+"""Configuration: what is refused and how, what a trial keeps, and its identity."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from typing import Any, cast
+
+import pytest
+
+from perpeft_ray.config import (
+    METHODS,
+    VARIANTS,
+    GroupingSettings,
+    LossSettings,
+    Method,
+    ModelSettings,
+    PeftSettings,
+    SearchSettings,
+    StudyConfig,
+    TrainSettings,
+    TrialConfig,
+    Variant,
+    canonical_hash,
+)
+from perpeft_ray.errors import InputError
+
+LORA = TrialConfig(
+    dataset="toyshop",
+    encoder="toyshop-clip",
+    method="perpeft",
+    variant="lora",
+    rank=4,
+    bottleneck=None,
+    adapter_dropout=0.1,
+    groups=8,
+    conditioning_weight=0.5,
+    seed=0,
+    learning_rate=1e-3,
+    weight_decay=0.01,
+    peft_lr_scale=0.5,
+    id_lr_scale=0.1,
+    batch_size=64,
+    stage1_epochs=12,
+    stage3_epochs=9,
+    validate_every=3,
+    mode="sequential",
+    dtype="auto",
+    hidden_units=32,
+    sequence_length=10,
+    blocks=2,
+    heads=4,
+    dropout=0.3,
+    multimodal_weight=0.5,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "perfept"}, "`method` must be one of without_mm, .*, but is perfept"),
+        ({"mode": "both"}, "`train.mode` must be one of sequential, parallel, but is both"),
+        ({"dtype": "float16"}, "`train.dtype` must be one of auto, .*, but is float16"),
+        ({"rank": 0}, "`peft.rank` must be a whole number of at least 1, but is 0"),
+        ({"rank": None}, "`peft.rank` must be given for this method and variant, but is None"),
+        ({"rank": 2.0}, "`peft.rank` must be a whole number of at least 1, but is 2.0"),
+        ({"bottleneck": 32}, "`peft.bottleneck` must be None for this method and variant"),
+        ({"groups": 0}, "`grouping.groups` must be a whole number of at least 1, but is 0"),
+        ({"groups": True}, "`grouping.groups` must be a whole number of at least 1, but is True"),
+        (
+            {"conditioning_weight": 1.1},
+            "`loss.conditioning_weight` must be between 0 and 1, but is 1.1",
+        ),
+        (
+            {"conditioning_weight": float("nan")},
+            "`loss.conditioning_weight` must be between 0 and 1, but is nan",
+        ),
+        ({"adapter_dropout": -0.1}, "`peft.dropout` must be between 0 and 1, but is -0.1"),
+        ({"dropout": 1.5}, "`model.dropout` must be between 0 and 1, but is 1.5"),
+        ({"seed": -1}, "`seed` must be a whole number of at least 0, but is -1"),
+        ({"learning_rate": 0.0}, "`train.lr` must be a positive number, but is 0.0"),
+        ({"learning_rate": float("inf")}, "`train.lr` must be a positive number, but is inf"),
+        ({"weight_decay": -1.0}, "`train.weight_decay` must be at least 0, but is -1.0"),
+        ({"multimodal_weight": -1.0}, "`model.multimodal_weight` must be at least 0, but is -1.0"),
+        ({"batch_size": 0}, "`train.batch_size` must be a whole number of at least 1, but is 0"),
+        ({"stage1_epochs": 0}, "`train.epochs` must be a whole number of at least 1, but is 0"),
+        (
+            {"heads": 5},
+            r"`model.hidden_units` must be a multiple of `model.heads` \(5\), but is 32",
+        ),
+    ],
+)
+def test_a_bad_trial_is_refused_in_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        dataclasses.replace(LORA, **change)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"workers": -1}, "`workers` must be a whole number of at least 0, but is -1"),
+        (
+            {"workers": 2, "train": TrainSettings(mode="sequential")},
+            "`workers` must be 0 or 1 with `train.mode` sequential .*, but is 2",
+        ),
+        ({"study": "../up"}, "`study` must be a plain folder name, but is '../up'"),
+        ({"study": ""}, "`study` must be a plain folder name, but is ''"),
+        ({"seeds": ()}, "`seeds` must have at least one value, but is empty"),
+        ({"seeds": (1, 1)}, r"`seeds` must not repeat a value, but is \(1, 1\)"),
+        ({"seeds": (0, -1)}, "`seed` must be a whole number of at least 0, but is -1"),
+        ({"methods": ("global", "globl")}, "`method` must be one of .*, but is globl"),
+        ({"search": SearchSettings(trials=0)}, "`search.trials` must be a whole number of at"),
+        ({"search": SearchSettings(ranks=(4, 0))}, "`peft.rank` must be .* at least 1, but is 0"),
+        (
+            {"search": SearchSettings(conditioning_weights=(0.5, 2.0))},
+            "`loss.conditioning_weight` must be between 0 and 1, but is 2.0",
+        ),
+        (
+            {"search": SearchSettings(learning_rates=(1e-3, -1e-3))},
+            "`train.lr` must be a positive number, but is -0.001",
+        ),
+        (
+            {"peft": PeftSettings(variant=cast(Variant, "adapter"))},
+            "`peft.variant` must be one of lora, ia3, iisan, but is adapter",
+        ),
+        ({"peft": PeftSettings(variant="ia3", rank=0)}, "`peft.rank` must be .*, but is 0"),
+        ({"grouping": GroupingSettings(groups=0)}, "`grouping.groups` must be .*, but is 0"),
+        ({"loss": LossSettings(conditioning_weight=-0.5)}, "`loss.conditioning_weight` .* -0.5"),
+        ({"model": ModelSettings(hidden_units=30)}, "multiple of `model.heads`"),
+    ],
+)
+def test_a_bad_study_is_refused_before_anything_runs(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        StudyConfig(**settings)
+    assert "\n" not in str(refused.value)
+
+
+def trial(method: Method, variant: Variant, **settings: Any) -> TrialConfig:
+    return StudyConfig(**settings).trial(
+        method,
+        seed=3,
+        variant=variant,
+        rank=8,
+        groups=6,
+        conditioning_weight=0.75,
+        learning_rate=5e-3,
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trial_keeps_what_applies_and_drops_the_rest(method: Method, variant: Variant) -> None:
+    config = trial(method, variant)
+    peft = method not in ("without_mm", "frozen_mm")
+    personal = peft and method != "global"
+    assert config.variant == (variant if peft else None)
+    assert config.rank == (8 if peft and variant == "lora" else None)
+    assert config.adapter_dropout == (0.1 if peft and variant == "lora" else None)
+    assert config.bottleneck == (32 if peft and variant == "iisan" else None)
+    assert config.groups == (6 if personal else None)
+    weight = {"without_group_negatives": 0.0}.get(method, 0.75 if personal else None)
+    assert config.conditioning_weight == weight
+    assert config.multimodal_weight == (0.0 if method == "without_mm" else 0.5)
+    assert (config.seed, config.learning_rate) == (3, 5e-3)
+
+
+def test_only_what_applies_tells_trials_apart() -> None:
+    """Baselines of different variants, and so on, are one trial: it need not run twice."""
+    study = StudyConfig()
+    one = study.trial("frozen_mm", seed=0, variant="lora", rank=2, groups=4, learning_rate=1e-2)
+    two = study.trial("frozen_mm", seed=0, variant="iisan", groups=8, learning_rate=1e-2)
+    assert one == two
+    assert one.config_hash == two.config_hash
+    assert trial("perpeft", "lora") != trial("perpeft", "ia3")
+
+
+def test_the_mode_follows_the_workers_unless_given() -> None:
+    assert StudyConfig(workers=0).mode == "sequential"
+    assert StudyConfig(workers=1).mode == "sequential"
+    assert StudyConfig(workers=2).mode == "parallel"
+    assert StudyConfig(workers=1, train=TrainSettings(mode="parallel")).mode == "parallel"
+    assert trial("perpeft", "lora", workers=2).mode == "parallel"
+    assert trial("global", "lora", workers=2).mode == "sequential"  # it has one group only
+
+
+def test_a_given_setting_leaves_the_search() -> None:
+    study = StudyConfig(
+        peft=PeftSettings(variant="lora", rank=4),
+        loss=LossSettings(conditioning_weight=1.0),
+        search=SearchSettings(groups=(2, 3)),
+    )
+    assert study.values("variant") == ("lora",)
+    assert study.values("rank") == (4,)
+    assert study.values("conditioning_weight") == (1.0,)
+    assert study.values("groups") == (2, 3)
+    assert study.values("learning_rate") == SearchSettings().learning_rates
+
+
+def test_every_field_is_in_the_hash() -> None:
+    other: dict[str, Any] = {
+        "method": "random_grouping",
+        "mode": "parallel",
+        "dtype": "float32",
+        "heads": 8,
+        "dataset": "toyshop:1",
+        "encoder": "text:x",
+    }
+    hashes = {LORA.config_hash}
+    fields = [f.name for f in dataclasses.fields(TrialConfig)]
+    for name in fields:
+        value = getattr(LORA, name)
+        if name in ("variant", "bottleneck"):
+            changed = dataclasses.replace(
+                LORA, variant="iisan", rank=None, adapter_dropout=None,
+                bottleneck=16 if name == "bottleneck" else 32,
+            )  # fmt: skip
+        elif isinstance(value, float):
+            changed = dataclasses.replace(LORA, **{name: value / 2})
+        else:
+            changed = dataclasses.replace(
+                LORA, **{name: other[name] if name in other else value * 4 + 4}
+            )
+        hashes.add(changed.config_hash)
+    assert len(hashes) == 1 + len(fields)
+    assert all(len(h) == 16 and set(h) <= set("0123456789abcdef") for h in hashes)
+
+
+def test_the_order_of_fields_is_not_in_the_hash() -> None:
+    values = dataclasses.asdict(LORA)
+    assert canonical_hash(dict(reversed(values.items()))) == LORA.config_hash
+    assert TrialConfig(**dict(reversed(values.items()))).config_hash == LORA.config_hash
+
+
+def test_the_hash_is_the_same_in_another_process() -> None:
+    """Unlike `hash`, which Python salts; a rerun must find the trials that are finished."""
+    code = "from perpeft_ray.config import *; import sys; print(eval(sys.argv[1]).config_hash)"
+    for salt in ("1", "2"):
+        printed = subprocess.run(
+            [sys.executable, "-c", code, repr(LORA)],
+            env={**os.environ, "PYTHONHASHSEED": salt, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert printed.strip() == LORA.config_hash
+
+
+def test_a_number_that_json_cannot_say_has_no_hash() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_hash({"learning_rate": float("nan")})
