@@ -13,8 +13,11 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
-# Compiling all of torch and Ray ahead of time costs more than compiling what is imported.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# Compiling all that is installed takes a minute more than compiling what is then imported (10 s),
+# which the first import keeps on disk unless told not to.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile \
+	--constraint constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup study test test-slow lint bench
 .DEFAULT_GOAL := setup

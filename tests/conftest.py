@@ -1,4 +1,4 @@
-"""What every test gets: few threads, and no network."""
+"""What every test gets: no network, no needless compiling."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 # Before anything imports torch or transformers.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# ranx would compile for 40 s to score ten users.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
