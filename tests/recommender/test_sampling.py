@@ -80,24 +80,27 @@ def test_windows_equal_plain_loops(case: tuple[list[list[int]], list[int]], leng
         assert array.dtype == np.int64
 
 
-@pytest.mark.parametrize("pool", [None, [2, 3, 5, 8, 9, 12]])
-def test_negatives_are_uniform_over_the_allowed_items(pool: list[int] | None) -> None:
-    sequences = [[3, 4, 3, 9], [1, 2]]
+def test_negatives_are_uniform_over_the_allowed_items() -> None:
+    """From the pool, and for 0 < λ < 1 a second one from all items."""
+    sequences, pool = [[3, 4, 3, 9], [1, 2]], [2, 3, 5, 8, 9, 12]
+    everything = list(range(1, NUM_ITEMS + 1))
     sampler = TrainingSampler(histories_of(sequences), NUM_ITEMS, length=3)
     users = np.tile([0, 1], 10_000)
-    batch = sampler.sample(
-        users,
-        np.random.default_rng(7),
-        pool=None if pool is None else np.array(pool),
-        weight=1.0,
-    )
-    for u, history in enumerate(sequences):
-        negatives = batch.negatives[users == u]
-        drawn = negatives[negatives > 0]
-        allowed = sorted(set(pool or range(1, NUM_ITEMS + 1)) - set(history))
-        counts = np.bincount(drawn, minlength=NUM_ITEMS + 1)[allowed]
-        assert counts.sum() == len(drawn) >= 10_000
-        assert chisquare(counts).pvalue > 0.01
+    rng = np.random.default_rng(7)
+    both = sampler.sample(users, rng, pool=np.array(pool), weight=0.5)
+    whole = sampler.sample(users, rng, pool=None, weight=1.0)
+    assert both.outside_negatives is not None
+    for drawn, source in (
+        (both.negatives, pool),
+        (both.outside_negatives, everything),
+        (whole.negatives, everything),
+    ):
+        for u, history in enumerate(sequences):
+            counts = np.bincount(drawn[users == u].ravel(), minlength=NUM_ITEMS + 1)[1:]
+            allowed = sorted(set(source) - set(history))
+            of_allowed = counts[np.array(allowed) - 1]
+            assert of_allowed.sum() == counts.sum() == 10_000 * (len(history) - 1)
+            assert chisquare(of_allowed).pvalue > 0.01
 
 
 def test_positions_and_users_draw_independently() -> None:
