@@ -82,10 +82,16 @@ class TrialConfig:
     multimodal_weight: float
 
     def __post_init__(self) -> None:
+        for name in _FLOATS:
+            value = getattr(self, name)
+            if isinstance(value, int):  # so that 1 and 1.0 are the same trial
+                object.__setattr__(self, name, float(value))
         _one_of("method", self.method, METHODS)
         _one_of("train.mode", self.mode, get_args(Mode))
         _one_of("train.dtype", self.dtype, get_args(Dtype))
         _applies("peft.variant", self.variant, self.method in PEFT_METHODS)
+        if self.variant is not None:
+            _one_of("peft.variant", self.variant, VARIANTS)
         _applies("peft.rank", self.rank, self.variant in RANKED_VARIANTS)
         _applies("peft.bottleneck", self.bottleneck, self.variant == "iisan")
         _applies("peft.dropout", self.adapter_dropout, self.variant == "lora")
@@ -93,8 +99,6 @@ class TrialConfig:
         _applies(
             "loss.conditioning_weight", self.conditioning_weight, self.method in PERSONAL_METHODS
         )
-        if self.variant is not None:
-            _one_of("peft.variant", self.variant, VARIANTS)
         for name, whole in (
             ("peft.rank", self.rank),
             ("peft.bottleneck", self.bottleneck),
@@ -133,6 +137,18 @@ class TrialConfig:
     def config_hash(self) -> str:
         """sha256 of the canonical JSON, 16 hexadecimal digits: the trial's identity."""
         return canonical_hash(dataclasses.asdict(self))
+
+
+_FLOATS = (
+    "adapter_dropout",
+    "conditioning_weight",
+    "learning_rate",
+    "weight_decay",
+    "peft_lr_scale",
+    "id_lr_scale",
+    "dropout",
+    "multimodal_weight",
+)
 
 
 @dataclass(frozen=True)
@@ -200,14 +216,14 @@ class TrainSettings:
     epochs: int = 12
     """Epochs of stage 1, the global module. Paper: 10."""
     personal_epochs: int = 9
-    """Epochs of stage 3, the personalised modules; every other method trains as many more. Paper: 20."""
+    """Epochs of stage 3, the personalised modules; other methods train as many more. Paper: 20."""
     validate_every: int = 3
     """Epochs between two validations (the last epoch is always validated). Paper: 1."""
     mode: Mode | None = None
     """A step is one group's batch (sequential, the paper's) or one batch of every group (parallel).
     None: sequential with up to one worker, parallel with more."""
     dtype: Dtype = "auto"
-    """Compute type of frozen weights; auto is bfloat16 where the processor multiplies it natively."""
+    """Compute type of frozen weights; auto is bfloat16 where it is faster."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +267,7 @@ class StudyConfig:
     workers: int = 0
     """Ray Train workers a trial; 0 trains in the trial's own process."""
     parallel_workers: int = 2
-    """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0 leaves them out."""
+    """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0: no such rows."""
     cpus_per_worker: int = 1
     """CPU threads of a worker (or of a trial without workers)."""
     seeds: tuple[int, ...] = (0,)

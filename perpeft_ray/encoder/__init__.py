@@ -1,0 +1,1 @@
+"""Frozen foundation towers and the small modules that are trained on them."""

@@ -1,0 +1,85 @@
+"""IISAN: a side network on cached hidden states; no gradient passes through the towers.
+
+Source: Fu et al., SIGIR 2024, in the form of the PerPEFT paper (spec, section 4).
+Letters: n items, K hidden states a tower, W a tower's width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def kept_layers(text_layers: int, image_layers: int) -> tuple[list[int], list[int]]:
+    """Which hidden states of each tower IISAN reads: the embedding output and every second layer.
+
+    Both towers give the same number (7 for 12 layers); with unequal depths they are spread evenly.
+    `image_layers` 0 means that there is no image tower.
+    """
+    shallow = min(text_layers, image_layers) if image_layers else text_layers
+    count = 1 + (shallow + 1) // 2
+    text = torch.linspace(0, text_layers, count).round().int().tolist()
+    image = torch.linspace(0, image_layers, count).round().int().tolist() if image_layers else []
+    return text, image
+
+
+class Iisan(nn.Module):
+    """Side network over K hidden states a tower.
+
+    Args:
+        text_width, image_width: widths of the towers; `image_width` 0 leaves the image and the
+            inter-modal tower out.
+        states: K, hidden states a tower.
+        bottleneck: width of the blocks' inner layer.
+    """
+
+    def __init__(self, text_width: int, image_width: int, states: int, bottleneck: int) -> None:
+        super().__init__()
+        self.text_blocks = _blocks(text_width, states, bottleneck)
+        self.out_features = text_width
+        if image_width:
+            self.image_blocks = _blocks(image_width, states, bottleneck)
+            self.inter_blocks = _blocks(text_width, states, bottleneck)
+            self.to_text = nn.ModuleList(nn.Linear(image_width, text_width) for _ in range(states))
+            self.out_features = 2 * text_width + image_width
+        self.gates = nn.Parameter(torch.zeros(3 if image_width else 1, states))
+
+    def forward(self, text: Tensor, image: Tensor | None) -> Tensor:
+        """text [n, K, W_text], image [n, K, W_image] or None -> [n, out_features], float32."""
+        gates = torch.sigmoid(self.gates)
+        out = [_tower(self.text_blocks, gates[0], text)]
+        if image is not None:
+            out.append(_tower(self.image_blocks, gates[1], image))
+            inter = torch.zeros_like(text[:, 0])
+            for layer, block in enumerate(self.inter_blocks):
+                gate = gates[2, layer]
+                both = gate * text[:, layer] + (1 - gate) * self.to_text[layer](image[:, layer])
+                inter = block(inter + both)
+            out.append(inter)
+        return torch.cat(out, dim=-1)
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, inner)
+        self.up = nn.Linear(inner, width)
+        for linear in (self.down, self.up):
+            nn.init.normal_(linear.weight, std=0.01)  # variance 1e-4
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states + self.up(nn.functional.gelu(self.down(states)))
+
+
+def _blocks(width: int, states: int, inner: int) -> nn.ModuleList:
+    return nn.ModuleList(_Bottleneck(width, inner) for _ in range(states))
+
+
+def _tower(blocks: nn.ModuleList, gates: Tensor, states: Tensor) -> Tensor:
+    """One modality's tower: starts as its first hidden state, then mixes in the next ones."""
+    out = blocks[0](states[:, 0])
+    for layer in range(1, len(blocks)):
+        gate = gates[layer]
+        out = blocks[layer](gate * out + (1 - gate) * states[:, layer])
+    return out

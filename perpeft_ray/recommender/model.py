@@ -1,0 +1,118 @@
+"""The recommender: one shared SASRec, and item embeddings that depend on a group's module.
+
+`e_i = id_embedding_i + w * projector_g(encoder_g(item i))`, spec/method.md section 3. The towers
+and everything frozen exist once; a *module* is a dictionary of one group's own trainable tensors
+(PEFT module and projector), put in place for the time of a call. Only the module that was used
+gets gradients.
+Letters: I items (0 is padding), n items asked for, D hidden units, B users, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from perpeft_ray.recommender.losses import sequence_loss_sum
+from perpeft_ray.recommender.projector import Projector
+from perpeft_ray.recommender.sampling import TrainingBatch
+from perpeft_ray.recommender.sasrec import SASRec
+
+Module = Mapping[str, nn.Parameter]
+"""One group's trainable tensors by name: `encoder.*` is the PEFT module, `projector.*` the rest."""
+
+ENCODE_CHUNK = 512
+"""Items embedded at a time outside training."""
+
+
+class ItemTower(nn.Module):
+    """Item encoder and projector: the multimodal half of an item's embedding, [n, D]."""
+
+    def __init__(self, encoder: nn.Module, projector: Projector) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def forward(self, items: NDArray[np.int64]) -> Tensor:
+        """Item indices int64 [n], each 1..I -> [n, D]."""
+        device = next(self.projector.parameters()).device
+        return self.projector(self.encoder(items).to(device))
+
+
+class Recommender(nn.Module):
+    """SASRec over items embedded with a group's module.
+
+    `tower` None is the method without multimodal content: `weight` does not apply and every
+    module is empty.
+    """
+
+    def __init__(self, backbone: SASRec, tower: ItemTower | None, weight: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tower = tower
+        self.weight = weight
+
+    def new_module(self) -> dict[str, nn.Parameter]:
+        """A copy of the tower's trainable tensors, as a group starts with."""
+        if self.tower is None:
+            return {}
+        return {
+            name: nn.Parameter(parameter.detach().clone())
+            for name, parameter in self.tower.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def embed(self, items: NDArray[np.int64], module: Module) -> Tensor:
+        """`e_i` of item indices [n], ascending and distinct; 0, if there, gives zeros. [n, D]."""
+        table = self.backbone.item_embedding.weight
+        ids = F.embedding(torch.as_tensor(items, device=table.device), table, padding_idx=0)
+        if self.tower is None:
+            return ids
+        padded = int(len(items) > 0 and items[0] == 0)
+        content = functional_call(self.tower, dict(module), (items[padded:],))
+        return ids + self.weight * F.pad(content, (0, 0, padded, 0))
+
+    def loss_sum(
+        self, batch: TrainingBatch, module: Module, conditioning_weight: float
+    ) -> tuple[Tensor, int]:
+        """Conditioning loss summed over the batch's positions, and their number.
+
+        All items of the batch are encoded once, in one forward of the tower.
+        """
+        parts = [batch.inputs, batch.positives, batch.negatives]
+        weights = [1.0]
+        if batch.outside_negatives is not None:
+            parts.append(batch.outside_negatives)
+            weights = [conditioning_weight, 1.0 - conditioning_weight]
+        items, where = np.unique(np.stack(parts), return_inverse=True)
+        embedded = self.embed(items, module)
+        index = torch.as_tensor(where, device=embedded.device)  # [3 or 4, B, T]
+        inputs, positives, *negatives = F.embedding(index, embedded).unbind(0)
+        mask = torch.as_tensor(batch.inputs != 0, device=embedded.device)
+        outputs = self.backbone(inputs, ~mask)
+        loss = sequence_loss_sum(
+            outputs, positives, list(zip(weights, negatives, strict=True)), mask
+        )
+        return loss, int(np.count_nonzero(batch.inputs))
+
+    @torch.no_grad()
+    def embed_all(self, module: Module) -> Tensor:
+        """`e_i` of all items under a module, float32 [I+1, D]; row 0, the padding, is zero."""
+        count = self.backbone.item_embedding.num_embeddings
+        items = np.arange(count)
+        chunks = [items[at : at + ENCODE_CHUNK] for at in range(0, count, ENCODE_CHUNK)]
+        return torch.cat([self.embed(chunk, module) for chunk in chunks])
+
+    @torch.no_grad()
+    def states(self, inputs: NDArray[np.int64], item_embeddings: Tensor) -> Tensor:
+        """Last outputs of users whose latest items are `inputs` [B, T] (0 at padding): [B, D]."""
+        out = []
+        for at in range(0, len(inputs), 1024):
+            block = torch.as_tensor(inputs[at : at + 1024], device=item_embeddings.device)
+            out.append(self.backbone(F.embedding(block, item_embeddings), block == 0)[:, -1])
+        return torch.cat(out)

@@ -1,0 +1,91 @@
+"""From a trial's configuration to its model, seeded."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.encoder.features import hidden_states, projected_features
+from perpeft_ray.encoder.foundation import Towers, load_towers, parse_encoder
+from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
+from perpeft_ray.encoder.variants import add_adapter
+from perpeft_ray.recommender.model import ItemTower, Recommender
+from perpeft_ray.recommender.projector import Projector
+from perpeft_ray.recommender.sasrec import SASRec
+from perpeft_ray.train.workspace import Workspace, open_catalogue
+
+
+def build_model(config: TrialConfig, workspace: Workspace, device: torch.device) -> Recommender:
+    """The recommender of a trial at initialisation; the same seed gives the same weights.
+
+    SASRec's weights depend on the seed and the model's sizes alone, so that methods compared under
+    one seed start alike.
+    """
+    torch.manual_seed(config.seed)
+    backbone = SASRec(
+        workspace.num_items,
+        config.hidden_units,
+        config.sequence_length,
+        config.blocks,
+        config.heads,
+        config.dropout,
+    )
+    tower = None
+    if config.method != "without_mm":
+        encoder = _item_encoder(config, workspace, device)
+        torch.manual_seed(config.seed + 1)
+        tower = ItemTower(encoder, Projector(encoder.out_features, config.hidden_units))
+    return Recommender(backbone, tower, config.multimodal_weight).to(device)
+
+
+@lru_cache(maxsize=2)
+def encoder_parameters(name: str) -> int:
+    """Parameters of the frozen foundation model, all towers and projections counted."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(parse_encoder(name).path)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _item_encoder(
+    config: TrialConfig, workspace: Workspace, device: torch.device
+) -> CachedItemEncoder | IisanItemEncoder | TowerItemEncoder:
+    def towers() -> Towers:
+        return load_towers(workspace.encoder, config.dtype, device)
+
+    catalogue = open_catalogue(workspace)
+    name = f"{workspace.features.name}-{config.dtype}"
+    if config.variant is None:
+        folder = workspace.features.with_name(f"{name}-projected")
+        return CachedItemEncoder(projected_features(towers, catalogue, folder))
+    if config.variant == "iisan":
+        folder = workspace.features.with_name(f"{name}-hidden")
+        text, image = hidden_states(towers, catalogue, folder)
+        assert config.bottleneck is not None
+        torch.manual_seed(config.seed + 2)
+        return IisanItemEncoder(text, image, config.bottleneck)
+    live = towers()
+    add_adapter(
+        live,
+        config.variant,
+        rank=config.rank,
+        dropout=config.adapter_dropout,
+        seed=config.seed + 2,
+    )
+    return TowerItemEncoder(live, catalogue)
+
+
+def peft_parameters(model: Recommender) -> int:
+    """Trainable parameters of one group's PEFT module; the projector is not counted."""
+    if model.tower is None:
+        return 0
+    return _trainable(model.tower.encoder)
+
+
+def _trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,77 @@
+"""What workers of one trial tell each other: sums and copies, over torch.distributed or alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Collective(Protocol):
+    """Every worker must make the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This worker, 0-based."""
+
+    @property
+    def world_size(self) -> int:
+        """Workers in all."""
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Add each tensor over all workers, in place; float32, shapes equal on every worker."""
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Copy worker 0's tensor to all, in place."""
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+
+
+class Alone:
+    """A single worker: nothing to do."""
+
+    rank = 0
+    world_size = 1
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Leave the tensors as they are."""
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Leave the tensor as it is."""
+
+    def barrier(self) -> None:
+        """Return at once."""
+
+
+class TorchCollective:
+    """The default process group of torch.distributed, which the caller has set up."""
+
+    @property
+    def rank(self) -> int:
+        """This worker, 0-based."""
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        """Workers in all."""
+        return dist.get_world_size()
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """One all-reduce over the flattened tensors."""
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Copy worker 0's tensor to all, in place."""
+        dist.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+        dist.barrier()

@@ -1,0 +1,70 @@
+"""Stage 2: users into groups by K-means on their SASRec outputs; and groups to workers.
+
+Letters: U users, G groups, D hidden units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpeft_ray.data.split import Histories
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """Every user's group; int32 [U] each, 0..G-1."""
+
+    valid: NDArray[np.int32]
+    """From training histories: for training and validation."""
+    test: NDArray[np.int32]
+    """From training and validation histories, by the same centroids: for test."""
+
+
+def group_users(
+    valid_states: NDArray[np.float32],
+    test_states: NDArray[np.float32],
+    groups: int,
+    seed: int,
+    *,
+    shuffle: bool,
+) -> Grouping:
+    """K-means (up to 100 iterations, best of 10 starts) on users' SASRec outputs [U, D].
+
+    `valid_states` know the training histories alone and fit the centroids; `test_states` also know
+    the validation items and are only assigned to them. `shuffle` keeps the groups' sizes but deals
+    the users out at random (`random_grouping`), the same for validation and test.
+    """
+    from sklearn.cluster import KMeans
+
+    kmeans = KMeans(groups, max_iter=100, n_init=10, random_state=seed).fit(valid_states)
+    valid = kmeans.labels_.astype(np.int32)
+    if shuffle:
+        valid = np.random.default_rng(seed).permutation(valid)
+        return Grouping(valid, valid)
+    return Grouping(valid, kmeans.predict(test_states).astype(np.int32))
+
+
+def group_items(
+    histories: Histories, groups_of_users: NDArray[np.int32], groups: int
+) -> list[NDArray[np.int64]]:
+    """For each group, the distinct items of its users' histories, ascending."""
+    group_of_row = np.repeat(groups_of_users, np.diff(histories.offsets))
+    return [np.unique(histories.items[group_of_row == g]).astype(np.int64) for g in range(groups)]
+
+
+def owners(batches: NDArray[np.integer], world_size: int) -> NDArray[np.int64]:
+    """The worker that owns each group, [G]: whole groups, balanced by their batches.
+
+    The largest group goes first, each to the worker with the least so far. It depends on the
+    arguments alone, so every worker works it out for itself. With more workers than groups some
+    own none.
+    """
+    load = np.zeros(world_size, dtype=np.int64)
+    owner = np.zeros(len(batches), dtype=np.int64)
+    for group in np.argsort(-np.asarray(batches), kind="stable"):
+        owner[group] = np.argmin(load)
+        load[owner[group]] += batches[group]
+    return owner

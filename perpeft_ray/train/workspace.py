@@ -1,0 +1,103 @@
+"""What all trials of a study share: the dataset, its split and the catalogue store, prepared once.
+
+A `Workspace` is a handful of paths, so it travels to any process; `open_split` and
+`open_catalogue` memory-map what lies behind them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from perpeft_ray.data.catalogue import Catalogue, build_catalogue
+from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.sources import open_dataset
+from perpeft_ray.data.split import Histories, LeaveOneOut, leave_one_out
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the shared parts of a study's trials lie, and what they are."""
+
+    encoder: str
+    split: Path
+    """Folder of the leave-one-out split's arrays."""
+    catalogue: Path
+    """Folder of the catalogue store."""
+    features: Path
+    """Folder for cached features of frozen towers; subfolders by what they are."""
+    stages: Path
+    """Folder for stage-1 results, one subfolder a key."""
+    fingerprint: str
+    """Hash of dataset, preprocessing and encoder: part of every stage-1 key."""
+    num_users: int
+    num_items: int
+
+
+def prepare(uri: str, encoder: str, cache: Path) -> Workspace:
+    """Build, or find under `cache`, what the trials on a dataset with an encoder share.
+
+    Raises InputError for a dataset or encoder that cannot be used.
+    """
+    cache = cache.resolve()
+    preprocessor = FoundationPreprocessor(encoder)
+    dataset = open_dataset(uri, cache)
+    split = leave_one_out(dataset)
+    split_folder = cache / "split" / dataset.fingerprint[:32]
+    if not split_folder.is_dir():
+        with new_folder(split_folder) as temporary:
+            _write_split(split, temporary)
+    catalogue = build_catalogue(dataset, preprocessor, cache)
+    towers = encoder_fingerprint(encoder)
+    key = "\n".join([dataset.fingerprint, catalogue.fingerprint, towers])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return Workspace(
+        encoder=encoder,
+        split=split_folder,
+        catalogue=catalogue.folder,
+        features=cache / "features" / f"{catalogue.fingerprint[:16]}-{towers}",
+        stages=cache / "stage1",
+        fingerprint=fingerprint,
+        num_users=split.num_users,
+        num_items=split.num_items,
+    )
+
+
+@lru_cache(maxsize=2)
+def open_split(workspace: Workspace) -> LeaveOneOut:
+    """The split of a prepared dataset; read once a process."""
+
+    def read(name: str) -> np.ndarray:
+        return np.load(workspace.split / f"{name}.npy", mmap_mode="r")
+
+    return LeaveOneOut(
+        user_ids=read("user_ids").astype(object),
+        item_ids=read("item_ids").astype(object),
+        train=Histories(offsets=read("train_offsets"), items=read("train_items")),
+        valid_item=read("valid_item"),
+        test_item=read("test_item"),
+    )
+
+
+@lru_cache(maxsize=2)
+def open_catalogue(workspace: Workspace) -> Catalogue:
+    """The catalogue store of a prepared dataset; opened once a process."""
+    return Catalogue.open(workspace.catalogue)
+
+
+def _write_split(split: LeaveOneOut, folder: Path) -> None:
+    arrays = {
+        "user_ids": split.user_ids.astype(str),  # fixed width: object arrays would be pickles
+        "item_ids": split.item_ids.astype(str),
+        "train_offsets": split.train.offsets,
+        "train_items": split.train.items,
+        "valid_item": split.valid_item,
+        "test_item": split.test_item,
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
