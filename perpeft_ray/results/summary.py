@@ -1,0 +1,97 @@
+"""From the rows of `trials/` to the numbers of the tables; data frames in, data frames out.
+
+Metrics are as in `trials/`, in [0, 1]; tables show them × 100.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from perpeft_ray.config import METHODS, VARIANTS
+from perpeft_ray.metrics import CUTOFFS
+
+METRICS = tuple(f"{name}_at_{k}" for name in ("hr", "ndcg") for k in CUTOFFS)
+SELECTION = "valid_ndcg_at_20"
+"""What settings and epochs are chosen by."""
+BASELINES = ("without_mm", "frozen_mm", "global")
+"""Methods whose learning rate is chosen on its own."""
+
+_CELL = ["method", "variant", "mode"]
+
+
+def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
+    """Test metrics over seeds, one row a method, variant, mode and metric.
+
+    Columns: method, variant (null for methods without PEFT), mode, metric (`hr_at_10` …
+    `ndcg_at_30`), mean, std (ddof = 1, null for one seed), seeds. Methods and variants are in the
+    paper's order. Where a seed was run again with another setting, the later trial counts.
+    """
+    done = trials[(trials.phase == "ablation") & (trials.status == "COMPLETE")]
+    done = done.sort_values("finished_at").drop_duplicates([*_CELL, "seed"], keep="last")
+    long = done.rename(columns={f"test_{name}": name for name in METRICS}).melt(
+        id_vars=[*_CELL, "seed"], value_vars=list(METRICS), var_name="metric"
+    )
+    by_cell = long.groupby([*_CELL, "metric"], dropna=False, sort=False)["value"]
+    summary = by_cell.agg(mean="mean", std="std", seeds="count").reset_index()
+    return _in_paper_order(summary)
+
+
+def gains_over_global(summary: pd.DataFrame) -> pd.DataFrame:
+    """How much more `perpeft` has than `global`, in percent of `global`'s mean.
+
+    `summary`: of `ablation_summary`. Columns: variant, mode (of perpeft), metric, gain; one row
+    where both methods have a mean.
+    """
+    keys = ["variant", "metric"]
+    of_global = summary.loc[summary.method == "global", [*keys, "mean"]]
+    both = summary[summary.method == "perpeft"].merge(of_global, on=keys, suffixes=("", "_global"))
+    both["gain"] = 100.0 * (both["mean"] / both["mean_global"] - 1.0)
+    return both[["variant", "mode", "metric", "gain"]]
+
+
+def best_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """The search's best trial of PerPEFT for each variant, by validation NDCG@20.
+
+    Columns: variant, groups, rank, conditioning_weight, learning_rate, valid_ndcg_at_20, trials
+    (COMPLETE trials of the variant).
+    """
+    searched = _searched(trials, ["perpeft"])
+    best = searched.sort_values(SELECTION, ascending=False, kind="stable").drop_duplicates(
+        "variant"
+    )
+    counts = searched.groupby("variant").size().rename("trials").reset_index()
+    settings = ["variant", "groups", "rank", "conditioning_weight", "learning_rate", SELECTION]
+    return _in_paper_order(best[settings].merge(counts, on="variant"))
+
+
+def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
+    """What every learning rate gave every baseline: one row a method, variant and rate.
+
+    Columns: method, variant, learning_rate, valid_ndcg_at_20 (of the search's phase), chosen.
+    """
+    tried = _searched(trials, BASELINES)
+    tried = tried[["method", "variant", "learning_rate", SELECTION]].sort_values(
+        "learning_rate", kind="stable"
+    )
+    best = tried.groupby(["method", "variant"], dropna=False)[SELECTION].transform("max")
+    tried["chosen"] = tried[SELECTION] == best
+    return _in_paper_order(tried)
+
+
+def _searched(trials: pd.DataFrame, methods: tuple[str, ...] | list[str]) -> pd.DataFrame:
+    complete = (trials.phase == "search") & (trials.status == "COMPLETE")
+    return trials[complete & trials.method.isin(methods)]
+
+
+def _in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows by method, mode (sequential first) and variant; the order of the rest is kept."""
+    order = pd.DataFrame(index=frame.index)
+    for name, values in (
+        ("method", METHODS),
+        ("mode", ("sequential", "parallel")),
+        ("variant", VARIANTS),
+    ):
+        if name in frame:
+            order[name] = frame[name].map({value: place for place, value in enumerate(values)})
+    rows = order.sort_values(list(order.columns), kind="stable").index
+    return frame.loc[rows].reset_index(drop=True)

@@ -1,0 +1,106 @@
+"""Trial records made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from perpeft_ray.config import Method, Mode, StudyConfig, Variant
+from perpeft_ray.metrics import RankingMetrics
+from perpeft_ray.study.record import Phase, Status, TrialRecord
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
+
+Record = Callable[..., TrialRecord]
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+USERS = UserRanks(
+    user_id=np.array(["u1", "u2", "u3"], dtype=object),
+    group=np.array([0, 1, -1], dtype=np.int32),
+    test_group=np.array([0, 0, -1], dtype=np.int32),
+    valid_rank=np.array([4, 0, -1], dtype=np.int64),
+    test_rank=np.array([7, 2, -1], dtype=np.int64),
+)
+
+
+def metrics(ndcg_at_20: float) -> RankingMetrics:
+    """Six different values that follow from one."""
+    return RankingMetrics(
+        hr_at_10=1.5 * ndcg_at_20,
+        hr_at_20=2.0 * ndcg_at_20,
+        hr_at_30=2.5 * ndcg_at_20,
+        ndcg_at_10=0.75 * ndcg_at_20,
+        ndcg_at_20=ndcg_at_20,
+        ndcg_at_30=1.25 * ndcg_at_20,
+    )
+
+
+@pytest.fixture
+def record() -> Record:
+    """A factory of records; the score is both the validation and the test NDCG@20."""
+
+    def make(
+        method: Method = "perpeft",
+        variant: Variant | None = "lora",
+        score: float = 0.1,
+        *,
+        seed: int = 0,
+        mode: Mode = "sequential",
+        phase: Phase = "ablation",
+        status: Status = "COMPLETE",
+        study: StudyConfig | None = None,
+        learning_rate: float = 1e-2,
+        rank: int = 4,
+        minute: int = 0,
+        trial_id: str | None = None,
+    ) -> TrialRecord:
+        config = (study or StudyConfig()).trial(
+            method,
+            seed=seed,
+            variant=variant,
+            rank=rank,
+            groups=6,
+            conditioning_weight=0.5,
+            learning_rate=learning_rate,
+            mode=mode,
+        )
+        outcome = TrialOutcome(
+            selected_epoch=21,
+            valid=metrics(score),
+            test=metrics(score) if phase == "ablation" else None,
+            users_evaluated=2,
+            encoder_parameters=0 if method == "without_mm" else 4000,
+            trainable_parameters=0 if method == "without_mm" else 60,
+            stage1_seconds=3.5,
+            stage2_seconds=0.25,
+            stage3_seconds=4.5,
+            evaluate_seconds=0.5,
+            peak_memory_mb=812.0,
+            world_size=1,
+            device="cpu",
+            users=USERS,
+        )
+        epoch = EpochRecord(1, 1, 0.7, 0.5, None, None, False)
+        finished_at = START + timedelta(minutes=minute)
+        return TrialRecord(
+            study="ablation_peft",
+            trial_id=trial_id or f"{phase}-{config.config_hash}",
+            phase=phase,
+            status=status,
+            error="ValueError: the loss is nan" if status == "FAIL" else None,
+            config=config,
+            outcome=outcome if status == "COMPLETE" else None,
+            epochs=[]
+            if status == "FAIL"
+            else [
+                epoch,
+                replace(epoch, stage=3, epoch=2, valid=metrics(score), best_valid_ndcg_at_20=score),
+            ],
+            started_at=START,
+            finished_at=finished_at,
+        )
+
+    return make
