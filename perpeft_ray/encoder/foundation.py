@@ -189,7 +189,9 @@ def load_towers(name: str, dtype: Dtype, device: torch.device) -> Towers:
     Raises InputError where the model cannot be loaded or is not of the family.
     """
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of weights being read; a study has its own progress
     source = parse_encoder(name)
     try:
         config = AutoConfig.from_pretrained(source.path)

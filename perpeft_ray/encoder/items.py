@@ -39,6 +39,15 @@ class TowerItemEncoder(nn.Module):
         self.out_features = towers.out_features
         self._catalogue = catalogue
 
+    def train(self, mode: bool = True) -> TowerItemEncoder:
+        """Training mode for the adapter's dropout only: frozen towers keep theirs off."""
+        super().train(False)
+        self.training = mode
+        for name, module in self.named_modules():
+            if ".lora_dropout." in name:
+                module.train(mode)
+        return self
+
     def forward(self, items: NDArray[np.int64]) -> Tensor:
         """Item indices int64 [n] -> float32 [n, out_features]."""
         device = next(self.towers.parameters()).device

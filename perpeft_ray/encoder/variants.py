@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from perpeft_ray.encoder.dropout import replace_dropout
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.errors import InputError
 
@@ -57,6 +58,9 @@ def add_adapter(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, towers.model)
+    for name, module in towers.model.named_modules():
+        if name.endswith("lora_dropout") and device.type == "cpu":
+            replace_dropout(module)
     for parameter in trainable(towers).values():
         parameter.data = parameter.data.float()
 
