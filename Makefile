@@ -1,11 +1,11 @@
-# make study          set up .venv and run the main job          ARGS="--seeds 0 1" goes to the script
-# make test           set up .venv with test tools, run the quick tests
+# make study          set up .venv and run the main job; ARGS="--seeds 0 1" goes to the script
+# make test           set up .venv with test tools and run the quick tests; ARGS goes to pytest
 # make test-slow      also the tests marked slow and cluster
 # make lint           ruff, mypy and the import contracts
 # make bench          what benchmarks/ measures
 # make setup          only .venv
 #
-# PYTHON and VENV choose the interpreter and the folder; ARGS is handed on.
+# PYTHON and VENV choose the interpreter and the folder.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -40,7 +40,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python -m benchmarks $(ARGS)
+	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 # torch first and alone: every later resolution then starts from the build that is there.
 $(VENV)/runtime.stamp: $(INPUTS)
