@@ -46,7 +46,7 @@ bench: $(VENV)/dev.stamp
 $(VENV)/runtime.stamp: $(INPUTS)
 	@echo "Setting up $(VENV): PyTorch (1 of 2)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) torch==2.13.0 "setuptools>=77"
+	@$(INSTALL) torch setuptools
 	@echo "Setting up $(VENV): Ray, transformers and the rest (2 of 2)"
 	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@
