@@ -74,7 +74,10 @@ class _Block(nn.Module):
         self.dropout = dropout
         self.query_norm = nn.LayerNorm(D, eps=_EPS)
         self.query = nn.Linear(D, D)
-        self.key_value = nn.Linear(D, 2 * D)
+        # No bias on the keys: softmax cancels it, so its gradient would be rounding noise, which
+        # Adam blows up to full steps that differ with the number of workers.
+        self.key_value = nn.Linear(D, 2 * D, bias=False)
+        self.value_bias = nn.Parameter(torch.zeros(D))
         self.attended = nn.Linear(D, D)
         self.forward_norm = nn.LayerNorm(D, eps=_EPS)
         self.inner = nn.Linear(D, D)
@@ -86,7 +89,7 @@ class _Block(nn.Module):
             self.key_value.weight.copy_(projections[D:])
         for layer in (self.attended, self.inner, self.outer):
             nn.init.xavier_normal_(layer.weight)
-        for layer in (self.query, self.key_value, self.attended):
+        for layer in (self.query, self.attended):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +104,9 @@ class _Block(nn.Module):
         B, T, D = x.shape
         split = (B, T, -1, self.heads, D // self.heads)
         q = self.query(query).view(split).permute(2, 0, 3, 1, 4)  # [1, B, H, T, D/H]
-        kv = self.key_value(x).view(split).permute(2, 0, 3, 1, 4)  # [2, B, H, T, D/H]
+        bias = F.pad(self.value_bias, (D, 0))
+        kv = F.linear(x, self.key_value.weight, bias).view(split)
+        kv = kv.permute(2, 0, 3, 1, 4)  # [2, B, H, T, D/H]
         attended = F.scaled_dot_product_attention(
             q[0], kv[0], kv[1], dropout_p=self.dropout if self.training else 0.0, is_causal=True
         )  # [B, H, T, D/H]

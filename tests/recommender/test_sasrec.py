@@ -176,8 +176,8 @@ def test_matrices_start_xavier_normal() -> None:
         (block.outer.weight, 2 * D),
     ):
         assert weight.std().item() == pytest.approx(math.sqrt(2.0 / fans), rel=0.05)
-    for layer in (block.query, block.key_value, block.attended):
-        assert layer.bias.abs().max() == 0.0
+    for bias in (block.query.bias, block.value_bias, block.attended.bias):
+        assert bias.abs().max() == 0.0
 
 
 def test_names_in_a_checkpoint() -> None:
@@ -185,9 +185,10 @@ def test_names_in_a_checkpoint() -> None:
     block = [
         f"blocks.0.{name}"
         for name in (
+            "value_bias",
             "query_norm.weight", "query_norm.bias",
             "query.weight", "query.bias",
-            "key_value.weight", "key_value.bias",
+            "key_value.weight",
             "attended.weight", "attended.bias",
             "forward_norm.weight", "forward_norm.bias",
             "inner.weight", "inner.bias",
@@ -231,7 +232,9 @@ class Reference(nn.Module):
             self.attention[i].load_state_dict(
                 {
                     "in_proj_weight": torch.cat([block.query.weight, block.key_value.weight]),
-                    "in_proj_bias": torch.cat([block.query.bias, block.key_value.bias]),
+                    "in_proj_bias": torch.cat(
+                        [block.query.bias, torch.zeros_like(block.value_bias), block.value_bias]
+                    ),
                     "out_proj.weight": block.attended.weight,
                     "out_proj.bias": block.attended.bias,
                 }

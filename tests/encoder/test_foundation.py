@@ -1,0 +1,147 @@
+"""Towers against transformers' own models and processors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPModel, CLIPProcessor
+
+from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, load_towers, parse_encoder
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
+from perpeft_ray.errors import InputError
+
+CPU = torch.device("cpu")
+TITLES = ["red oak chair", "a lamp", "small striped steel vase from kitchen"]
+
+
+def _images(count: int, size: tuple[int, int]) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    shape = (count, size[1], size[0], 3)
+    return [Image.fromarray(a) for a in rng.integers(0, 256, size=shape, dtype=np.uint8)]
+
+
+def _batch(name: str, titles: list[str], images: list[Image.Image] | None) -> ItemBatch:
+    preprocessor = FoundationPreprocessor(name)
+    tokens = preprocessor.tokens(titles)
+    longest = max(map(len, tokens))
+    ids = [row + [preprocessor.pad_token_id] * (longest - len(row)) for row in tokens]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in tokens]
+    pixels = None
+    if images is not None:
+        pixels = torch.from_numpy(np.stack([preprocessor.image(image) for image in images]))
+    present = torch.ones(len(titles), dtype=torch.bool)
+    return ItemBatch(pixels, torch.tensor(ids), torch.tensor(mask), present, present)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 90), (131, 40)])
+def test_pixels_are_those_of_the_pillow_processor(size: tuple[int, int]) -> None:
+    images = _images(2, size)
+    processor = CLIPProcessor.from_pretrained(TOYSHOP_CLIP, backend="pil").image_processor
+    towers = load_towers("toyshop-clip", "float32", CPU)
+    batch = _batch("toyshop-clip", TITLES[:2], images)
+    expected = processor(images=images, return_tensors="pt").pixel_values
+    torch.testing.assert_close(towers._pixels(batch), expected, atol=1e-5, rtol=0)
+
+
+def test_features_are_those_of_clip() -> None:
+    images = _images(3, (32, 32))
+    processor = CLIPProcessor.from_pretrained(TOYSHOP_CLIP, backend="pil")
+    model = CLIPModel.from_pretrained(TOYSHOP_CLIP).eval()
+    inputs = processor(text=TITLES, images=images, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+        image = model.get_image_features(inputs["pixel_values"])
+        expected = torch.cat([image.pooler_output, text.pooler_output], dim=1)
+        towers = load_towers("toyshop-clip", "float32", CPU)
+        found = towers(_batch("toyshop-clip", TITLES, images))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_last_hidden_states_lead_to_the_features() -> None:
+    towers = load_towers("toyshop-clip", "float32", CPU)
+    batch = _batch("toyshop-clip", TITLES, _images(3, (32, 32)))
+    with torch.no_grad():
+        text, image = towers.hidden_states(batch)
+        vision = towers.model.vision_model
+        from_image = towers.model.visual_projection(vision.post_layernorm(image[:, -1]))
+        final = towers.model.text_model.final_layer_norm(text[:, -1])
+        expected = torch.cat([from_image, towers.model.text_projection(final)], dim=1)
+        torch.testing.assert_close(towers(batch), expected, atol=1e-5, rtol=1e-4)
+    assert text.shape == (3, towers.text_layers + 1, towers.text_width)
+    assert image.shape == (3, towers.image_layers + 1, towers.image_width)
+
+
+def test_absent_modalities_are_zero() -> None:
+    towers = load_towers("toyshop-clip", "float32", CPU)
+    whole = _batch("toyshop-clip", TITLES[:2], _images(2, (32, 32)))
+    half = ItemBatch(
+        whole.pixels,
+        whole.token_ids,
+        whole.attention_mask,
+        has_image=torch.tensor([False, True]),
+        has_title=torch.tensor([True, False]),
+    )
+    with torch.no_grad():
+        features = towers(half)
+    assert not features[0, : towers.image_features].any()
+    assert features[0, towers.image_features :].any()
+    assert features[1, : towers.image_features].any()
+    assert not features[1, towers.image_features :].any()
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "oak", "chair", "a", "lamp"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_text_tower_pools_by_the_mean_over_tokens(tiny_bert: Path) -> None:
+    name = f"text:{tiny_bert}"
+    towers = load_towers(name, "float32", CPU)
+    batch = _batch(name, TITLES[:2], None)
+    with torch.no_grad():
+        found = towers(batch)
+        model = BertModel.from_pretrained(tiny_bert).eval()
+        for row in range(2):
+            ids = batch.token_ids[row, : batch.attention_mask[row].sum()]
+            alone = model(ids[None]).last_hidden_state[0].mean(0)
+            torch.testing.assert_close(found[row], alone, atol=1e-5, rtol=1e-4)
+    assert FoundationPreprocessor(name).image_size == 0
+
+
+def test_bad_names() -> None:
+    with pytest.raises(InputError, match=r"config\.json"):
+        parse_encoder("./no/such/folder")
+    with pytest.raises(InputError, match="text:"):
+        parse_encoder("text:")
+
+
+def test_a_text_model_needs_its_prefix(tiny_bert: Path) -> None:
+    with pytest.raises(InputError, match="text:PATH"):
+        load_towers(str(tiny_bert), "float32", CPU)
+
+
+def test_fingerprint_is_of_the_weights(tiny_bert: Path, tmp_path: Path) -> None:
+    before = encoder_fingerprint(f"text:{tiny_bert}")
+    assert before == encoder_fingerprint(f"text:{tiny_bert}")
+    config = BertConfig.from_pretrained(tiny_bert)
+    torch.manual_seed(1)
+    BertModel(config).save_pretrained(tmp_path)
+    assert encoder_fingerprint(f"text:{tmp_path}") != before

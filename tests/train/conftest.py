@@ -1,0 +1,61 @@
+"""A prepared workspace that the training tests share, and trials on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from perpeft_ray.config import Method, Mode, StudyConfig, TrainSettings, TrialConfig, Variant
+from perpeft_ray.train.workspace import Workspace, prepare
+from tests.small_shop import write_small_shop
+
+MakeTrial = Callable[..., TrialConfig]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_shop(tmp_path_factory.mktemp("shop") / "small")
+
+
+@pytest.fixture(scope="session")
+def workspace(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return prepare(f"parquet:{small_folder}", "toyshop-clip", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def make_trial() -> MakeTrial:
+    def make(
+        method: Method = "perpeft",
+        variant: Variant | None = "lora",
+        *,
+        mode: Mode = "sequential",
+        groups: int = 3,
+        conditioning_weight: float = 0.5,
+        seed: int = 0,
+        learning_rate: float = 1e-3,
+        **train: int,
+    ) -> TrialConfig:
+        settings = TrainSettings(
+            **{"epochs": 1, "personal_epochs": 1, "validate_every": 1, "batch_size": 8, **train},
+            dtype="float32",
+        )
+        return StudyConfig(train=settings).trial(
+            method,
+            variant=variant,
+            rank=4,
+            groups=groups,
+            conditioning_weight=conditioning_weight,
+            seed=seed,
+            learning_rate=learning_rate,
+            mode=mode,
+        )
+
+    return make

@@ -1,0 +1,69 @@
+"""Stage 2 and the sharing-out of groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perpeft_ray.data.split import Histories
+from perpeft_ray.train.grouping import group_items, group_users, owners
+
+
+def _blobs(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    planted = np.arange(count) % 3
+    centres = 10 * np.eye(3, 4)
+    return (centres[planted] + rng.normal(size=(count, 4))).astype(np.float32), planted
+
+
+def test_kmeans_finds_blobs_and_is_seeded() -> None:
+    states, planted = _blobs()
+    first = group_users(states, states, 3, 0, shuffle=False)
+    again = group_users(states, states, 3, 0, shuffle=False)
+    assert np.array_equal(first.valid, again.valid)
+    assert np.array_equal(first.valid, first.test)
+    pairs = set(zip(first.valid.tolist(), planted.tolist(), strict=True))
+    assert len(pairs) == 3  # one to one
+
+
+def test_test_groups_follow_the_test_states_by_the_same_centroids() -> None:
+    states, _ = _blobs()
+    moved = states.copy()
+    moved[0] = states[1]
+    grouping = group_users(states, moved, 3, 0, shuffle=False)
+    assert grouping.test[0] == grouping.valid[1] != grouping.valid[0]
+    assert np.array_equal(grouping.test[1:], grouping.valid[1:])
+
+
+def test_random_grouping_keeps_sizes_only() -> None:
+    states, _ = _blobs()
+    grouped = group_users(states, states, 3, 0, shuffle=False)
+    dealt = group_users(states, states, 3, 0, shuffle=True)
+    assert np.array_equal(np.sort(grouped.valid), np.sort(dealt.valid))
+    assert not np.array_equal(grouped.valid, dealt.valid)
+    assert np.array_equal(dealt.valid, dealt.test)
+
+
+def test_items_of_groups() -> None:
+    histories = Histories(np.array([0, 2, 3, 5]), np.array([4, 2, 7, 2, 9], dtype=np.int32))
+    pools = group_items(histories, np.array([0, 1, 0], dtype=np.int32), 3)
+    assert [pool.tolist() for pool in pools] == [[2, 4, 9], [7], []]
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=20),
+    st.integers(1, 6),
+)
+def test_owners_balance_whole_groups(batches: list[int], workers: int) -> None:
+    owner = owners(np.array(batches), workers)
+    load = np.bincount(owner, weights=batches, minlength=workers)
+    assert len(owner) == len(batches)
+    # Greedy by size: no worker is ahead of another by more than one group.
+    assert load.max() - load.min() <= max(batches)
+
+
+@pytest.mark.parametrize("workers", [1, 4, 7])
+def test_owners_with_few_groups(workers: int) -> None:
+    assert set(owners(np.array([5, 3]), workers).tolist()) <= set(range(workers))

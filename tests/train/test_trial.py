@@ -1,0 +1,193 @@
+"""Whole trials on a small catalogue, in this process and over two."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from perpeft_ray.config import METHODS, PEFT_METHODS, PERSONAL_METHODS, TrialConfig
+from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
+from perpeft_ray.errors import InputError
+from perpeft_ray.metrics import ranking_metrics
+from perpeft_ray.train import trial as trial_module
+from perpeft_ray.train.collective import Collective, TorchCollective
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+from perpeft_ray.train.trial import run_trial
+from perpeft_ray.train.workspace import Workspace, open_split
+from tests.train.conftest import MakeTrial
+
+
+def _run(config: TrialConfig, workspace: Workspace, **kwargs: Any) -> TrialOutcome:
+    return run_trial(config, workspace, lambda record: None, test=True, **kwargs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_ends_with_its_outcome(
+    workspace: Workspace, make_trial: MakeTrial, method: Any
+) -> None:
+    variant = "lora" if method in PEFT_METHODS else None
+    config = make_trial(method, variant, epochs=2, personal_epochs=2, validate_every=2)
+    records: list[EpochRecord] = []
+    outcome = run_trial(config, workspace, records.append, test=True)
+    split = open_split(workspace)
+    assert [(r.stage, r.epoch) for r in records] == [(1, 1), (1, 2), (3, 3), (3, 4)]
+    assert [r.valid is not None for r in records] == [False, True, False, True]
+    assert outcome.users_evaluated == len(split.evaluable)
+    users = outcome.users
+    evaluated = np.isin(np.arange(split.num_users), split.evaluable)
+    assert ((users.valid_rank >= 0) == evaluated).all()
+    assert ((users.test_rank >= 0) == evaluated).all()
+    assert outcome.test == ranking_metrics(users.test_rank[evaluated])
+    assert outcome.valid == ranking_metrics(users.valid_rank[evaluated])
+    personal = method in PERSONAL_METHODS
+    assert set(users.group.tolist()) <= (set(range(3)) if personal else {-1})
+    layers = json.loads((TOYSHOP_CLIP / "config.json").read_text())["text_config"][
+        "num_hidden_layers"
+    ]
+    # Both towers' layers, q and v, rank 4, width 64 in and out.
+    per_module = 2 * layers * 2 * 4 * (64 + 64) if variant else 0
+    assert outcome.trainable_parameters == per_module * (3 if personal else 1)
+
+
+@pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])
+def test_the_same_seed_gives_the_same_ranks(
+    workspace: Workspace, make_trial: MakeTrial, variant: Any, tmp_path: Path
+) -> None:
+    first = _run(make_trial("perpeft", variant), workspace)
+    elsewhere = dataclasses.replace(workspace, stages=tmp_path)  # nothing cached
+    again = _run(make_trial("perpeft", variant), elsewhere)
+    other = _run(make_trial("perpeft", variant, seed=1), workspace)
+    assert np.array_equal(first.users.test_rank, again.users.test_rank)
+    assert np.array_equal(first.users.group, again.users.group)
+    assert not np.array_equal(first.users.test_rank, other.users.test_rank)
+
+
+def test_stage_one_is_computed_once_for_those_that_share_it(
+    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    fresh = dataclasses.replace(workspace, stages=tmp_path)
+    shared = []
+    for method in ("global", "perpeft", "random_grouping", "without_group_negatives"):
+        records: list[EpochRecord] = []
+        run_trial(make_trial(method), fresh, records.append, test=False)
+        shared.append([r.shared for r in records])
+    assert shared == [[False, False], [True, False], [True, False], [True, False]]
+    assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 1
+    run_trial(make_trial(learning_rate=2e-3), fresh, lambda record: None, test=False)
+    assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 2
+
+
+def test_global_from_the_cache_is_global_without(
+    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    """Continuing stage 1 from disk equals training straight on: weights and moments are whole."""
+    fresh = dataclasses.replace(workspace, stages=tmp_path)
+    config = make_trial("global", epochs=2, personal_epochs=2)
+    straight = _run(config, fresh)
+    cached = _run(config, fresh)
+    assert np.array_equal(straight.users.test_rank, cached.users.test_rank)
+    assert straight.selected_epoch == cached.selected_epoch
+
+
+def test_test_is_read_once_and_only_when_asked(
+    workspace: Workspace, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[str] = []
+    real = trial_module.evaluate
+
+    def spy(*args: Any) -> Any:
+        parts.append(args[4])
+        return real(*args)
+
+    monkeypatch.setattr(trial_module, "evaluate", spy)
+    config = make_trial(personal_epochs=3)
+    outcome = run_trial(config, workspace, lambda record: None, test=False)
+    assert outcome.test is None
+    assert (outcome.users.test_rank == -1).all()
+    assert "test" not in parts
+    _run(config, workspace)
+    assert parts.count("test") == 1
+
+
+def test_selection_is_by_validation(workspace: Workspace, make_trial: MakeTrial) -> None:
+    records: list[EpochRecord] = []
+    config = make_trial(personal_epochs=4, learning_rate=3e-2)
+    outcome = run_trial(config, workspace, records.append, test=True)
+    stage3 = {r.epoch: r.valid.ndcg_at_20 for r in records if r.stage == 3 and r.valid}
+    assert outcome.selected_epoch == max(stage3, key=lambda epoch: stage3[epoch])
+    assert outcome.valid.ndcg_at_20 == max(stage3.values())
+
+
+def test_more_groups_than_users(workspace: Workspace, make_trial: MakeTrial) -> None:
+    with pytest.raises(InputError, match=r"number of users \(40\), but is 41"):
+        _run(make_trial(groups=41), workspace)
+
+
+def test_what_report_raises_stops_the_trial(workspace: Workspace, make_trial: MakeTrial) -> None:
+    def stop(record: EpochRecord) -> None:
+        raise StopIteration(record.epoch)
+
+    with pytest.raises(StopIteration):
+        run_trial(make_trial(), workspace, stop, test=True)
+
+
+class _Keeps:
+    """Runs a trial and keeps the weights that it ended with."""
+
+    def __init__(self, config: TrialConfig, workspace: Workspace, collective: Collective) -> None:
+        self.trial = trial_module._Trial(config, workspace, lambda record: None, collective, None)
+        self.tensors: dict[str, torch.Tensor] = {}
+        real = self.trial._train
+
+        def train(state: Any, *args: Any) -> Any:
+            best = real(state, *args)
+            self.tensors = trial_module.weights(state)
+            return best
+
+        self.trial._train = train  # type: ignore[method-assign]
+        self.outcome = self.trial.run(test=True)
+
+
+def _worker(rank: int, world: int, config: TrialConfig, workspace: Workspace, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    kept = _Keeps(config, workspace, TorchCollective())
+    np.save(folder / f"ranks{rank}.npy", kept.outcome.users.test_rank)
+    np.savez(folder / f"weights{rank}.npz", **{n: t.numpy() for n, t in kept.tensors.items()})
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("world", "groups"), [(2, 3), (3, 2)])
+def test_workers_agree_with_one_process(
+    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path, world: int, groups: int
+) -> None:
+    """Parallel mode with uneven groups, and with a worker that owns none: every parameter."""
+    config = make_trial(mode="parallel", groups=groups, personal_epochs=2)
+    alone = _Keeps(config, workspace, trial_module.Alone())
+    mp.spawn(_worker, (world, config, workspace, tmp_path), nprocs=world)
+    found: dict[str, np.ndarray] = {}
+    for rank in range(world):
+        for name, value in np.load(tmp_path / f"weights{rank}.npz").items():
+            np.testing.assert_allclose(value, found.setdefault(name, value), atol=1e-6)
+        ranks = np.load(tmp_path / f"ranks{rank}.npy")
+        assert np.array_equal(ranks, alone.outcome.users.test_rank)
+    assert set(found) == set(alone.tensors)
+    for name, value in alone.tensors.items():
+        np.testing.assert_allclose(found[name], value.numpy(), atol=1e-5, err_msg=name)
+
+
+def test_sequential_mode_is_for_one_worker(workspace: Workspace, make_trial: MakeTrial) -> None:
+    class Two(trial_module.Alone):
+        world_size = 2
+
+    with pytest.raises(InputError, match="`workers` must be 0 or 1"):
+        _run(make_trial(), workspace, collective=Two())
