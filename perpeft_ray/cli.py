@@ -1,0 +1,224 @@
+"""The command line: `perpeft study …`, `perpeft tables FOLDER`, and what the scripts share.
+
+Heavy libraries are imported where they are used, so that `--help` and bad input answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import tyro
+from rich.console import Console
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.errors import InputError
+from perpeft_ray.study.presets import Preset, preset
+
+if TYPE_CHECKING:
+    from perpeft_ray.study.trainable import Study
+
+USAGE = """usage: perpeft COMMAND ...
+
+Which personalised PEFT set-up is best for a catalogue.
+
+commands:
+  study     search, compare and repeat; the same as studies/ablation_peft.py
+  tables    print the tables of a study again: perpeft tables FOLDER
+
+perpeft COMMAND --help has the options of a command."""
+
+
+def main() -> None:
+    """The console script `perpeft`."""
+    run(lambda: _command(sys.argv[1:]))
+
+
+def run(command: Callable[[], None]) -> None:
+    """Run a command and exit: 0 done, 2 bad input (one line on standard error), 1 anything else."""
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues the study", file=sys.stderr)
+        sys.exit(1)
+
+
+def parse_study(arguments: Sequence[str], description: str | None = None) -> StudyConfig:
+    """The study that a command line describes: a preset, and what is given in its stead.
+
+    Every field has its dotted name (`--search.max-concurrent 2`). Prints help and exits for
+    `--help`. Raises InputError, in one line, for unknown fields and bad values.
+    """
+    chosen = _preset_of(arguments)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            command, unknown = tyro.cli(
+                _StudyCommand,
+                args=arguments,
+                default=_StudyCommand(config=preset(chosen), preset=chosen),
+                description=description,
+                return_unknown_args=True,
+            )
+    except SystemExit as ended:
+        if ended.code in (0, None):
+            raise
+        raise InputError(_first_sentence(errors.getvalue())) from None
+    if unknown:
+        raise InputError(_unknown(unknown[0]))
+    return command.config
+
+
+def run_study(config: StudyConfig) -> None:
+    """Run a study, or what is missing of it, and print its tables.
+
+    Raises InputError before anything is written.
+    """
+    from perpeft_ray.study.progress import Progress
+    from perpeft_ray.study.runtime import ray_for
+
+    storage = _storage(config)
+    log_file = storage / config.study / "study.log"
+    with Progress() as progress, contextlib.ExitStack() as stack:
+        with _leaving_nothing_behind(storage):
+            cache = storage / ".cache"
+            _check_data(config, cache)
+            stack.enter_context(ray_for(config, log_file))
+            study = _open_study(config, cache)
+        progress.say(
+            f"study {config.study}: {config.dataset} ({study.workspace.num_users} users, "
+            f"{study.workspace.num_items} items), encoder {config.encoder}; "
+            f"results in {study.folder}"
+        )
+        from perpeft_ray.study.ablation import run_ablation
+
+        run_ablation(study, progress)
+    print_tables(log_file.parent)
+
+
+def print_tables(folder: Path) -> None:
+    """Write and print the tables of a study from its Parquet files."""
+    from perpeft_ray.results.folder import StudyFolder
+    from perpeft_ray.results.tables import write_tables
+
+    # Where the output is no terminal, a table is as wide as it needs to be.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in write_tables(StudyFolder.open(folder)):
+        for text in table.printed:
+            console.print(text.terminal())
+
+
+@dataclass(frozen=True)
+class _StudyCommand:
+    """Search PerPEFT's settings, then compare the methods with the best of each variant."""
+
+    config: Annotated[StudyConfig, tyro.conf.arg(name="")]
+    preset: Preset = "toyshop"
+    """Defaults: sized for toyshop on two cores, or the paper's constants."""
+
+
+def _command(arguments: Sequence[str]) -> None:
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE)
+    elif name == "study":
+        run_study(parse_study(rest))
+    elif name == "tables":
+        if len(rest) != 1 or rest[0].startswith("-"):
+            raise InputError("`perpeft tables` must have one folder: perpeft tables FOLDER")
+        print_tables(Path(rest[0]))
+    else:
+        raise InputError(f"the command must be study or tables, but is {name!r}")
+
+
+def _preset_of(arguments: Sequence[str]) -> Preset:
+    """The preset on a command line; whether it is one is for the full parser to say."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset", nargs="?", default="toyshop")
+    given = parser.parse_known_args(arguments)[0].preset
+    return given if given in get_args(Preset) else "toyshop"
+
+
+def _unknown(argument: str) -> str:
+    if not argument.startswith("--"):
+        return f"every value must follow its field as --field value, but there is {argument!r}"
+    field = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+    close = difflib.get_close_matches(field, ["preset", *_fields(StudyConfig())], n=1)
+    return f"unknown field `{field}`" + (f"; did you mean `{close[0]}`?" if close else "")
+
+
+def _fields(settings: Any, prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _first_sentence(box: str) -> str:
+    """The message of tyro's error box as one line, without its frame, title and advice."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    message = itertools.takewhile(lambda line: line and not line.startswith("─"), lines)
+    return " ".join(message)
+
+
+def _storage(config: StudyConfig) -> Path:
+    if "://" in config.storage:
+        raise InputError(f"`storage` must be a local folder, but is {config.storage}")
+    storage = Path(config.storage).absolute()
+    if storage.exists() and not storage.is_dir():
+        raise InputError(f"`storage` must be a folder, but {storage} is a file")
+    return storage
+
+
+def _check_data(config: StudyConfig, cache: Path) -> None:
+    from perpeft_ray.data.sources import open_dataset
+    from perpeft_ray.data.split import leave_one_out
+    from perpeft_ray.study.check import check_study
+
+    check_study(config, leave_one_out(open_dataset(config.dataset, cache)).num_users)
+
+
+def _open_study(config: StudyConfig, cache: Path) -> Study:
+    from perpeft_ray.results.folder import StudyFolder
+    from perpeft_ray.study.trainable import Study
+    from perpeft_ray.train.ray_train import run_distributed
+    from perpeft_ray.train.trial import run_trial
+    from perpeft_ray.train.workspace import prepare
+
+    workspace = prepare(config.dataset, config.encoder, cache)
+    folder = StudyFolder.create(config)
+    return Study(
+        config=config,
+        folder=folder.path,
+        workspace=workspace,
+        recorder=folder,
+        run=run_trial,
+        run_distributed=run_distributed,
+    )
+
+
+@contextlib.contextmanager
+def _leaving_nothing_behind(storage: Path) -> Iterator[None]:
+    """Remove a storage folder that did not exist before, where the input turns out to be bad."""
+    existed = storage.exists()
+    try:
+        yield
+    except InputError:
+        if not existed:
+            shutil.rmtree(storage, ignore_errors=True)
+        raise

@@ -1,0 +1,90 @@
+"""The ablation study: search, learning rates of the baselines, then methods × variants × seeds.
+
+Only validation decides what is run; test is read by the trials of the last phase alone. Finished
+trials are skipped, so the same command continues a study that was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from perpeft_ray.config import PEFT_METHODS
+from perpeft_ray.study.agenda import Agenda
+from perpeft_ray.study.plan import (
+    Cell,
+    Key,
+    TrialSpec,
+    best_configs,
+    best_of,
+    count_later_trials,
+    other_mode_trials,
+    ready_trials,
+    search_trials,
+    sweep_trials,
+)
+from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.schedule import AshaWithinVariant
+from perpeft_ray.study.suggest import Suggestions, fail_unfinished
+from perpeft_ray.study.trainable import Study
+from perpeft_ray.study.tuning import run_tune
+
+
+def run_ablation(study: Study, progress: Progress) -> None:
+    """Run what is missing of the study; Ray must be there (`ray_for`).
+
+    The Optuna journal is `<study folder>/optuna.journal`; none of its trials is RUNNING after.
+    A variant or baseline of which no trial has finished is left out, and told. Raises RuntimeError
+    where this leaves nothing of the methods with a PEFT module.
+    """
+    config = study.config
+    journal = study.folder / "optuna.journal"
+    searched = search_trials(config) if PEFT_METHODS & set(config.methods) else []
+    finished = study.recorder.finished()
+    tried = {spec.config.config_hash for spec in searched if spec.key in finished}
+    to_search = max(0, min(config.search.trials, len(searched)) - len(tried))
+    later = count_later_trials(config) - len(finished - {spec.key for spec in searched})
+    progress.plan(to_search + max(later, 0))
+
+    def ready(ended: Collection[Key], searching: bool) -> list[TrialSpec]:
+        scores = study.recorder.search_scores()
+        return ready_trials(config, scores, ended, searching=searching)
+
+    fail_unfinished(journal)  # what a run that was killed has left
+    suggestions = Suggestions(config, journal, tried) if to_search else None
+    try:
+        run_tune(
+            study,
+            Agenda(config, finished, ready, suggestions, to_search),
+            progress,
+            workers=config.workers,
+            scheduler=AshaWithinVariant(config) if config.search.asha else None,
+        )
+    finally:
+        fail_unfinished(journal)
+
+    _run_other_mode(study, searched, progress)
+    left_out = _left_out(study, searched)
+    for method, variant in left_out:
+        progress.say(f"left out: {method} {variant or ''} has no finished trial in the search")
+    if searched and all(("perpeft", spec.config.variant) in left_out for spec in searched):
+        raise RuntimeError(f"no trial of the search has finished; {study.folder} has the errors")
+
+
+def _run_other_mode(study: Study, searched: list[TrialSpec], progress: Progress) -> None:
+    """PerPEFT's best setting in the other training mode, which may need Ray Train workers."""
+    best = best_of(searched, study.recorder.search_scores())
+    specs = other_mode_trials(study.config, best.config) if best else []
+    finished = study.recorder.finished()
+    if all(spec.key in finished for spec in specs):
+        return
+    agenda = Agenda(study.config, finished, lambda *_: specs)
+    run_tune(study, agenda, progress, workers=specs[0].workers)
+
+
+def _left_out(study: Study, searched: list[TrialSpec]) -> list[Cell]:
+    """Methods and variants that have no best config because none of their trials finished."""
+    scores = study.recorder.search_scores()
+    specs = [*searched, *sweep_trials(study.config, best_configs(searched, scores))]
+    best = best_configs(specs, scores)
+    cells = dict.fromkeys((spec.config.method, spec.config.variant) for spec in specs)
+    return [cell for cell in cells if cell not in best]

@@ -1,0 +1,26 @@
+"""Rules that tie a study to its data and its machine; broken ones are told before any work."""
+
+from __future__ import annotations
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.errors import InputError
+
+
+def check_study(study: StudyConfig, num_users: int) -> None:
+    """Check what `StudyConfig` cannot know by itself.
+
+    `num_users`: users of the data set. Raises `InputError` where there are more groups than users
+    or fewer search trials than variants (each variant needs a best setting).
+    """
+    for groups in study.values("groups"):
+        if groups > num_users:
+            raise InputError(
+                f"`grouping.groups` must be between 1 and the number of users ({num_users}), "
+                f"but is {groups}"
+            )
+    variants = study.values("variant")
+    if study.search.trials < len(variants):
+        raise InputError(
+            f"`search.trials` must be at least the number of variants ({len(variants)}), "
+            f"but is {study.search.trials}"
+        )

@@ -1,0 +1,117 @@
+"""Live progress of a study: a line for every finished trial, and a status line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.status import Status as Spinner
+
+from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.study.record import Status
+
+
+class Progress:
+    """Tells how far a study is: on a terminal as a status line that is kept up to date, elsewhere
+    as plain lines, at least one every `every` seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
+        self._stream = stream or sys.stdout
+        self._every = every
+        self._began = self._last = time.monotonic()
+        self._planned = 0
+        self._done = 0
+        self._running = 0
+        self._best: float | None = None
+        self._spinner: Spinner | None = None
+        self._console = Console(file=self._stream, highlight=False, soft_wrap=True, markup=False)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._spinner = self._console.status(self._status())
+            self._spinner.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text)
+        self._stream.flush()
+
+    def plan(self, trials: int) -> None:
+        """Set how many trials are to be run."""
+        self._planned = trials
+
+    def start(self) -> None:
+        """A trial began."""
+        self._running += 1
+
+    def score(self, value: float | None) -> None:
+        """A trial's validation NDCG@20; the study's best so far is shown."""
+        if value is not None:
+            self._best = value if self._best is None else max(value, self._best)
+
+    def finish(
+        self,
+        spec: TrialSpec,
+        status: Status,
+        *,
+        score: float | None,
+        seconds: float,
+        error: str | None,
+    ) -> None:
+        """A trial ended: print its line. `score` is its best validation NDCG@20."""
+        self._running -= 1
+        self._done += 1
+        outcome = error or ("" if score is None else f"validation NDCG@20 {score:.4f}")
+        self.say(
+            f"[{self._done}/{self._planned}] {status:<8} {spec.trial_id}  "
+            f"{_settings(spec)}  {seconds:.1f} s  {outcome}"
+        )
+
+    def tick(self) -> None:
+        """Update the status line where it is due."""
+        if self._spinner is not None:
+            self._spinner.update(self._status())
+        elif time.monotonic() - self._last >= self._every:
+            self._last = time.monotonic()
+            self.say(self._status())
+
+    def _status(self) -> str:
+        elapsed = time.monotonic() - self._began
+        best = "-" if self._best is None else f"{self._best:.4f}"
+        left = "-"
+        if self._done:
+            left = _clock(elapsed / self._done * (self._planned - self._done))
+        return (
+            f"{self._done}/{self._planned} trials, {self._running} running, "
+            f"best validation NDCG@20 {best}, {_clock(elapsed)} elapsed, {left} left"
+        )
+
+
+def _settings(spec: TrialSpec) -> str:
+    config = spec.config
+    given = {
+        "r": config.rank,
+        "G": config.groups,
+        "λ": config.conditioning_weight,
+        "lr": config.learning_rate,
+    }
+    return " ".join(f"{name}={value:g}" for name, value in given.items() if value is not None)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

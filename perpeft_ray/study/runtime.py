@@ -1,0 +1,122 @@
+"""Ray for the time of a study: an instance of our own, or the cluster that RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.errors import InputError
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine is the one that verbose=0 silences
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are ours; no CSV, JSON and TensorBoard files
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without a validation have no objective
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study, not only Tune's current call
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of encoders stay valid in trials
+}
+_LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
+
+
+@contextmanager
+def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
+    """Ray, started or joined, with room for the study's trials; ends only what it started.
+
+    What Ray, Optuna and failed trials log goes to `log_file`, whose folder must exist.
+
+    Raises InputError where the cluster has too few CPUs for a trial, RuntimeError where trials
+    would hang because the State API is missing.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    joined = ray.is_initialized()
+    if not joined:
+        _init()
+    try:
+        _check_cpus(study)
+        _check_state_api(study)
+        with _logging_to(log_file):
+            yield
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _init() -> None:
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        # Processes of a cluster do not have this process's environment.
+        ray.init(
+            runtime_env={"env_vars": _ENVIRONMENT},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        return
+    # "local": never a cluster that happens to run on this machine. The dashboard serves the
+    # State API, without which placement groups of stopped Ray Train trials are never freed.
+    ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _check_cpus(study: StudyConfig) -> None:
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    for name, workers in _worker_counts(study).items():
+        needed = max(workers, 1) * study.cpus_per_worker
+        if needed > cpus:
+            product = f"`{name}` x `cpus_per_worker`" if workers else "`cpus_per_worker`"
+            raise InputError(
+                f"{product} must be at most the CPUs that Ray has ({cpus}), but is {needed}"
+            )
+
+
+def _check_state_api(study: StudyConfig) -> None:
+    if not any(_worker_counts(study).values()):
+        return
+    from ray.util.state import list_placement_groups
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        list_placement_groups(limit=1)
+    except (RayStateApiException, ConnectionError) as error:
+        raise RuntimeError(
+            "Ray's State API does not answer, and without it trials with Ray Train workers hang: "
+            "install ray[default] and start Ray with its dashboard"
+        ) from error
+
+
+def _worker_counts(study: StudyConfig) -> dict[str, int]:
+    counts = {"workers": study.workers}
+    if study.mode == "sequential" and "perpeft" in study.methods:
+        counts["parallel_workers"] = study.parallel_workers
+    return counts
+
+
+@contextmanager
+def _logging_to(file: Path) -> Iterator[None]:
+    handler = logging.FileHandler(file, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.handlers[:], logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers[:], logger.propagate = handlers, propagate
+        handler.close()

@@ -1,0 +1,117 @@
+"""Suggestions: Optuna's sampler behind Tune, each setting once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray.tune.result import DONE
+from ray.tune.search.optuna import OptunaSearch
+
+from perpeft_ray.config import StudyConfig, canonical_hash
+from perpeft_ray.study.plan import search_trial, search_trials
+from perpeft_ray.study.space import Setting, all_settings, suggest_setting
+from perpeft_ray.study.trainable import OBJECTIVE
+
+
+class Suggestions(OptunaSearch):
+    """TPE over the study's space, kept in an Optuna journal.
+
+    Differs from Tune's `OptunaSearch` in that a setting is suggested once (the space is finite and
+    a trial is deterministic), every variant is tried before anything is tried twice, epochs
+    without a validation are not reported, and a trial that ASHA stopped is PRUNED.
+
+    `tried`: config hashes of settings that an earlier run of the study has finished.
+    """
+
+    def __init__(self, study: StudyConfig, journal: Path, tried: Collection[str]) -> None:
+        super().__init__(
+            partial(suggest_setting, study),
+            metric=OBJECTIVE,
+            mode="max",
+            sampler=optuna.samplers.TPESampler(seed=study.search.seed),
+            study_name=optuna_study_name(study),
+            storage=open_journal(journal),
+        )
+        self._study = study
+        settings = {search_trial(study, s).config.config_hash: s for s in all_settings(study)}
+        self._untried = {key: s for key, s in settings.items() if key not in tried}
+        tried_variants = {settings[key]["variant"] for key in tried if key in settings}
+        self._untried_variants = [v for v in study.values("variant") if v not in tried_variants]
+        self._random = random.Random(study.search.seed)
+
+    def suggest_setting(self, trial_id: str) -> Setting:
+        """A setting that has not been tried, first one of each variant.
+
+        Raises RuntimeError where the space has no other.
+        """
+        if not self._untried:
+            raise RuntimeError("every setting of the search space has been tried")
+        if self._untried_variants and len(self._study.values("variant")) > 1:
+            self._ot_study.enqueue_trial({"variant": self._untried_variants.pop(0)})
+        setting = self.suggest(trial_id)
+        if self._key(setting) not in self._untried:
+            setting = self._another(trial_id, setting)
+        del self._untried[self._key(setting)]
+        return setting
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Report the objective to Optuna, by the trial's epoch."""
+        # Tune repeats the last result when the function has returned.
+        if OBJECTIVE in result and not result.get(DONE):
+            self._report(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell Optuna how a trial ended: COMPLETE, PRUNED or FAIL."""
+        last_epoch = self._study.train.epochs + self._study.train.personal_epochs
+        if result is not None and result["record/epoch"] < last_epoch:
+            self._report(trial_id, result)
+            result = None  # without a result Optuna is told PRUNED, with what was reported last
+        super().on_trial_complete(trial_id, result=result, error=error)
+
+    def _report(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._ot_trials[trial_id].report(result[OBJECTIVE], step=result["record/epoch"])
+
+    def _another(self, trial_id: str, setting: Setting) -> Setting:
+        """In the stead of a setting to which the sampler came back, another of its variant."""
+        repeat = self._ot_trials.pop(trial_id)
+        repeat.set_user_attr("repeats", self._key(setting))
+        self._ot_study.tell(repeat, state=TrialState.FAIL)
+        untried = list(self._untried.values())
+        same_variant = [other for other in untried if other["variant"] == setting["variant"]]
+        self._ot_study.enqueue_trial(self._random.choice(same_variant or untried))
+        return self.suggest(trial_id)
+
+    def _key(self, setting: Setting) -> str:
+        return search_trial(self._study, setting).config.config_hash
+
+
+def open_journal(journal: Path) -> JournalStorage:
+    """The Optuna storage of a study's journal file; also opens in optuna-dashboard."""
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
+def optuna_study_name(study: StudyConfig) -> str:
+    """The study's name and a hash of its search: another space or fixed value is another search."""
+    hashes = [spec.config.config_hash for spec in search_trials(study)]
+    return f"{study.study}-{canonical_hash(sorted(hashes))[:8]}"
+
+
+def fail_unfinished(journal: Path) -> None:
+    """Mark trials that a dead run of the study left RUNNING as FAIL; no journal is no trial."""
+    if not journal.exists():
+        return
+    storage = open_journal(journal)
+    for name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)

@@ -1,0 +1,162 @@
+"""The function that Tune runs for every trial: train, report every epoch, write the row.
+
+Everything in this module runs in the trial's own process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray import tune
+
+from perpeft_ray.config import StudyConfig, TrialConfig
+from perpeft_ray.metrics import RankingMetrics
+from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.study.record import Recorder, TrialRecord
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+
+if TYPE_CHECKING:  # torch is imported by trials that train, not by those who plan them
+    from perpeft_ray.train.workspace import Workspace
+
+OBJECTIVE = "best_valid_ndcg_at_20"
+"""Key of the objective in what a trial reports to Tune; absent before any validation."""
+VALIDATED_STAGE3_EPOCHS = "validated_stage3_epochs"
+"""Key of ASHA's time: epochs of stage 3, present only where this epoch was validated."""
+
+Report = Callable[[EpochRecord], None]
+
+
+class Runner(Protocol):
+    """Trains one trial in this process: `perpeft_ray.train.trial.run_trial`."""
+
+    def __call__(
+        self, config: TrialConfig, workspace: Workspace, report: Report, *, test: bool
+    ) -> TrialOutcome:
+        """Train, call `report` after every epoch and return what was measured."""
+
+
+class DistributedRunner(Protocol):
+    """Trains one trial with Ray Train: `perpeft_ray.train.ray_train.run_distributed`."""
+
+    def __call__(
+        self,
+        config: TrialConfig,
+        workspace: Workspace,
+        report: Report,
+        *,
+        workers: int,
+        cpus_per_worker: int,
+        storage: Path,
+        name: str,
+        test: bool,
+    ) -> TrialOutcome:
+        """As `Runner`; `report` is called in this process."""
+
+
+class StudyRecorder(Recorder, Protocol):
+    """A recorder that also tells what the search has found: `perpeft_ray.results.folder`."""
+
+    def search_scores(self) -> dict[str, float]:
+        """Validation NDCG@20 of the COMPLETE trials of the search, by config hash."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study and what its trials need; travels to every trial's process."""
+
+    config: StudyConfig
+    folder: Path
+    """Absolute: `<storage>/<study>`."""
+    workspace: Workspace
+    recorder: StudyRecorder
+    run: Runner
+    run_distributed: DistributedRunner
+
+
+def make_trainable(study: Study) -> Callable[[dict[str, Any]], None]:
+    """The Tune function of a study; its configuration is `TrialSpec.to_tune`."""
+
+    def trial(config: dict[str, Any]) -> None:
+        run_spec(study, TrialSpec.from_tune(config), tune.report)
+
+    return trial
+
+
+def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None:
+    """Run one trial and write its COMPLETE row; `report` takes one dictionary an epoch.
+
+    The row is written here and not by the study's main process, so that it is kept if that dies.
+    Raises FloatingPointError where the objective is not finite, and whatever the trial raises.
+    """
+    started_at = datetime.now(UTC)
+    epochs: list[EpochRecord] = []
+
+    def keep(record: EpochRecord) -> None:
+        epochs.append(record)
+        report(to_result(record, spec.config))
+
+    if spec.workers == 0:
+        outcome = study.run(spec.config, study.workspace, keep, test=spec.test)
+    else:
+        # Read by Ray Train's controller: at the default of 2 s a short trial takes twice as long.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        outcome = study.run_distributed(
+            spec.config,
+            study.workspace,
+            keep,
+            workers=spec.workers,
+            cpus_per_worker=study.config.cpus_per_worker,
+            storage=study.folder / "checkpoints",
+            name=spec.trial_id,
+            test=spec.test,
+        )
+    study.recorder.write_trial(
+        TrialRecord(
+            study=study.config.study,
+            trial_id=spec.trial_id,
+            phase=spec.phase,
+            status="COMPLETE",
+            error=None,
+            config=spec.config,
+            outcome=outcome,
+            epochs=epochs,
+            started_at=started_at,
+            finished_at=datetime.now(UTC),
+        )
+    )
+
+
+def to_result(record: EpochRecord, config: TrialConfig) -> dict[str, Any]:
+    """What Tune is told of an epoch: the record, and the keys that search and ASHA read.
+
+    Raises FloatingPointError where the objective is not finite: Optuna would leave the trial
+    RUNNING for ever.
+    """
+    result: dict[str, Any] = {"record": asdict(record)}
+    if record.best_valid_ndcg_at_20 is not None:
+        if not math.isfinite(record.best_valid_ndcg_at_20):
+            raise FloatingPointError(
+                f"validation NDCG@20 is {record.best_valid_ndcg_at_20} in epoch {record.epoch}"
+            )
+        result[OBJECTIVE] = record.best_valid_ndcg_at_20
+    if record.stage == 3 and record.valid is not None:
+        result[VALIDATED_STAGE3_EPOCHS] = record.epoch - config.stage1_epochs
+    return result
+
+
+def from_result(result: Mapping[str, Any]) -> EpochRecord:
+    """The record that `to_result` was given."""
+    fields = result["record"]
+    valid = fields["valid"]
+    return EpochRecord(**{**fields, "valid": None if valid is None else RankingMetrics(**valid)})
+
+
+def is_last_epoch(record: EpochRecord, config: TrialConfig) -> bool:
+    """Whether a trial has nothing left to train after this epoch."""
+    return record.epoch == config.stage1_epochs + config.stage3_epochs

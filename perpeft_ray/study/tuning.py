@@ -1,0 +1,65 @@
+"""One run of Tune: trials from an agenda, each in a process of its own or on Ray Train workers."""
+
+from __future__ import annotations
+
+import tempfile
+
+import ray
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.study.agenda import Agenda
+from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.trainable import Study, make_trainable
+from perpeft_ray.study.watch import Watch
+
+
+def run_tune(
+    study: Study,
+    agenda: Agenda,
+    progress: Progress,
+    *,
+    workers: int,
+    scheduler: TrialScheduler | None = None,
+) -> None:
+    """Let Tune run the trials of an agenda; returns when all have ended.
+
+    `workers`: the most Ray Train workers that a trial has; 0 where each trains in its own process.
+    A trial that fails becomes a FAIL row and the others go on.
+    """
+    trainable = tune.with_resources(make_trainable(study), _resources(study.config, workers))
+    # Rows are ours; what Tune keeps about the trials is thrown away.
+    with tempfile.TemporaryDirectory(prefix="perpeft-tune-") as scratch:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=agenda,
+                scheduler=scheduler,
+                num_samples=-1,  # as many as the agenda has
+                max_concurrent_trials=_concurrency(study.config, workers),
+                # Imports are paid once; with a nested trainer and ASHA reuse hangs.
+                reuse_actors=workers == 0,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=study.config.study,
+                storage_path=scratch,
+                callbacks=[Watch(study, progress)],
+                verbose=0,
+            ),
+        ).fit()
+
+
+def _concurrency(config: StudyConfig, workers: int) -> int:
+    """Trials at a time: what the study allows and the cluster's CPUs hold, at least one."""
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    of_trial = max(workers, 1) * config.cpus_per_worker
+    return max(1, min(config.search.max_concurrent, cpus // of_trial))
+
+
+def _resources(config: StudyConfig, workers: int) -> dict[str, float]:
+    if workers == 0:
+        return {"CPU": config.cpus_per_worker}
+    # The trial's own process only waits for its workers: given CPUs it could starve them.
+    return {"node:__internal_head__": 0.001}

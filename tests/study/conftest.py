@@ -1,0 +1,226 @@
+"""A study without training: a runner whose score is a known function of the configuration."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
+from perpeft_ray.metrics import RankingMetrics
+from perpeft_ray.study.record import TrialRecord
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
+
+
+@dataclass(frozen=True)
+class JsonRecorder:
+    """A recorder that writes one small JSON file a trial."""
+
+    folder: Path
+
+    def write_trial(self, record: TrialRecord) -> None:
+        row = {
+            "trial_id": record.trial_id,
+            "phase": record.phase,
+            "status": record.status,
+            "error": record.error,
+            "hash": record.config.config_hash,
+            "method": record.config.method,
+            "variant": record.config.variant,
+            "rank": record.config.rank,
+            "groups": record.config.groups,
+            "conditioning_weight": record.config.conditioning_weight,
+            "learning_rate": record.config.learning_rate,
+            "seed": record.config.seed,
+            "mode": record.config.mode,
+            "epochs": len(record.epochs),
+            "valid": record.outcome.valid.ndcg_at_20 if record.outcome else None,
+            "test": record.outcome is not None and record.outcome.test is not None,
+            "workers": record.outcome.world_size if record.outcome else None,
+            "started_at": record.started_at.isoformat(),
+            "finished_at": record.finished_at.isoformat(),
+        }
+        (self.folder / f"{record.trial_id}.json").write_text(json.dumps(row))
+
+    def rows(self) -> list[dict[str, Any]]:
+        files = sorted(self.folder.glob("*.json"))
+        return [json.loads(file.read_text()) for file in files]
+
+    def finished(self) -> set[tuple[str, str]]:
+        return {
+            (row["phase"], row["hash"])
+            for row in self.rows()
+            if row["status"] in ("COMPLETE", "PRUNED")
+        }
+
+    def search_scores(self) -> dict[str, float]:
+        return {
+            row["hash"]: row["valid"]
+            for row in self.rows()
+            if row["status"] == "COMPLETE" and row["phase"] == "search"
+        }
+
+
+Score = Callable[[TrialConfig], float]
+
+
+def score_of(config: TrialConfig) -> float:
+    """Highest for lora, rank 4, a weight of 0.75 and, by method, another learning rate."""
+    score = {"lora": 0.3, "ia3": 0.2, "iisan": 0.1, None: 0.05}[config.variant]
+    score += 0.02 if config.rank == 4 else 0.0
+    score -= 0.05 * abs((config.conditioning_weight or 0.0) - 0.75)
+    score += 0.001 * (config.groups or 0)
+    best_rate = 1e-2 if config.method in ("perpeft", "frozen_mm") else 5e-3
+    return score + (0.01 if config.learning_rate == best_rate else 0.0)
+
+
+def fake_run(
+    config: TrialConfig,
+    workspace: object,
+    report: Callable[[EpochRecord], None],
+    *,
+    test: bool,
+    score: Score = score_of,
+    workers: int = 1,
+) -> TrialOutcome:
+    """All epochs at once; validated as `validate_every` says, growing towards the score.
+
+    The best of stage 3 starts anew, as in real trials.
+    """
+    metrics = RankingMetrics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    first, last = config.stage1_epochs, config.stage1_epochs + config.stage3_epochs
+    best = None
+    for epoch in range(1, last + 1):
+        stage = 1 if epoch <= first else 3
+        if epoch == first + 1:
+            best = None
+        valid = None
+        if (epoch - (0 if stage == 1 else first)) % config.validate_every == 0 or epoch == last:
+            value = score(config) * (0.5 + 0.5 * epoch / last)
+            valid = replace(metrics, ndcg_at_20=value)
+            best = value
+        report(EpochRecord(stage, epoch, 1.0 / epoch, 0.0, valid, best, stage == 1))
+    return TrialOutcome(
+        selected_epoch=last,
+        valid=replace(metrics, ndcg_at_20=score(config)),
+        test=metrics if test else None,
+        users_evaluated=3,
+        encoder_parameters=1,
+        trainable_parameters=1,
+        stage1_seconds=0.0,
+        stage2_seconds=0.0,
+        stage3_seconds=0.0,
+        evaluate_seconds=0.0,
+        peak_memory_mb=0.0,
+        world_size=workers,
+        device="cpu",
+        users=UserRanks(
+            user_id=np.array(["a", "b", "c"], dtype=object),
+            group=np.zeros(3, dtype=np.int32),
+            test_group=np.zeros(3, dtype=np.int32),
+            valid_rank=np.zeros(3, dtype=np.int64),
+            test_rank=np.zeros(3, dtype=np.int64),
+        ),
+    )
+
+
+def fake_run_distributed(
+    config: TrialConfig,
+    workspace: object,
+    report: Callable[[EpochRecord], None],
+    *,
+    workers: int,
+    cpus_per_worker: int,
+    storage: Path,
+    name: str,
+    test: bool,
+) -> TrialOutcome:
+    return fake_run(config, workspace, report, test=test, workers=workers)
+
+
+def small_study(**changes: Any) -> StudyConfig:
+    """Small: 24 settings of lora, 8 of the others; 2 + 6 epochs."""
+    config = StudyConfig(
+        parallel_workers=0,
+        train=TrainSettings(epochs=2, personal_epochs=6, validate_every=2),
+        search=SearchSettings(
+            trials=6,
+            max_concurrent=1,
+            ranks=(2, 4, 8),
+            groups=(4, 8),
+            conditioning_weights=(0.5, 1.0),
+            learning_rates=(5e-3, 1e-2),
+            grace_epochs=2,
+        ),
+    )
+    return replace(config, **changes)
+
+
+def fake_run_failing(
+    config: TrialConfig,
+    workspace: object,
+    report: Callable[[EpochRecord], None],
+    *,
+    test: bool,
+) -> TrialOutcome:
+    """ia3 raises; lora with four groups has a score that is not a number."""
+    if config.variant == "ia3":
+        raise ValueError("ia3 is broken\nand here is more of it")
+    diverges = config.variant == "lora" and config.groups == 4
+
+    def score(config: TrialConfig) -> float:
+        return float("nan") if diverges else score_of(config)
+
+    return fake_run(config, workspace, report, test=test, score=score)
+
+
+@pytest.fixture
+def run_failing() -> Any:
+    return fake_run_failing
+
+
+@pytest.fixture(name="small_study")
+def small_study_fixture() -> Callable[..., StudyConfig]:
+    return small_study
+
+
+@pytest.fixture(scope="session")
+def ray_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for all tests of the session, as the study starts it."""
+    from ray import cloudpickle
+
+    from perpeft_ray.study.runtime import ray_for
+
+    # Trials' processes cannot import test modules.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    log = tmp_path_factory.mktemp("ray") / "log.txt"
+    with ray_for(small_study(), log):
+        yield
+
+
+@pytest.fixture
+def make_study(tmp_path: Path) -> Callable[..., Any]:
+    """Study from a config, in a fresh folder; `run` replaces the runner."""
+
+    def make(config: StudyConfig, run: Any = fake_run) -> Any:
+        from perpeft_ray.study.trainable import Study
+
+        folder = tmp_path / config.study
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+        recorder = JsonRecorder(folder / "rows")
+        return Study(
+            config=config,
+            folder=folder,
+            workspace=None,  # type: ignore[arg-type]
+            recorder=recorder,
+            run=run,
+            run_distributed=fake_run_distributed,
+        )
+
+    return make

@@ -1,0 +1,81 @@
+"""The search space against a plain count of its settings, and Optuna's suggestions from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from perpeft_ray.config import LossSettings, PeftSettings, StudyConfig, TrainSettings
+from perpeft_ray.errors import InputError
+from perpeft_ray.study.check import check_study
+from perpeft_ray.study.plan import search_trial
+from perpeft_ray.study.presets import preset
+from perpeft_ray.study.space import all_settings, suggest_setting
+
+
+def suggestions(study: StudyConfig, count: int) -> list[dict[str, object]]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    trials = optuna.create_study(sampler=sampler)
+    return [suggest_setting(study, trials.ask()) for _ in range(count)]
+
+
+def test_all_settings_are_counted_and_distinct() -> None:
+    study = StudyConfig()
+    settings = all_settings(study)
+    # lora has 3 ranks, the two others none; 3 group counts, 4 weights, 2 learning rates.
+    assert len(settings) == (3 + 1 + 1) * 3 * 4 * 2
+    hashes = {search_trial(study, setting).config.config_hash for setting in settings}
+    assert len(hashes) == len(settings)
+
+
+def test_rank_is_suggested_only_to_variants_that_have_one() -> None:
+    for setting in suggestions(StudyConfig(), 60):
+        assert ("rank" in setting) == (setting["variant"] == "lora")
+        assert setting in all_settings(StudyConfig())
+
+
+def test_given_values_leave_the_search() -> None:
+    study = StudyConfig(
+        peft=PeftSettings(variant="lora", rank=4),
+        loss=LossSettings(conditioning_weight=1.0),
+        train=TrainSettings(lr=0.01),
+    )
+    trial = optuna.create_study().ask()
+    setting = suggest_setting(study, trial)
+    assert set(trial.params) == {"groups"}
+    assert setting == {
+        "variant": "lora",
+        "rank": 4,
+        "groups": trial.params["groups"],
+        "conditioning_weight": 1.0,
+        "learning_rate": 0.01,
+    }
+    config = search_trial(study, setting).config
+    assert (config.method, config.rank, config.learning_rate) == ("perpeft", 4, 0.01)
+
+
+def test_more_groups_than_users_is_told_with_rule_and_value() -> None:
+    study = StudyConfig(grouping=replace(StudyConfig().grouping, groups=2000))
+    with pytest.raises(InputError) as told:
+        check_study(study, num_users=938)
+    assert str(told.value) == (
+        "`grouping.groups` must be between 1 and the number of users (938), but is 2000"
+    )
+    check_study(study, num_users=2000)
+
+
+def test_every_variant_needs_a_trial() -> None:
+    study = StudyConfig(search=replace(StudyConfig().search, trials=2))
+    with pytest.raises(InputError, match=r"`search.trials` must be at least .* \(3\), but is 2"):
+        check_study(study, num_users=100)
+
+
+def test_paper_preset_searches_only_the_variant() -> None:
+    study = preset("paper")
+    assert [setting["variant"] for setting in all_settings(study)] == ["lora", "ia3", "iisan"]
+    config = search_trial(study, all_settings(study)[0]).config
+    assert (config.learning_rate, config.batch_size, config.groups) == (1e-4, 16, 8)
+    assert (config.stage1_epochs, config.stage3_epochs, config.validate_every) == (10, 20, 1)
