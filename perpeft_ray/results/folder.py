@@ -123,6 +123,10 @@ class StudyFolder:
         """The users of all COMPLETE trials; columns: `perpeft_ray.results.schema.USERS`."""
         return self._read("users", USERS)
 
+    def users_of(self, trial_id: str) -> pd.DataFrame:
+        """The users of one COMPLETE trial; columns: `perpeft_ray.results.schema.USERS`."""
+        return pd.read_parquet(self.path / "users" / f"{trial_id}.parquet")
+
     def _read(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
         folder = self.path / name
         if not any(folder.glob("[!.]*.parquet")):

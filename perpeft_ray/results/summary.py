@@ -26,14 +26,20 @@ def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
     `ndcg_at_30`), mean, std (ddof = 1, null for one seed), seeds. Methods and variants are in the
     paper's order. Where a seed was run again with another setting, the later trial counts.
     """
-    done = trials[(trials.phase == "ablation") & (trials.status == "COMPLETE")]
-    done = done.sort_values("finished_at").drop_duplicates([*_CELL, "seed"], keep="last")
-    long = done.rename(columns={f"test_{name}": name for name in METRICS}).melt(
-        id_vars=[*_CELL, "seed"], value_vars=list(METRICS), var_name="metric"
+    long = (
+        final_trials(trials)
+        .rename(columns={f"test_{name}": name for name in METRICS})
+        .melt(id_vars=[*_CELL, "seed"], value_vars=list(METRICS), var_name="metric")
     )
     by_cell = long.groupby([*_CELL, "metric"], dropna=False, sort=False)["value"]
     summary = by_cell.agg(mean="mean", std="std", seeds="count").reset_index()
     return _in_paper_order(summary)
+
+
+def final_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """The COMPLETE trials of the ablation, one a method, variant, mode and seed: the latest."""
+    done = trials[(trials.phase == "ablation") & (trials.status == "COMPLETE")]
+    return done.sort_values("finished_at").drop_duplicates([*_CELL, "seed"], keep="last")
 
 
 def gains_over_global(summary: pd.DataFrame) -> pd.DataFrame:
