@@ -6,7 +6,7 @@ Letters: n items, L tokens, S pixels a side, W a tower's width.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,13 @@ TOYSHOP_CLIP = Path(__file__).parent / "toyshop_clip"
 NARROW = 256
 """Towers narrower than this compute in float32 under dtype `auto`: at width 64 a training step in
 bfloat16 took twice the time of one in float32 (one core, avx512_bf16)."""
+
+_LENGTH_PARTS = 6
+"""Parts that a batch's titles are encoded in where their lengths differ."""
+_LEAST_PART = 32
+"""Titles in a part at least."""
+_EVEN = 1.3
+"""Titles whose longest is at most so many times their mean are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class DualTowers(nn.Module):
 
     def forward(self, batch: ItemBatch) -> Tensor:
         """Projected features, float32 [n, image_features + text_features]."""
-        text = self.model.get_text_features(**self._text_inputs(batch)).pooler_output
+        text = by_length(batch, self._text_features)
         image = self.model.get_image_features(pixel_values=self._pixels(batch)).pooler_output
         return torch.cat(
             [_where(batch.has_image, image), _where(batch.has_title, text)], dim=-1
@@ -124,6 +131,9 @@ class DualTowers(nn.Module):
         texts = torch.stack([state[rows, last] for state in text.hidden_states], dim=1)
         images = torch.stack([state[:, 0] for state in image.hidden_states], dim=1)
         return (_where(batch.has_title, texts), _where(batch.has_image, images))
+
+    def _text_features(self, batch: ItemBatch) -> Tensor:
+        return self.model.get_text_features(**self._text_inputs(batch)).pooler_output
 
     def _text_inputs(self, batch: ItemBatch) -> dict[str, Tensor]:
         inputs = {"input_ids": batch.token_ids}
@@ -159,8 +169,7 @@ class TextTower(nn.Module):
 
     def forward(self, batch: ItemBatch) -> Tensor:
         """Pooled features, float32 [n, text_features]."""
-        out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask)
-        return _where(batch.has_title, self._pool(out.last_hidden_state, batch.attention_mask))
+        return _where(batch.has_title, by_length(batch, self._encode))
 
     def hidden_states(self, batch: ItemBatch) -> tuple[Tensor, None]:
         """Pooled state of every layer, float32 [n, text_layers + 1, W]; no images."""
@@ -171,6 +180,10 @@ class TextTower(nn.Module):
         )
         pooled = [self._pool(state, batch.attention_mask) for state in out.hidden_states]
         return _where(batch.has_title, torch.stack(pooled, dim=1)), None
+
+    def _encode(self, batch: ItemBatch) -> Tensor:
+        out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask)
+        return self._pool(out.last_hidden_state, batch.attention_mask)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.pooling == "first":
@@ -217,6 +230,34 @@ def load_towers(name: str, dtype: Dtype, device: torch.device) -> Towers:
         processor = image_processor(source.path)
         towers = DualTowers(model, processor.image_mean, processor.image_std)
     return towers.eval().to(device)
+
+
+def by_length(batch: ItemBatch, encode: Callable[[ItemBatch], Tensor]) -> Tensor:
+    """`encode` on titles of similar length together, each part trimmed to its longest: [n, ...].
+
+    Where titles differ much in length most tokens of a batch would be padding. Rows come back in
+    the batch's order; only the text of the parts is set.
+    """
+    lengths = batch.attention_mask.sum(dim=1)  # [n]
+    parts = min(_LENGTH_PARTS, len(lengths) // _LEAST_PART)
+    if parts < 2 or lengths.max() <= _EVEN * lengths.float().mean():
+        return encode(batch)
+    order = lengths.argsort()
+    encoded = []
+    for rows in order.tensor_split(parts):
+        longest = int(lengths[rows[-1]])
+        encoded.append(
+            encode(
+                ItemBatch(
+                    pixels=None,
+                    token_ids=batch.token_ids[rows, :longest],
+                    attention_mask=batch.attention_mask[rows, :longest],
+                    has_image=batch.has_image[rows],
+                    has_title=batch.has_title[rows],
+                )
+            )
+        )
+    return torch.cat(encoded)[order.argsort()]
 
 
 def _pooling(path: str) -> Literal["mean", "first"]:

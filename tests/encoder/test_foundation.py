@@ -126,6 +126,17 @@ def test_text_tower_pools_by_the_mean_over_tokens(tiny_bert: Path) -> None:
     assert FoundationPreprocessor(name).image_size == 0
 
 
+def test_titles_encoded_by_length_come_back_in_order(tiny_bert: Path) -> None:
+    name = f"text:{tiny_bert}"
+    towers = load_towers(name, "float32", CPU)
+    rng = np.random.default_rng(0)
+    words = ["red", "oak", "chair", "lamp"]
+    titles = [" ".join(rng.choice(words, size=rng.integers(1, 40))) for _ in range(100)]
+    batch = _batch(name, titles, None)
+    with torch.no_grad():
+        torch.testing.assert_close(towers(batch), towers._encode(batch), atol=1e-5, rtol=1e-4)
+
+
 def test_bad_names() -> None:
     with pytest.raises(InputError, match=r"config\.json"):
         parse_encoder("./no/such/folder")
