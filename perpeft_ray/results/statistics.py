@@ -75,13 +75,21 @@ def compare_methods(
     `InputError` where no data set and seed has both methods' trials.
     """
     trials = read_final_trials(folders)
-    pairs = _paired(trials, method_a, method_b, variant)
-    if pairs.empty:
+    comparison = compare_trials(trials, method_a, method_b, variant, metric)
+    if comparison is None:
         raise InputError(
             f"{method_a} and {method_b} ({variant}) must have a complete trial of the same data "
             f"set and seed, but there is none in {', '.join(map(str, folders))}"
         )
-    return _compare(pairs, (method_a, method_b, variant), metric)
+    return comparison
+
+
+def compare_trials(
+    trials: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
+) -> Comparison | None:
+    """As `compare_methods`, on what `read_final_trials` gave; None where there is no pair."""
+    pairs = _paired(trials, method_a, method_b, variant)
+    return None if pairs.empty else _compare(pairs, (method_a, method_b, variant), metric)
 
 
 def read_final_trials(folders: Sequence[Path]) -> pd.DataFrame:
@@ -90,12 +98,14 @@ def read_final_trials(folders: Sequence[Path]) -> pd.DataFrame:
     They are complete ones of the ablation; of a personal method, in its study's own mode.
     """
     frames = []
+    if not folders:
+        raise InputError("a comparison must have at least one study folder, but has none")
     for path in folders:
         folder = StudyFolder.open(Path(path))
         trials = final_trials(folder.trials())
         other_mode = trials.method.isin(PERSONAL_METHODS) & (trials["mode"] != folder.config.mode)
         frames.append(trials[~other_mode].assign(folder=folder.path))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return pd.concat(frames, ignore_index=True)
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:

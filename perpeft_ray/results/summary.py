@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import pandas as pd
 
-from perpeft_ray.config import METHODS, VARIANTS
+from perpeft_ray.config import VARIANTS
 from perpeft_ray.metrics import CUTOFFS
+from perpeft_ray.results.reference import METHOD_ORDER
 
 METRICS = tuple(f"{name}_at_{k}" for name in ("hr", "ndcg") for k in CUTOFFS)
 SELECTION = "valid_ndcg_at_20"
 """What settings and epochs are chosen by."""
 BASELINES = ("without_mm", "frozen_mm", "global")
 """Methods whose learning rate is chosen on its own."""
+
+VARIED = ("groups", "rank", "conditioning_weight", "learning_rate")
+"""Numbers that a study can vary."""
+COSTS = (
+    "trainable_parameters",
+    "trainable_fraction",
+    "stage1_seconds",
+    "stage2_seconds",
+    "stage3_seconds",
+    "evaluate_seconds",
+    "peak_memory_mb",
+)
 
 _CELL = ["method", "variant", "mode"]
 
@@ -84,6 +97,51 @@ def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     return _in_paper_order(tried)
 
 
+def costs(trials: pd.DataFrame) -> pd.DataFrame:
+    """What a trial of each method and variant costs: means over the final trials.
+
+    Columns: method, variant, mode, trials, and means under their names in `trials/`.
+    """
+    by_cell = final_trials(trials).groupby(_CELL, dropna=False, sort=False)
+    means = by_cell[list(COSTS)].mean()
+    means.insert(0, "trials", by_cell.size())
+    return _in_paper_order(means.reset_index())
+
+
+def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
+    """Test NDCG@20 of PerPEFT against one setting at a time, the others held where it varies most.
+
+    Columns: parameter (groups, rank, conditioning_weight, learning_rate), variant, mode, value,
+    mean, std, seeds; no rows in a study that varies none of them in trials that read test.
+    """
+    complete = (trials.phase == "ablation") & (trials.status == "COMPLETE")
+    done = _in_paper_order(trials[complete & (trials.method == "perpeft")])
+    curves = [
+        curve.assign(parameter=parameter)
+        for parameter in VARIED
+        for _, of_variant in done.groupby(["variant", "mode"], sort=False)
+        if (curve := _curve(of_variant, parameter)) is not None
+    ]
+    names = ["parameter", "variant", "mode", "value", "mean", "std", "seeds"]
+    if not curves:
+        return pd.DataFrame(columns=names)
+    return pd.concat(curves, ignore_index=True)[names]
+
+
+def _curve(done: pd.DataFrame, parameter: str) -> pd.DataFrame | None:
+    """One line of the sensitivity figure; None where the parameter has fewer than two values."""
+    others = [name for name in VARIED if name != parameter]
+    rows = done[done[parameter].notna()]
+    held = rows.groupby(others, dropna=False)
+    values = held[parameter].transform("nunique")
+    if values.empty or values.max() < 2:
+        return None
+    widest = held.ngroup() == held.ngroup()[values.idxmax()]
+    by_value = rows[widest].groupby([parameter, "variant", "mode"])["test_ndcg_at_20"]
+    curve = by_value.agg(mean="mean", std="std", seeds="count").reset_index()
+    return curve.rename(columns={parameter: "value"})
+
+
 def _searched(trials: pd.DataFrame, methods: tuple[str, ...] | list[str]) -> pd.DataFrame:
     complete = (trials.phase == "search") & (trials.status == "COMPLETE")
     return trials[complete & trials.method.isin(methods)]
@@ -93,7 +151,7 @@ def _in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows by method, mode (sequential first) and variant; the order of the rest is kept."""
     order = pd.DataFrame(index=frame.index)
     for name, values in (
-        ("method", METHODS),
+        ("method", METHOD_ORDER),
         ("mode", ("sequential", "parallel")),
         ("variant", VARIANTS),
     ):

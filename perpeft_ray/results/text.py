@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pandas as pd
 import rich.box
 from rich.table import Table
 from rich.text import Text
+
+MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,13 @@ class TextTable:
 
     def terminal(self) -> Table:
         """For `rich.print`."""
-        table = Table(title=self.title, caption=self.caption, box=rich.box.SIMPLE_HEAD)
+        table = Table(
+            title=self.title,
+            caption=self.caption,
+            box=rich.box.SIMPLE_HEAD,
+            pad_edge=False,
+            show_edge=False,
+        )
         for number, name in enumerate(self.header):
             table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
         for number, row in enumerate(self.rows):
@@ -68,6 +77,20 @@ class TextTable:
                 table.add_section()
             table.add_row(*(Text(c.text, style="bold green" if c.best else "") for c in row))
         return table
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """A table's file name, its numbers (the Parquet and CSV files) and its printed forms."""
+
+    name: str
+    numbers: pd.DataFrame
+    printed: tuple[TextTable, ...]
+
+
+def mean_and_std(mean: float, std: float) -> str:
+    """`4.82 ± 0.04` from values in [0, 1]; without the deviation where it is null."""
+    return f"{100 * mean:.2f}" + ("" if pd.isna(std) else f" ± {100 * std:.2f}")
 
 
 _TEX = {"±": r"$\pm$", "×": r"$\times$", "–": "--", "λ": r"$\lambda$", "\\": r"\textbackslash{}"}

@@ -12,6 +12,7 @@ from scipy import stats
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
+from perpeft_ray.results.comparisons import comparisons, p_text
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.statistics import compare_methods, holm, user_metric
 from perpeft_ray.train.outcome import UserRanks
@@ -139,3 +140,32 @@ def test_holm_by_hand() -> None:
     assert holm(np.array([0.03, 0.01, 0.04])) == pytest.approx([0.06, 0.03, 0.06])
     assert holm(np.array([0.6, 0.7])).tolist() == [1.0, 1.0]
     assert holm(np.array([])).tolist() == []
+
+
+def test_comparisons_are_corrected_over_the_table(write: Write) -> None:
+    rng = np.random.default_rng(6)
+    methods = ("perpeft", "global", "without_mm", "random_grouping")
+    ranks = {(method, seed): rng.integers(0, 50, 200) for method in methods for seed in (0, 1)}
+    folder = write("toyshop", ranks)
+    table = comparisons([folder.path])
+    numbers = table.numbers
+    assert numbers.method_b.tolist() == ["without_mm", "global", "random_grouping"]
+    assert numbers.p_holm.to_numpy() == pytest.approx(holm(numbers.p_value.to_numpy()))
+    assert numbers.p_seeds_holm.to_numpy() == pytest.approx(holm(numbers.p_seeds.to_numpy()))
+    assert (numbers.interval_low < numbers.difference).all()
+    assert (numbers.difference < numbers.interval_high).all()
+    single = compare_methods([folder.path], "perpeft", "random_grouping", "lora")
+    assert numbers.p_value[2] == single.p_value
+    (text,) = table.printed
+    assert text.rows[1][0].text == "global"
+    assert "over 200 users" in text.caption
+    assert "over 2 seeds" in text.caption
+
+
+def test_p_values_are_printed_short() -> None:
+    assert [p_text(p) for p in (0.00099, 0.0451, 1.0, float("nan"))] == [
+        "<.001",
+        "0.045",
+        "1.000",
+        "–",
+    ]

@@ -10,15 +10,24 @@ import pytest
 from rich.console import Console
 
 from perpeft_ray.config import PeftSettings, StudyConfig, TrainSettings
+from perpeft_ray.results.ablation_table import ablation_table, expected_trials
 from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.results.reference import METHOD_ORDER
 from perpeft_ray.results.summary import (
     ablation_summary,
     baseline_learning_rates,
     best_settings,
+    costs,
     gains_over_global,
+    sensitivity,
 )
-from perpeft_ray.results.tables import TextTable, expected_trials, study_tables, write_tables
-from perpeft_ray.results.text import Cell
+from perpeft_ray.results.tables import (
+    best_settings_table,
+    learning_rates_table,
+    study_tables,
+    write_tables,
+)
+from perpeft_ray.results.text import Cell, TextTable
 
 
 @pytest.fixture
@@ -86,7 +95,7 @@ def test_gain_is_in_percent_of_global(folder: StudyFolder) -> None:
 
 
 def test_printed_table_of_a_study_half_done(folder: StudyFolder, study: StudyConfig) -> None:
-    ndcg, hits = study_tables(folder.trials(), study)[0].printed
+    ndcg, hits = ablation_table(folder.trials(), study).printed
     assert ndcg.markdown() == (
         "### Test NDCG@20 on toyshop\n"
         "\n"
@@ -101,7 +110,8 @@ def test_printed_table_of_a_study_half_done(folder: StudyFolder, study: StudyCon
         "\n"
         "Test metrics × 100, mean ± standard deviation over seeds; the best of each column is "
         "bold. Methods without PEFT have one value, shown under every variant. Gain: over "
-        "global. 8 of 12 trials are complete, 1 failed.\n"
+        "global. perpeft beats the other methods in 4 of 4 comparisons (variants × HR and NDCG at "
+        "20 and 30). 8 of 12 trials are complete, 1 failed.\n"
     )
     assert hits.rows[0][1] == Cell("10.00 ± 0.00")
 
@@ -116,7 +126,7 @@ def test_a_study_in_parallel_mode_names_the_other_mode(record, tmp_path: Path) -
     folder = StudyFolder(tmp_path)
     folder.write_trial(record("perpeft", "lora", 0.1, mode="parallel"))
     folder.write_trial(record("perpeft", "lora", 0.2, mode="sequential"))
-    table = study_tables(folder.trials(), study)[0].printed[0]
+    table = ablation_table(folder.trials(), study).printed[0]
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["perpeft", "10.00", "1"],
         ["perpeft (sequential)", "20.00", "1"],
@@ -148,7 +158,7 @@ def test_best_settings_are_by_validation_within_a_variant(record, tmp_path: Path
     assert best["rank"].fillna(0).tolist() == [8, 0]
     assert best.learning_rate.tolist() == [5e-3, 1e-2]
     assert best.trials.tolist() == [2, 1]
-    table = study_tables(folder.trials(), StudyConfig())[1].printed[0]
+    table = best_settings_table(folder.trials()).printed[0]
     assert [cell.text for cell in table.rows[0]] == ["lora", "6", "8", "0.5", "0.005", "9.00", "2"]
     assert [cell.best for cell in table.rows[0]].count(True) == 1
     assert table.rows[1][2].text == "–"
@@ -168,31 +178,41 @@ def test_each_baseline_and_variant_has_its_own_learning_rate(record, tmp_path: P
     assert rates.method.tolist() == ["without_mm"] * 2 + ["global"] * 3
     assert rates.learning_rate.tolist() == [5e-3, 1e-2, 5e-3, 1e-2, 5e-3]
     assert rates.chosen.tolist() == [True, False, False, True, True]
-    table = study_tables(folder.trials(), StudyConfig())[2].printed[0]
+    table = learning_rates_table(folder.trials()).printed[0]
     assert [cell.text for cell in table.rows[0]] == ["without_mm", "–", "0.005", "6.00"]
     assert table.rows[0][3].best
 
 
 def test_tables_are_written_in_all_forms(folder: StudyFolder) -> None:
     tables = write_tables(folder)
-    assert [table.name for table in tables] == ["ablation_peft", "best_settings", "learning_rates"]
+    assert [table.name for table in tables] == [
+        "ablation_peft",
+        "comparisons",
+        "best_settings",
+        "learning_rates",
+        "costs",
+    ]
     assert {path.name for path in (folder.path / "tables").iterdir()} == {
         f"{table.name}{ending}"
         for table in tables
         for ending in (".parquet", ".csv", ".md", ".tex")
     }
     written = pd.read_parquet(folder.path / "tables" / "ablation_peft.parquet")
-    pd.testing.assert_frame_equal(written, ablation_summary(folder.trials()))
+    of_paper = ["paper_mean", "paper_std"]
+    pd.testing.assert_frame_equal(written.drop(columns=of_paper), ablation_summary(folder.trials()))
+    assert written[of_paper].isna().all(axis=None)
     assert len(pd.read_csv(folder.path / "tables" / "ablation_peft.csv")) == len(written)
     assert "HR@20" in (folder.path / "tables" / "ablation_peft.md").read_text()
 
 
 def test_a_study_without_trials_has_empty_tables(study: StudyConfig) -> None:
     folder = StudyFolder.create(study)
-    ablation, settings, rates = write_tables(folder)
+    ablation, comparisons, settings, rates, costs = write_tables(folder)
     assert {cell.text for row in ablation.printed[0].rows for cell in row[1:]} == {"–", "0", ""}
     assert ablation.printed[0].caption.endswith("0 of 12 trials are complete.")
-    assert settings.printed[0].rows == rates.printed[0].rows == ()
+    for table in (settings, rates, costs):
+        assert table.printed[0].rows == ()
+    assert comparisons.printed == ()
 
 
 def test_latex_escapes_and_marks_the_best() -> None:
@@ -221,7 +241,9 @@ def test_latex_escapes_and_marks_the_best() -> None:
 
 
 def test_terminal_tables_fit_80_characters(record, tmp_path: Path) -> None:
-    folder = StudyFolder(tmp_path)
+    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path), seeds=(0, 1, 2, 3, 4)))
+    for seed in range(5):
+        folder.write_trial(record("without_group_negatives", "iisan", 0.2, seed=seed))
     for variant in ("lora", "ia3", "iisan"):
         for seed in range(5):
             for mode in ("sequential", "parallel"):
@@ -229,10 +251,81 @@ def test_terminal_tables_fit_80_characters(record, tmp_path: Path) -> None:
                     record("perpeft", variant, 0.21 + 0.02 * seed, seed=seed, mode=mode)
                 )
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    for table in study_tables(folder.trials(), StudyConfig(seeds=(0, 1, 2, 3, 4))):
+    for table in study_tables(folder):
         for text in table.printed:
             console.print(text.terminal())
     out = console.export_text()
     assert "without_group_negatives" in out
     assert out.count("25.00 ± 3.16") == 6
     assert "…" not in out
+
+
+def test_any_method_of_the_paper_appears_in_the_papers_order(record, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    for method in ("random_grouping", "perpeft", "global"):
+        folder.write_trial(record(method, "lora", 0.1))
+    trials = folder.trials()
+    others = [method for method in METHOD_ORDER if method not in set(trials.method)]
+    rows = [trials.iloc[[0]].assign(method=method) for method in reversed(others)]
+    study = StudyConfig(methods=("global",), parallel_workers=0, peft=PeftSettings(variant="lora"))
+    table = ablation_table(pd.concat([*rows, trials]), study)
+    rows = table.printed[0].rows
+    assert [row[0].text for row in rows] == [*METHOD_ORDER, "perpeft gain"]
+    assert table.numbers.method.drop_duplicates().tolist() == list(METHOD_ORDER)
+    assert "our reading of the paper's rows" in table.printed[0].caption
+
+
+def test_the_papers_numbers_stand_beside_its_own_data_sets(record, tmp_path: Path) -> None:
+    study = StudyConfig(
+        dataset="parquet:data/arts",
+        methods=("frozen_mm", "global", "perpeft"),
+        peft=PeftSettings(variant="lora"),
+        parallel_workers=0,
+    )
+    folder = StudyFolder(tmp_path)
+    folder.write_trial(record("perpeft", "lora", 0.03, study=study))
+    table = ablation_table(folder.trials(), study)
+    own, paper = table.printed[:2]
+    assert [row[1].text for row in own.rows[:3]] == ["–", "–", "3.00"]
+    assert paper.title == "The paper's NDCG@20 on Arts, Crafts & Sewing"
+    assert [[cell.text for cell in row] for row in paper.rows] == [
+        ["frozen_mm", "1.89"],
+        ["global", "2.42"],
+        ["perpeft", "2.76 ± 0.04"],
+    ]
+    numbers = table.numbers.set_index("metric")
+    assert numbers.paper_mean["ndcg_at_20"] == pytest.approx(0.0276)
+    assert pd.isna(numbers.paper_mean["ndcg_at_10"])
+
+
+def test_costs_are_means_over_seeds(folder: StudyFolder) -> None:
+    numbers = costs(folder.trials())
+    assert numbers.method.tolist() == ["without_mm", "global", "global", "perpeft", "perpeft"]
+    assert numbers.trials.tolist() == [2, 2, 1, 2, 1]
+    assert numbers.trainable_parameters.tolist() == [0, 60, 60, 60, 60]
+    assert numbers.stage1_seconds.tolist() == [3.5] * 5
+
+
+def test_sensitivity_follows_one_setting_with_the_others_held(record, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    for rank, rate, seed, score in (
+        (2, 1e-2, 0, 0.10),
+        (2, 1e-2, 1, 0.12),
+        (4, 1e-2, 0, 0.14),
+        (8, 1e-2, 0, 0.13),
+        (2, 5e-3, 0, 0.90),  # another line of ranks, with fewer values
+        (4, 5e-3, 0, 0.80),
+    ):
+        folder.write_trial(
+            record("perpeft", "lora", score, rank=rank, learning_rate=rate, seed=seed)
+        )
+    folder.write_trial(record("perpeft", "ia3", 0.5))
+    curve = sensitivity(folder.trials())
+    ranks = curve[curve.parameter == "rank"]
+    assert ranks[["value", "mean", "seeds"]].values.tolist() == [
+        [2, pytest.approx(0.11), 2],
+        [4, 0.14, 1],
+        [8, 0.13, 1],
+    ]
+    assert set(curve.parameter) == {"rank", "learning_rate"}
+    assert sensitivity(folder.trials().iloc[:0]).empty
