@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
@@ -29,3 +31,33 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumed_folder(folder: Path) -> Iterator[Path | None]:
+    """Yield the working folder of `folder`, renamed to it when the block ends; None if it is there.
+
+    For long work: the working folder (`.NAME.unfinished` beside it) outlives a raise or a kill, and
+    whoever comes next finds in it what was done. One process works on it, others wait for it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():
+            yield None
+            return
+        working = folder.with_name(f".{folder.name}.unfinished")
+        working.mkdir(exist_ok=True)
+        yield working
+        working.rename(folder)
+
+
+def read_mark(file: Path) -> int:
+    """How many steps `write_mark` has noted in a file as done; 0 where it is not there."""
+    return int(file.read_text()) if file.exists() else 0
+
+
+def write_mark(file: Path, done: int) -> None:
+    """Note the number of steps that are done, so that a kill leaves the old number or the new."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(str(done))
+    new.replace(file)

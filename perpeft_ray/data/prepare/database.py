@@ -1,0 +1,92 @@
+"""DuckDB for relational work on tables larger than memory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+_log = logging.getLogger(__name__)
+
+
+class Database:
+    """A DuckDB file of named tables, each of which is there whole or not at all.
+
+    `memory_gb` bounds what DuckDB holds; the rest lies in the file and beside it.
+    """
+
+    def __init__(self, file: Path, memory_gb: float) -> None:
+        self._connection = duckdb.connect(
+            str(file),
+            config={
+                "memory_limit": f"{round(memory_gb * 1000)}MB",
+                "temp_directory": str(file.with_suffix(".spill")),
+            },
+        )
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def table(self, name: str, query: str, values: Sequence[Any] = ()) -> int:
+        """Rows of a table; made by the query unless an earlier run has made it."""
+        if not self._has(name):
+            started = time.perf_counter()
+            self._connection.execute(f"CREATE TABLE {name} AS {query}", list(values))
+            _log.info("table %s: %.1f s", name, time.perf_counter() - started)
+        return self.count(name)
+
+    def replace(self, name: str, query: str) -> int:
+        """Rows of a table that the query makes new, perhaps from its own old rows."""
+        self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
+        return self.count(name)
+
+    def fill(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Make or replace a table of texts from rows in memory."""
+        values = [[row[at] for row in rows] for at in range(len(columns))]
+        texts = pa.table([pa.array(column, pa.string()) for column in values], list(columns))
+        self._connection.register("rows_in_memory", texts)
+        self.replace(name, "SELECT * FROM rows_in_memory")
+        self._connection.unregister("rows_in_memory")
+
+    def count(self, name: str) -> int:
+        """Rows of a table."""
+        return int(self.row(f"SELECT count(*) FROM {name}")[0])
+
+    def row(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """The one row of a query's result."""
+        (found,) = self.rows(query, values)
+        return found
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query's result."""
+        return self._connection.execute(query, list(values)).fetchall()
+
+    def write_parquet(self, query: str, file: Path) -> None:
+        """Write the rows of a query, in its order, to a file that appears whole."""
+        new = file.with_name(f".{file.name}.new")
+        self._connection.execute(
+            f"COPY ({query}) TO {quoted(new)} (FORMAT parquet, COMPRESSION zstd)"
+        )
+        new.replace(file)
+
+    def _has(self, name: str) -> bool:
+        query = "SELECT count(*) FROM duckdb_tables() WHERE table_name = ?"
+        return bool(self.row(query, [name])[0])
+
+
+def quoted(text: str | Path) -> str:
+    """A text as SQL writes it."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def clean_text(column: str) -> str:
+    """SQL for a column of texts with single spaces between words, null where none is left."""
+    return f"nullif(trim(regexp_replace({column}, '[\\s\\p{{Z}}]+', ' ', 'g')), '')"

@@ -1,0 +1,128 @@
+"""Images from the web: some at a time, tried again, never larger than a limit, none twice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import urllib3
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry, Timeout
+
+from perpeft_ray.data.prepare.images import Failure
+
+CHUNK = 1024
+"""Images that are handed to the threads at a time: bounds memory, not concurrency."""
+
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+"""Answers that may be others the next time."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """An image that should lie in a file."""
+
+    item_id: str
+    url: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a download may take."""
+
+    connections: int = 16
+    """Images under way at once."""
+    attempts: int = 5
+    """Requests for one image, with twice the pause after each (or what Retry-After says)."""
+    first_pause: float = 0.5
+    """Seconds."""
+    timeout: float = 30.0
+    """Seconds to connect, and without a byte."""
+    max_bytes: int = 20_000_000
+    """Of one image; a larger one is a failure."""
+
+
+def download_images(
+    downloads: Iterable[Download], limits: Limits, advance: Callable[[int], None]
+) -> list[Failure]:
+    """Fetch every image whose file is not there yet; what failed, in the given order.
+
+    A file appears whole or not at all, so a stopped run goes on. `advance` is told how many images
+    were dealt with, found on disk or not.
+    """
+    failures: list[Failure] = []
+    pool = urllib3.PoolManager(
+        num_pools=8,
+        maxsize=limits.connections,
+        block=True,
+        timeout=Timeout(connect=limits.timeout, read=limits.timeout),
+        headers={"User-Agent": "perpeft-ray"},
+    )
+
+    def fetch(download: Download) -> Failure | None:
+        if download.file.exists():
+            return None
+        try:
+            body = _body(pool, download.url, limits)
+        except (HTTPError, _RefusedError) as error:
+            return Failure(download.item_id, download.url, _reason(error))
+        new = download.file.with_name(f"{download.file.name}.part")
+        new.write_bytes(body)
+        new.replace(download.file)
+        return None
+
+    with pool, ThreadPoolExecutor(limits.connections) as threads:
+        remaining = iter(downloads)
+        while chunk := list(itertools.islice(remaining, CHUNK)):
+            for failure in threads.map(fetch, chunk):
+                advance(1)
+                if failure is not None:
+                    failures.append(failure)
+    return failures
+
+
+class _RefusedError(Exception):
+    """An answer that another attempt will not change."""
+
+
+def _body(pool: urllib3.PoolManager, url: str, limits: Limits) -> bytes:
+    retries = Retry(
+        total=limits.attempts - 1,
+        redirect=3,
+        backoff_factor=limits.first_pause,
+        backoff_jitter=limits.first_pause,
+        status_forcelist=_BUSY,
+    )
+    while True:
+        response = pool.request("GET", url, preload_content=False, retries=retries)
+        try:
+            return _read(response, limits.max_bytes)
+        except HTTPError as error:
+            # urllib3 tries again when a connection breaks before the body, not within it.
+            retries = (response.retries or retries).increment("GET", url, error=error)
+        finally:
+            # Closed unless read to its end, so that no remainder meets the next request.
+            response.close()
+        retries.sleep()
+
+
+def _read(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
+    if response.status != 200:
+        raise _RefusedError(f"status {response.status}")
+    body = response.read(max_bytes + 1, decode_content=True)
+    while len(body) <= max_bytes and (more := response.read(max_bytes + 1 - len(body))):
+        body += more
+    if len(body) > max_bytes:
+        raise _RefusedError(f"larger than {max_bytes:,} bytes")
+    if not body:
+        raise _RefusedError("empty")
+    return body
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    return " ".join(str(reason).split())

@@ -1,0 +1,109 @@
+"""Image files on their way into a prepared folder, and the list of those that did not get there."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from perpeft_ray.data.images import read_rgb
+from perpeft_ray.errors import InputError
+
+FAILURES_FILE = "images_failed.csv"
+
+_CHUNK = 1024
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that is not there, and why."""
+
+    item_id: str
+    image: str
+    """Its address or path."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A file that should lie, if it is a readable image, in another place."""
+
+    item_id: str
+    source: Path
+    target: Path
+
+
+def copy_images(copies: Iterable[Copy], advance: Callable[[int], None]) -> list[Failure]:
+    """Copy readable images to where they are not yet; what is missing or broken, in order.
+
+    A file appears whole or not at all, so a stopped run goes on; `advance` is told how many images
+    were dealt with.
+    """
+    failures: list[Failure] = []
+
+    def copy(one: Copy) -> Failure | None:
+        if one.target.exists():
+            return None
+        if not one.source.is_file():
+            return Failure(one.item_id, str(one.source), "missing")
+        if read_rgb(one.source) is None:
+            return Failure(one.item_id, str(one.source), "not a readable image")
+        one.target.parent.mkdir(parents=True, exist_ok=True)
+        new = one.target.with_name(f"{one.target.name}.part")
+        shutil.copyfile(one.source, new)
+        new.replace(one.target)
+        return None
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        remaining = iter(copies)
+        while chunk := list(itertools.islice(remaining, _CHUNK)):
+            for failure in threads.map(copy, chunk):
+                advance(1)
+                if failure is not None:
+                    failures.append(failure)
+    return failures
+
+
+def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
+    """Write `images_failed.csv` (item_id, image, reason), or no file where nothing failed."""
+    if not failures:
+        (folder / FAILURES_FILE).unlink(missing_ok=True)
+        return
+    with (folder / FAILURES_FILE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item_id", "image", "reason"])
+        writer.writerows([failure.item_id, failure.image, failure.reason] for failure in failures)
+
+
+def check_file_name(what: str, name: str) -> None:
+    """Raise InputError where a name from outside, such as an item id, is no plain file name."""
+    longest = 200  # bytes; file systems take 255, and endings come behind
+    bad = set(name) & set("/\\\0") or name in ("", ".", "..") or len(os.fsencode(name)) > longest
+    if bad:
+        raise InputError(f"{what} must be a plain file name, but is {name[:80]!r}")
+
+
+@contextmanager
+def image_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Yield the function that moves a progress bar of images, shown where there is a terminal."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("images", total=total)
+        yield lambda count: progress.advance(task, count)

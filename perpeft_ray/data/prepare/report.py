@@ -1,0 +1,97 @@
+"""What is in a prepared folder: Table 1's figures, and what is odd in the data."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE
+from perpeft_ray.data.prepare.database import Database, clean_text, quoted
+from perpeft_ray.data.prepare.paper import PaperDataset
+from perpeft_ray.data.split import MIN_INTERACTIONS
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts of a folder's interactions and items."""
+
+    users: int
+    items: int
+    interactions: int
+    repeats: int
+    """Interactions with an item that the user already had."""
+    ties: int
+    """Interactions at a time at which the user already had one."""
+    short_users: int
+    """Users with fewer than three interactions: they only train."""
+    without_title: int
+    """Items whose title is null or blank."""
+    without_image: int
+    """Items whose image is null."""
+
+    @property
+    def average_length(self) -> float:
+        """Interactions a user."""
+        return self.interactions / self.users
+
+    @property
+    def density(self) -> float:
+        """Interactions over users × items."""
+        return self.interactions / (self.users * self.items)
+
+
+def report_on(folder: Path) -> Report:
+    """Count what is in a folder of the data format."""
+    interactions = f"read_parquet({quoted(folder / INTERACTIONS_FILE)})"
+    items = f"read_parquet({quoted(folder / ITEMS_FILE)})"
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Database(Path(scratch) / "report.duckdb", memory_gb=1.0) as database,
+    ):
+        users, rows, repeats, ties = database.row(
+            "SELECT count(DISTINCT user_id), count(*), "
+            "count(*) - count(DISTINCT (user_id, item_id)), "
+            f"count(*) - count(DISTINCT (user_id, timestamp)) FROM {interactions}"
+        )
+        (short_users,) = database.row(
+            f"SELECT count(*) FROM (SELECT user_id FROM {interactions} GROUP BY user_id "
+            f"HAVING count(*) < {MIN_INTERACTIONS})"
+        )
+        count, without_title, without_image = database.row(
+            f"SELECT count(*), count(*) FILTER ({clean_text('title')} IS NULL), "
+            f"count(*) FILTER (image IS NULL) FROM {items}"
+        )
+    return Report(users, count, rows, repeats, ties, short_users, without_title, without_image)
+
+
+def table_1(report: Report, name: str, paper: PaperDataset | None) -> Table:
+    """Users, items, average length and density as in the paper's Table 1, beside the paper's."""
+    table = Table(title=f"Table 1: {name}")
+    table.add_column("")
+    for column in ("users", "items", "average length", "density"):
+        table.add_column(column, justify="right")
+    table.add_row("here", *_row(report.users, report.items, report.average_length, report.density))
+    if paper is not None:
+        figures = _row(paper.users, paper.items, paper.average_length, paper.density)
+        table.add_row("paper", *figures)
+    return table
+
+
+def findings(report: Report) -> list[str]:
+    """What is odd in the data, a line each; every line is there, also where its count is 0."""
+    return [
+        f"{report.interactions:,} interactions of {report.users:,} users "
+        f"with {report.items:,} items",
+        f"{report.repeats:,} repeats of an item by a user",
+        f"{report.ties:,} ties in a user's times",
+        f"{report.short_users:,} users with fewer than {MIN_INTERACTIONS} interactions",
+        f"{report.without_title:,} items without title",
+        f"{report.without_image:,} items without image",
+    ]
+
+
+def _row(users: int, items: int, length: float, density: float) -> tuple[str, ...]:
+    return f"{users:,}", f"{items:,}", f"{length:.4f}", f"{density:.4f}"
