@@ -205,7 +205,7 @@ class TrainSettings:
 
     lr: float | Search = SEARCH
     """AdamW's learning rate for SASRec and projectors. Paper: 1e-4."""
-    peft_lr_scale: float = 0.5
+    peft_lr_scale: float = 0.3
     """The PEFT module's learning rate as a multiple of lr. Paper: 1."""
     id_lr_scale: float = 0.1
     """The id embedding's learning rate as a multiple of lr. Paper: 1."""
@@ -244,7 +244,7 @@ class SearchSettings:
     """Values of grouping.groups."""
     conditioning_weights: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Values of loss.conditioning_weight."""
-    learning_rates: tuple[float, ...] = (5e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (1.5e-3, 3e-3)
     """Values of train.lr; every baseline is tried with each of them."""
     asha: bool = True
     """Stop poor trials early (ASHA); they are PRUNED rows."""
