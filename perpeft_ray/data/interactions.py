@@ -93,6 +93,18 @@ def load_folder(path: Path, uri: str) -> Dataset:
     )
 
 
+def check_inside(rule: str, root: Path, path: str) -> None:
+    """Raise InputError, with the rule in front, where a relative path leaves the folder `root`."""
+    if Path(path).is_absolute():
+        raise InputError(f"{rule}, but {path!r} is absolute")
+    if ".." in Path(path).parts:
+        raise InputError(f"{rule}, but {path!r} goes up with '..'")
+    if not path or "\0" in path:
+        raise InputError(f"{rule}, but {path!r} is no file")
+    if not os.path.realpath(root / path).startswith(os.path.realpath(root) + os.sep):
+        raise InputError(f"{rule}, but {path!r} is a link that leaves it")
+
+
 _Column = tuple[str, Callable[[pa.DataType], bool], pa.DataType]
 """The type in words, the same as a test, and the type it is read as."""
 
@@ -164,17 +176,11 @@ def _check_items(uri: str, used: pa.ChunkedArray, items: pa.ChunkedArray) -> Non
 
 
 def _check_images(uri: str, root: Path, images: list[str]) -> None:
-    inside = os.path.realpath(root) + os.sep
+    rule = f"`{uri}` {ITEMS_FILE} column `image` must name files inside the folder"
     for image in images:
-        rule = f"`{uri}` {ITEMS_FILE} column `image` must name files inside the folder"
-        if Path(image).is_absolute():
-            raise InputError(f"{rule}, but {image!r} is absolute")
-        if ".." in Path(image).parts:
-            raise InputError(f"{rule}, but {image!r} goes up with '..'")
-        if "\0" in image or not (root / image).is_file():
+        check_inside(rule, root, image)
+        if not (root / image).is_file():
             raise InputError(f"{rule}, but {image!r} is no file")
-        if not os.path.realpath(root / image).startswith(inside):
-            raise InputError(f"{rule}, but {image!r} is a link that leaves it")
 
 
 def _hash_items(root: Path, items: pa.Table) -> hashlib._Hash:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,8 +88,13 @@ def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
 def check_file_name(what: str, name: str) -> None:
     """Raise InputError where a name from outside, such as an item id, is no plain file name."""
     longest = 200  # bytes; file systems take 255, and endings come behind
-    bad = set(name) & set("/\\\0") or name in ("", ".", "..") or len(os.fsencode(name)) > longest
-    if bad:
+    length = len(name.encode("utf-8", "surrogatepass"))
+    if (
+        name in ("", ".", "..")
+        or set(name) & set("/\\\0")
+        or re.search("[\ud800-\udfff]", name)
+        or length > longest
+    ):
         raise InputError(f"{what} must be a plain file name, but is {name[:80]!r}")
 
 
