@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -43,23 +44,25 @@ class Suggestions(OptunaSearch):
         self._study = study
         settings = {search_trial(study, s).config.config_hash: s for s in all_settings(study)}
         self._untried = {key: s for key, s in settings.items() if key not in tried}
-        tried_variants = {settings[key]["variant"] for key in tried if key in settings}
-        self._untried_variants = [v for v in study.values("variant") if v not in tried_variants]
+        self._tries = Counter(settings[key]["variant"] for key in tried if key in settings)
         self._random = random.Random(study.search.seed)
 
     def suggest_setting(self, trial_id: str) -> Setting:
-        """A setting that has not been tried, first one of each variant.
+        """A setting that has not been tried, of the variant with the fewest tries.
 
         Raises RuntimeError where the space has no other.
         """
         if not self._untried:
             raise RuntimeError("every setting of the search space has been tried")
-        if self._untried_variants and len(self._study.values("variant")) > 1:
-            self._ot_study.enqueue_trial({"variant": self._untried_variants.pop(0)})
+        left = {setting["variant"] for setting in self._untried.values()}
+        variants = [variant for variant in self._study.values("variant") if variant in left]
+        variant = min(variants, key=lambda variant: self._tries[variant])
+        self._ot_study.enqueue_trial({"variant": variant})
         setting = self.suggest(trial_id)
         if self._key(setting) not in self._untried:
             setting = self._another(trial_id, setting)
         del self._untried[self._key(setting)]
+        self._tries[variant] += 1
         return setting
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -86,9 +89,8 @@ class Suggestions(OptunaSearch):
         repeat = self._ot_trials.pop(trial_id)
         repeat.set_user_attr("repeats", self._key(setting))
         self._ot_study.tell(repeat, state=TrialState.FAIL)
-        untried = list(self._untried.values())
-        same_variant = [other for other in untried if other["variant"] == setting["variant"]]
-        self._ot_study.enqueue_trial(self._random.choice(same_variant or untried))
+        others = [s for s in self._untried.values() if s["variant"] == setting["variant"]]
+        self._ot_study.enqueue_trial(self._random.choice(others))
         return self.suggest(trial_id)
 
     def _key(self, setting: Setting) -> str:

@@ -96,7 +96,8 @@ def test_one_learning_rate_needs_no_sweep() -> None:
 
 
 def test_the_number_of_later_trials_is_known_before_the_search() -> None:
-    study = StudyConfig(seeds=(0, 1), parallel_workers=2)
+    search = SearchSettings(learning_rates=(5e-3, 1e-2))
+    study = StudyConfig(seeds=(0, 1), parallel_workers=2, search=search)
     # 2 learning rates of 2 + 3 baselines; (2 + 4·3) methods and one more in parallel, two seeds.
     assert count_later_trials(study) == 2 * (2 + 3) + 2 * (2 + 4 * 3 + 1)
 

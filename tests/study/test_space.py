@@ -7,7 +7,13 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from perpeft_ray.config import LossSettings, PeftSettings, StudyConfig, TrainSettings
+from perpeft_ray.config import (
+    LossSettings,
+    PeftSettings,
+    SearchSettings,
+    StudyConfig,
+    TrainSettings,
+)
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.check import check_study
 from perpeft_ray.study.plan import search_trial
@@ -23,7 +29,14 @@ def suggestions(study: StudyConfig, count: int) -> list[dict[str, object]]:
 
 
 def test_all_settings_are_counted_and_distinct() -> None:
-    study = StudyConfig()
+    study = StudyConfig(
+        search=SearchSettings(
+            ranks=(2, 4, 8),
+            groups=(4, 6, 8),
+            conditioning_weights=(0.25, 0.5, 0.75, 1.0),
+            learning_rates=(5e-3, 1e-2),
+        )
+    )
     settings = all_settings(study)
     # lora has 3 ranks, the two others none; 3 group counts, 4 weights, 2 learning rates.
     assert len(settings) == (3 + 1 + 1) * 3 * 4 * 2

@@ -1,0 +1,103 @@
+"""Ray's checks before a study, its log, and errors and progress in one line."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+from ray.train import WorkerGroupError
+from ray.util import state
+
+from perpeft_ray.config import StudyConfig, TrainSettings
+from perpeft_ray.errors import InputError
+from perpeft_ray.study.plan import search_trials
+from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.runtime import ray_for
+from perpeft_ray.study.watch import one_line
+
+
+@pytest.mark.usefixtures("ray_runtime")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"workers": 999}, "`workers` x `cpus_per_worker`"),
+        ({"parallel_workers": 999}, "`parallel_workers` x `cpus_per_worker`"),
+        ({"cpus_per_worker": 999, "parallel_workers": 0}, "`cpus_per_worker`"),
+    ],
+)
+def test_more_workers_than_processors_are_told_at_once(
+    tmp_path: Path, change: dict[str, int], words: str
+) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    with pytest.raises(InputError) as told, ray_for(replace(StudyConfig(), **change), tmp_path):
+        pass
+    assert str(told.value) == (
+        f"{words} must be at most the CPUs that Ray has ({cpus}), but is 999"
+    )
+    assert ray.is_initialized()  # it was there before
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_ray_train_workers_need_the_state_api(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(**_: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(state, "list_placement_groups", no_answer)
+    study = StudyConfig(workers=1, parallel_workers=0)
+    with pytest.raises(RuntimeError, match="dashboard"), ray_for(study, tmp_path):
+        pass
+    with ray_for(replace(study, workers=0), tmp_path):
+        pass
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_logs_go_to_the_studys_file(
+    tmp_path: Path, small_study: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "study.log"
+    with ray_for(small_study(), file):
+        assert not file.exists()
+        logging.getLogger("ray.tune.anything").error("a traceback")
+    assert "ERROR ray.tune.anything: a traceback" in file.read_text()
+    assert "a traceback" not in "".join(capfd.readouterr())
+
+
+def test_errors_in_one_line_without_rays_wrapping() -> None:
+    error = ValueError("first line\nsecond line")
+    wrapped = RayTaskError("train", "a traceback", error)
+    assert one_line(error) == one_line(wrapped) == "ValueError: first line"
+    assert one_line(WorkerGroupError("", {0: error})) == "ValueError: first line"
+    assert one_line(MemoryError()) == "MemoryError"
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
+    out = io.StringIO()
+    [spec, *_] = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
+    with Progress(out, every=0.0) as progress:
+        progress.plan(4)
+        progress.start()
+        progress.score(None)
+        progress.score(0.25)
+        progress.tick()
+        progress.finish(spec, "COMPLETE", score=0.25, seconds=2.0, error=None)
+        progress.start()
+        progress.finish(spec, "FAIL", score=None, seconds=1.0, error="ValueError: [no] markup")
+        time.sleep(0.01)
+        progress.tick()
+    status, complete, failed, last = out.getvalue().splitlines()
+    assert status.startswith("0/4 trials, 1 running, best validation NDCG@20 0.2500, 0:00 elapsed")
+    assert complete == (
+        f"[1/4] COMPLETE {spec.trial_id}  r=2 G=4 λ=0.25 lr=0.005  2.0 s  validation NDCG@20 0.2500"
+    )
+    assert failed.endswith("1.0 s  ValueError: [no] markup")
+    assert last.startswith("2/4 trials, 0 running")

@@ -1,0 +1,231 @@
+"""The command line as a user meets it: help, one line for bad input, nothing written then."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from perpeft_ray.cli import parse_study
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "studies" / "ablation_peft.py"
+
+
+def run(*arguments: str, cwd: Path, command: tuple[str, ...] = (str(SCRIPT),)):
+    """A process as from a shell, in a folder that is not the repository."""
+    return subprocess.run(
+        [sys.executable, *command, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data set in the folder format: three users with four interactions, five items."""
+    data = tmp_path / "data"
+    data.mkdir()
+    interactions = [(f"u{u}", f"i{(u + t) % 5}", t) for u in range(3) for t in range(4)]
+    columns = ["user_id", "item_id", "timestamp"]
+    pd.DataFrame(interactions, columns=columns).to_parquet(data / "interactions.parquet")
+    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(5)], "title": "a thing"})
+    items.assign(image=None).astype({"image": "str"}).to_parquet(data / "items.parquet")
+    return data
+
+
+def test_help_names_every_field_and_answers_quickly(tmp_path: Path) -> None:
+    shown = run("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for name in (
+        "--preset {toyshop,paper}",
+        "--search.max-concurrent INT",
+        "--peft.variant {lora,ia3,iisan,search}",
+        "--grouping.groups INT|{search}",
+        "--train.personal-epochs INT",
+        "--seeds [INT [INT ...]]",
+        "Weight of negatives from the group's own items",
+        "Does personalised PEFT pay",
+    ):
+        assert name in shown.stdout
+    heavy = "import sys, perpeft_ray.cli as c; c.parse_study([]); print(*sys.modules, sep='\\n')"
+    loaded = run(cwd=ROOT, command=("-c", heavy)).stdout.split()
+    assert {"torch", "ray", "optuna", "transformers", "pandas"}.isdisjoint(loaded)
+
+
+def test_every_dotted_name_sets_its_field() -> None:
+    line = (
+        "--dataset parquet:x --workers 2 --seeds 0 1 2 --search.trials 16 "
+        "--search.max-concurrent 3 --search.no-asha --train.lr 3e-4 --train.epochs 5 "
+        "--peft.variant lora --peft.rank 4 --grouping.groups 8 --loss.conditioning-weight 1.0 "
+        "--methods global perpeft --search.learning_rates 1e-3 1e-2"
+    )
+    study = parse_study(line.split())
+    assert (study.dataset, study.workers, study.seeds) == ("parquet:x", 2, (0, 1, 2))
+    assert (study.search.trials, study.search.max_concurrent, study.search.asha) == (16, 3, False)
+    assert (study.train.lr, study.train.epochs) == (3e-4, 5)
+    assert (study.peft.variant, study.peft.rank, study.grouping.groups) == ("lora", 4, 8)
+    assert study.loss.conditioning_weight == 1.0
+    assert study.methods == ("global", "perpeft")
+    assert study.search.learning_rates == (1e-3, 1e-2)
+
+
+def test_presets_can_be_overridden() -> None:
+    assert parse_study([]) == StudyConfig() == parse_study(["--preset", "toyshop"])
+    paper = parse_study(["--train.batch-size", "32", "--preset=paper", "--peft.rank", "search"])
+    assert (paper.train.lr, paper.train.batch_size, paper.peft.rank) == (1e-4, 32, "search")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--peft.rnk 3", "unknown field `peft.rnk`; did you mean `peft.rank`?"),
+        ("--sedes 1", "unknown field `sedes`; did you mean `seeds`?"),
+        ("lora", "every value must follow its field as --field value, but there is 'lora'"),
+        ("--peft.rank 0", "`peft.rank` must be a whole number of at least 1, but is 0"),
+        (
+            "--loss.conditioning-weight 1.5",
+            "`loss.conditioning_weight` must be between 0 and 1, but is 1.5",
+        ),
+        ("--seeds", "`seeds` must have at least one value, but is empty"),
+    ],
+)
+def test_bad_fields_are_told_in_one_line(arguments: str, message: str) -> None:
+    with pytest.raises(InputError) as told:
+        parse_study(arguments.split())
+    assert str(told.value) == message
+
+
+@pytest.mark.parametrize("arguments", ["--peft.variant lorra", "--search.trials x", "--preset p"])
+def test_bad_values_name_field_and_value(arguments: str) -> None:
+    with pytest.raises(InputError) as told:
+        parse_study(arguments.split())
+    field, value = arguments.split()
+    assert field in str(told.value)
+    assert repr(value) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def missing_folder(folder: Path) -> str:
+    return f"--dataset parquet:{folder}/none"
+
+
+def missing_column(folder: Path) -> str:
+    file = folder / "interactions.parquet"
+    pd.read_parquet(file).drop(columns="timestamp").to_parquet(file)
+    return ""
+
+
+def duplicate_items(folder: Path) -> str:
+    file = folder / "items.parquet"
+    pd.concat([pd.read_parquet(file)] * 2).to_parquet(file)
+    return ""
+
+
+def image_outside(folder: Path) -> str:
+    file = folder / "items.parquet"
+    pd.read_parquet(file).assign(image="../secret.png").to_parquet(file)
+    return ""
+
+
+def nobody_to_evaluate(folder: Path) -> str:
+    file = folder / "interactions.parquet"
+    pd.read_parquet(file).drop_duplicates("user_id").to_parquet(file)
+    return ""
+
+
+def more_groups_than_users(folder: Path) -> str:
+    return "--grouping.groups 4"
+
+
+def too_few_trials(folder: Path) -> str:
+    return "--search.trials 2 --search.groups 2"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (missing_folder, "none"),
+        (missing_column, "timestamp"),
+        (duplicate_items, "item_id"),
+        (image_outside, "../secret.png"),
+        (nobody_to_evaluate, "3 interactions"),
+        (more_groups_than_users, "must be between 1 and the number of users (3), but is 4"),
+        (too_few_trials, "`search.trials` must be at least the number of variants (3), but is 2"),
+    ],
+)
+def test_bad_input_exits_with_2_and_writes_nothing(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path], str], words: str
+) -> None:
+    more = spoil(folder).split()
+    before = sorted(tmp_path.rglob("*"))
+    ended = run("--dataset", f"parquet:{folder}", *more, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert words in ended.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_toyshop_leaves_nothing_either(tmp_path: Path) -> None:
+    ended = run("--grouping.groups", "2000", "--storage", "new", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "must be between 1 and the number of users (1000), but is 2000" in ended.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_perpeft_has_its_commands(tmp_path: Path) -> None:
+    perpeft = ("-c", "from perpeft_ray.cli import main; main()")
+    shown = run("--help", cwd=ROOT, command=perpeft)
+    assert shown.returncode == 0
+    assert "study" in shown.stdout
+    assert "tables" in shown.stdout
+    for arguments, words in [
+        (("studdy",), "'studdy'"),
+        (("tables",), "perpeft tables FOLDER"),
+        (("tables", str(tmp_path)), "study.json"),
+        (("study", "--peft.rnk", "3"), "unknown field `peft.rnk`"),
+    ]:
+        ended = run(*arguments, cwd=ROOT, command=perpeft)
+        assert ended.returncode == 2
+        assert words in ended.stderr
+        assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_small_study_from_another_folder(tmp_path: Path) -> None:
+    """The real thing: toyshop, one variant, few epochs, both modes; then the tables again."""
+    line = (
+        "--peft.variant iisan --search.trials 3 --search.grace-epochs 1 --train.lr 0.005 "
+        "--train.epochs 1 --train.personal-epochs 3 --train.validate-every 1 "
+        "--methods without_mm global perpeft"
+    )
+    ended = run(*line.split(), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    study = tmp_path / "results" / "ablation_peft"
+    trials = pd.read_parquet(study / "trials")
+    assert len(trials) == 3 + 3 + 1
+    assert set(trials.status) <= {"COMPLETE", "PRUNED"}
+    ablation = trials[trials.phase == "ablation"]
+    assert ablation.test_ndcg_at_20.notna().all()
+    assert trials[trials.phase == "search"].test_ndcg_at_20.isna().all()
+    parallel = ablation[ablation["mode"] == "parallel"]
+    assert list(parallel.world_size) == [2]
+
+    again = run(*line.split(), cwd=tmp_path)
+    assert again.returncode == 0
+    assert "COMPLETE" not in again.stdout
+    perpeft = ("-c", "from perpeft_ray.cli import main; main()")
+    tables = run("tables", str(study), cwd=ROOT, command=perpeft)
+    assert tables.returncode == 0
+    assert tables.stdout in again.stdout
