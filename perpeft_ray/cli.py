@@ -95,12 +95,12 @@ def run_study(config: StudyConfig) -> None:
     with Progress() as progress, contextlib.ExitStack() as stack:
         with _leaving_nothing_behind(storage):
             cache = storage / ".cache"
-            _check_data(config, cache)
+            _check_inputs(config, cache)
+            progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             stack.enter_context(ray_for(config, log_file))
             study = _open_study(config, cache)
         progress.say(
-            f"study {config.study}: {config.dataset} ({study.workspace.num_users} users, "
-            f"{study.workspace.num_items} items), encoder {config.encoder}; "
+            f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
             f"results in {study.folder}"
         )
         from perpeft_ray.study.ablation import run_ablation
@@ -185,12 +185,16 @@ def _storage(config: StudyConfig) -> Path:
     return storage
 
 
-def _check_data(config: StudyConfig, cache: Path) -> None:
+def _check_inputs(config: StudyConfig, cache: Path) -> None:
     from perpeft_ray.data.sources import open_dataset
     from perpeft_ray.data.split import leave_one_out
     from perpeft_ray.study.check import check_study
 
     check_study(config, leave_one_out(open_dataset(config.dataset, cache)).num_users)
+
+    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+
+    FoundationPreprocessor(config.encoder)
 
 
 def _open_study(config: StudyConfig, cache: Path) -> Study:

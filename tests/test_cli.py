@@ -151,6 +151,10 @@ def too_few_trials(folder: Path) -> str:
     return "--search.trials 2 --search.groups 2"
 
 
+def no_such_encoder(folder: Path) -> str:
+    return "--search.groups 2 --encoder /none"
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -160,6 +164,7 @@ def too_few_trials(folder: Path) -> str:
         (image_outside, "../secret.png"),
         (nobody_to_evaluate, "3 interactions"),
         (more_groups_than_users, "must be between 1 and the number of users (3), but is 4"),
+        (no_such_encoder, "`encoder` must be"),
         (too_few_trials, "`search.trials` must be at least the number of variants (3), but is 2"),
     ],
 )

@@ -23,7 +23,7 @@ class Progress:
         self._stream = stream or sys.stdout
         self._every = every
         self._began = self._last = time.monotonic()
-        self._planned = 0
+        self._planned: int | None = None
         self._done = 0
         self._running = 0
         self._best: float | None = None
@@ -32,7 +32,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
-            self._spinner = self._console.status(self._status())
+            self._spinner = self._console.status(self._status(), refresh_per_second=2)
             self._spinner.start()
         return self
 
@@ -51,8 +51,8 @@ class Progress:
         self._stream.flush()
 
     def plan(self, trials: int) -> None:
-        """Set how many trials are to be run."""
-        self._planned = trials
+        """Set how many trials are still to be run."""
+        self._planned = self._done + trials
 
     def start(self) -> None:
         """A trial began."""
@@ -91,6 +91,8 @@ class Progress:
 
     def _status(self) -> str:
         elapsed = time.monotonic() - self._began
+        if self._planned is None:
+            return f"getting ready, {_clock(elapsed)} elapsed"
         best = "-" if self._best is None else f"{self._best:.4f}"
         left = "-"
         if self._done:
