@@ -35,6 +35,7 @@ Which personalised PEFT set-up is best for a catalogue.
 commands:
   study     search, compare and repeat; the same as studies/ablation_peft.py
   tables    print the tables of a study again: perpeft tables FOLDER
+  prepare   raw data into a folder: perpeft prepare amazon2023|release|parquet --help
 
 perpeft COMMAND --help has the options of a command."""
 
@@ -140,8 +141,12 @@ def _command(arguments: Sequence[str]) -> None:
         if len(rest) != 1 or rest[0].startswith("-"):
             raise InputError("`perpeft tables` must have one folder: perpeft tables FOLDER")
         print_tables(Path(rest[0]))
+    elif name == "prepare":
+        from perpeft_ray.data.prepare.cli import prepare
+
+        prepare(rest)
     else:
-        raise InputError(f"the command must be study or tables, but is {name!r}")
+        raise InputError(f"the command must be study, tables or prepare, but is {name!r}")
 
 
 def _preset_of(arguments: Sequence[str]) -> Preset:

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE
 from perpeft_ray.data.prepare.database import Database, clean_text
 from perpeft_ray.data.prepare.download import Download, Limits, download_images
@@ -135,12 +133,9 @@ def _select(
     database: Database, reviews: Path, meta: Path, selection: Selection, fraction: float
 ) -> None:
     """Make the tables `items` (item_id, title, url) and `core` (user_id, item_id, …, line)."""
-    try:
+    with database.reading("`raw`"):
         database.table("reviews", *_reviews(reviews, selection, fraction))
         database.table("items", *_items(meta, selection))
-    except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"`raw` must have readable files, but {reason}") from error
     # Of a user's repeats of an item the first counts.
     left = database.table(
         "core",

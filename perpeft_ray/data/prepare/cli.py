@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import itertools
 import logging
@@ -16,10 +17,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.download import Limits
 from perpeft_ray.data.prepare.images import FAILURES_FILE
+from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.paper import PAPER_DATASETS
+from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
+from perpeft_ray.data.prepare.report import findings, report_on, table_1
 from perpeft_ray.errors import InputError
 
 
@@ -36,10 +41,10 @@ def prepare(arguments: Sequence[str]) -> None:
         if ended.code in (0, None):
             raise
         raise InputError(_first_sentence(errors.getvalue())) from None
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("perpeft_ray").setLevel(logging.INFO)
     started = time.perf_counter()
-    command.run()
-    _print_result(command, time.perf_counter() - started)
+    _print_result(command, command.run(), started)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Amazon2023:
     memory_gb: float = 1.0
     """What DuckDB may hold in memory; the rest lies on disk beside the new folder."""
 
-    def run(self) -> None:
-        """Make the folder."""
+    def run(self) -> list[str]:
+        """Make the folder; what there is to tell of it."""
         prepare_amazon2023(
             self.raw,
             self.category,
@@ -70,28 +75,74 @@ class Amazon2023:
             limits=self.limits,
             memory_gb=self.memory_gb,
         )
+        return []
 
 
-_Command = Annotated[Amazon2023, tyro.conf.subcommand("amazon2023")]
+@dataclass(frozen=True)
+class Release:
+    """A data set of the authors' published archive."""
+
+    source: tyro.conf.Positional[Path]
+    """The archive (a zip of zips), or a folder with the data set's files."""
+    name: str
+    """The data set's name in the release: sports_outdoors, toys_games, beauty_care or arts."""
+    out: Path
+    """The new folder."""
+    max_bytes: int = MAX_BYTES
+    """An archive that expands to more is refused."""
+
+    def run(self) -> list[str]:
+        """Make the folder; what there is to tell of it."""
+        prepare_release(self.source, self.name, self.out, max_bytes=self.max_bytes)
+        return []
 
 
-def _print_result(command: Amazon2023, seconds: float) -> None:
-    from perpeft_ray.data.interactions import load_folder
-    from perpeft_ray.data.prepare.report import findings, report_on, table_1
+@dataclass(frozen=True)
+class Parquet:
+    """A folder of your own: checked, repaired where that can be done, and told what was found."""
 
+    source: tyro.conf.Positional[Path]
+    """Folder with interactions.parquet, items.parquet and images."""
+    out: Path
+    """The new folder."""
+    memory_gb: float = 1.0
+    """What DuckDB may hold in memory; the rest lies on disk beside the new folder."""
+
+    def run(self) -> list[str]:
+        """Make the folder; what was repaired."""
+        repairs = prepare_parquet(self.source, self.out, memory_gb=self.memory_gb)
+        return [
+            f"{repairs.incomplete_interactions:,} interactions without user, item or time left out",
+            f"{repairs.unknown_items:,} interactions with unknown items left out",
+            f"{repairs.incomplete_items:,} items without id left out",
+            f"{repairs.duplicate_items:,} items with an id that was there before left out",
+            f"{repairs.blank_titles:,} blank titles made null",
+        ]
+
+
+_Command = (
+    Annotated[Amazon2023, tyro.conf.subcommand("amazon2023")]
+    | Annotated[Release, tyro.conf.subcommand("release")]
+    | Annotated[Parquet, tyro.conf.subcommand("parquet")]
+)
+
+
+def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], started: float) -> None:
     report = report_on(command.out)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    for line in findings(report):
-        console.print(line)
-    name = command.category
-    console.print(table_1(report, name, PAPER_DATASETS.get(name)))
+    for line in (*findings(report), *told):
+        console.print(line, highlight=False)
     failures = command.out / FAILURES_FILE
     if failures.is_file():
-        with failures.open(encoding="utf-8") as file:
-            failed = sum(1 for _ in file) - 1
-        console.print(f"{failed:,} images failed, listed in {failures}")
+        with failures.open(encoding="utf-8", newline="") as file:
+            failed = sum(1 for _ in csv.reader(file)) - 1
+        console.print(f"{failed:,} images failed, listed in {failures}", highlight=False)
+    if not isinstance(command, Parquet):
+        name = command.category if isinstance(command, Amazon2023) else command.name
+        console.print(table_1(report, name, PAPER_DATASETS.get(name)))
     dataset = load_folder(command.out, f"parquet:{command.out}")
-    console.print(f"{dataset.uri} in {seconds:.0f} s, fingerprint {dataset.fingerprint}")
+    seconds = time.perf_counter() - started
+    print(f"{dataset.uri} in {seconds:.0f} s, fingerprint {dataset.fingerprint}")
 
 
 def _first_sentence(box: str) -> str:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+
+from perpeft_ray.errors import InputError
+
+_UNREADABLE = (
+    duckdb.InvalidInputException,
+    duckdb.ConversionException,
+    duckdb.IOException,
+    duckdb.OutOfRangeException,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +86,15 @@ class Database:
             f"COPY ({query}) TO {quoted(new)} (FORMAT parquet, COMPRESSION zstd)"
         )
         new.replace(file)
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Turn DuckDB's word for a file that it cannot read into an InputError."""
+        try:
+            yield
+        except _UNREADABLE as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{what} must have readable files, but {reason}") from error
 
     def _has(self, name: str) -> bool:
         query = "SELECT count(*) FROM duckdb_tables() WHERE table_name = ?"

@@ -1,0 +1,67 @@
+"""`perpeft prepare`: what it prints, and bad input in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.data.prepare.cli import prepare
+from perpeft_ray.errors import InputError
+from tests.data.prepare.test_amazon2023 import drawn, write_raw
+from tests.data.prepare.test_release import write_release
+
+CORE_2 = ["--core", "2"]
+
+
+def test_amazon2023_prints_table_1_beside_the_papers(tmp_path, capsys):
+    raw = write_raw(tmp_path / "raw", *drawn())
+    out = tmp_path / "out"
+    prepare(["amazon2023", "--raw", str(raw), "--category", "arts", "--out", str(out), *CORE_2])
+    printed = capsys.readouterr().out
+    dataset = load_folder(out, "")
+    users = dataset.interactions["user_id"].nunique()
+    length = len(dataset.interactions) / users
+    density = length / len(dataset.items)
+    assert f"│ here  │ {users:6} │ {len(dataset.items):6} │" in printed
+    assert f"{length:.4f} │  {density:.4f} │" in printed
+    assert "│ paper │ 24,511 │ 18,884 │         9.4328 │  0.0005 │" in printed
+    assert printed.splitlines()[-1].startswith(f"parquet:{out} in ")
+    assert printed.endswith(f", fingerprint {dataset.fingerprint}\n")
+
+
+def test_release_and_parquet(tmp_path, capsys):
+    write_release(tmp_path / "arts")
+    first, second = tmp_path / "first", tmp_path / "second"
+    prepare(["release", str(tmp_path / "arts"), "--name", "arts", "--out", str(first)])
+    printed = capsys.readouterr().out
+    assert "7 interactions of 2 users with 4 items" in printed
+    assert "1 repeats of an item by a user" in printed
+    assert re.sub(r"\s", "", f"2 images failed, listed in {first}/images_failed.csv") in re.sub(
+        r"\s", "", printed
+    )
+    prepare(["parquet", str(first), "--out", str(second)])
+    printed = capsys.readouterr().out
+    assert "0 items with an id that was there before left out" in printed
+    fingerprints = {load_folder(folder, "").fingerprint for folder in (first, second)}
+    assert len(fingerprints) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "nothing"),
+        (["parquet", ".", "--out", "x", "--cor", "3"], "--cor"),
+        (["release", "x.zip", "--out", "x"], "--name"),
+        (["amazon2023", "--raw", "/none", "--category", "arts", "--out", "x"], "`raw` must be"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        prepare(arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(Path().iterdir()) == []

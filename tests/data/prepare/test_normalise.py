@@ -1,0 +1,203 @@
+"""prepare_parquet: every fault is repaired or refused, and counted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.data.prepare.normalise import Repairs, prepare_parquet
+from perpeft_ray.data.prepare.report import findings, report_on
+from perpeft_ray.errors import InputError
+from tests.data.prepare.conftest import jpeg
+
+NONE = Repairs(0, 0, 0, 0, 0, 0)
+
+
+def write(folder: Path, interactions: dict | None = None, items: dict | None = None) -> Path:
+    (folder / "images").mkdir(parents=True)
+    for number, name in enumerate("ab"):
+        (folder / "images" / f"{name}.jpg").write_bytes(jpeg(number))
+    pd.DataFrame(
+        interactions or {"user_id": ["u"] * 3, "item_id": ["a", "b", "a"], "timestamp": [3, 1, 2]}
+    ).to_parquet(folder / "interactions.parquet")
+    pd.DataFrame(
+        items
+        or {
+            "item_id": ["a", "b"],
+            "title": ["Ant", "Bee"],
+            "image": ["images/a.jpg", "images/b.jpg"],
+        }
+    ).to_parquet(folder / "items.parquet")
+    return folder
+
+
+def test_a_good_folder_stays_as_it_is(tmp_path):
+    source = write(tmp_path / "in")
+    assert prepare_parquet(source, tmp_path / "out") == NONE
+    before, after = load_folder(source, ""), load_folder(tmp_path / "out", "")
+    assert before.fingerprint == after.fingerprint
+    assert prepare_parquet(source, tmp_path / "out") == NONE  # and again, from the file
+
+
+@pytest.mark.realdata
+def test_real_folders_stay_as_they_are(tmp_path, shared_data):
+    source = shared_data / "movielens_posters_small"
+    assert prepare_parquet(source, tmp_path / "out") == NONE
+    assert load_folder(source, "").fingerprint == load_folder(tmp_path / "out", "").fingerprint
+
+
+def test_faults_are_repaired_and_counted(tmp_path):
+    source = write(
+        tmp_path / "in",
+        {
+            "user_id": ["u", "u", None, "u", "v", "v", "u", "w"],
+            "item_id": ["a", "a", "a", None, "b", "zz", "c", "b"],
+            "timestamp": pd.array([5, 5, 1, 1, 2, 3, 4, None], dtype="Int64"),
+        },
+        {
+            "item_id": ["a", "b", "b", None, "c", "d", "e"],
+            "title": ["  Ant\thill ", "\u00a0 ", "Bee again", "?", None, "Dot", ""],
+            "image": [
+                "images/a.jpg",
+                "./images/a.jpg",
+                "images/b.jpg",
+                None,
+                "images/none.jpg",
+                "images/broken.jpg",
+                " ",
+            ],
+        },
+    )
+    (source / "images" / "broken.jpg").write_bytes(jpeg(3)[:50])
+    out = tmp_path / "out"
+    assert prepare_parquet(source, out) == Repairs(
+        incomplete_interactions=3,
+        unknown_items=1,
+        incomplete_items=1,
+        duplicate_items=1,
+        blank_titles=2,
+        failed_images=2,
+    )
+    dataset = load_folder(out, "")
+    assert list(dataset.interactions.itertuples(index=False, name=None)) == [
+        ("u", "a", 5),
+        ("u", "a", 5),
+        ("v", "b", 2),
+        ("u", "c", 4),
+    ]
+    assert dataset.items.values.tolist() == [
+        ["a", "Ant hill", "images/a.jpg"],
+        ["b", None, "./images/a.jpg"],
+        ["c", None, None],
+        ["d", "Dot", None],
+        ["e", None, None],
+    ]
+    assert pd.read_csv(out / "images_failed.csv")[["item_id", "reason"]].values.tolist() == [
+        ["c", "missing"],
+        ["d", "not a readable image"],
+    ]
+    assert findings(report_on(out)) == [
+        "4 interactions of 2 users with 5 items",
+        "1 repeats of an item by a user",
+        "1 ties in a user's times",
+        "1 users with fewer than 3 interactions",
+        "3 items without title",
+        "3 items without image",
+    ]
+
+
+def test_numbers_and_clock_times(tmp_path):
+    times = pd.to_datetime(["2020-01-01T00:00:00.5", "1969-12-31", "2020-01-01"], format="ISO8601")
+    expected = [1_577_836_800_500, -86_400_000, 1_577_836_800_000]
+    for number, column in enumerate((times, times.tz_localize("UTC").tz_convert("Asia/Tokyo"))):
+        source = write(
+            tmp_path / f"in{number}",
+            {"user_id": [7, 7, 8], "item_id": [1, 2, 2], "timestamp": column},
+            {"item_id": pd.array([1, 2], dtype="uint32")},
+        )
+        assert prepare_parquet(source, tmp_path / f"out{number}") == NONE
+        dataset = load_folder(tmp_path / f"out{number}", "")
+        assert dataset.interactions["timestamp"].tolist() == expected
+        assert dataset.interactions["user_id"].tolist() == ["7", "7", "8"]
+        assert dataset.items.values.tolist() == [["1", None, None], ["2", None, None]]
+
+
+def test_categories_and_columns_of_nulls(tmp_path):
+    source = write(
+        tmp_path / "in",
+        {
+            "user_id": pd.Categorical(["u", "v"]),
+            "item_id": ["a", "a"],
+            "timestamp": pd.array([1, 2], dtype="int8"),
+        },
+        {"item_id": ["a"], "title": [None], "image": [None]},
+    )
+    assert prepare_parquet(source, tmp_path / "out") == NONE
+    assert load_folder(tmp_path / "out", "").interactions["user_id"].tolist() == ["u", "v"]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("/etc/hostname", "but '/etc/hostname' is absolute"),
+        ("../outside.jpg", "but '../outside.jpg' goes up with '..'"),
+        ("images/link.jpg", "but 'images/link.jpg' is a link that leaves it"),
+        ("prepare.json", "with other names than 'prepare.json'"),
+        ("scratch/a.jpg", "with other names than 'scratch/a.jpg'"),
+    ],
+)
+def test_an_image_path_that_leaves_the_folder_is_refused(tmp_path, image, reason):
+    source = write(tmp_path / "in", items={"item_id": ["a", "b"], "image": [None, image]})
+    (tmp_path / "outside.jpg").write_bytes(jpeg(1))
+    (source / "images" / "link.jpg").symlink_to(tmp_path / "outside.jpg")
+    rule = "items.parquet column `image` must name files inside the folder"
+    with pytest.raises(InputError, match=f"^{re.escape(rule)},? {re.escape(reason)}$"):
+        prepare_parquet(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("interactions", "items", "message"),
+    [
+        ({"user_id": ["u"], "item_id": ["a"]}, None, "must have the column `timestamp`, but its"),
+        (
+            {"user_id": [1.5], "item_id": ["a"], "timestamp": [1]},
+            None,
+            "interactions.parquet column `user_id` must have texts or whole numbers, but is of",
+        ),
+        (
+            {"user_id": ["u"], "item_id": ["a"], "timestamp": ["noon"]},
+            None,
+            "column `timestamp` must have whole numbers or clock times, but is of type VARCHAR",
+        ),
+        (
+            {"user_id": ["u"], "item_id": ["a"], "timestamp": [2**64 - 1]},
+            None,
+            "the folder must have readable files, but",
+        ),
+        (None, {"item_id": ["a"], "title": [3]}, "items.parquet column `title` must have texts"),
+        (None, {"item_id": ["z"]}, "the folder must have interactions with its items, but of 3"),
+    ],
+)
+def test_what_cannot_be_repaired(tmp_path, interactions, items, message):
+    source = write(tmp_path / "in", interactions, items)
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        prepare_parquet(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_broken_tables(tmp_path):
+    with pytest.raises(InputError, match=r"^the data must be a folder, but"):
+        prepare_parquet(tmp_path / "none", tmp_path / "out")
+    source = write(tmp_path / "in")
+    table = (source / "items.parquet").read_bytes()
+    (source / "items.parquet").write_bytes(table[:-20])
+    with pytest.raises(InputError, match=r"^the folder must have readable files, but .*items"):
+        prepare_parquet(source, tmp_path / "out")
+    (source / "items.parquet").unlink()
+    with pytest.raises(InputError, match=r"^the folder must have items\.parquet, but"):
+        prepare_parquet(source, tmp_path / "out")
