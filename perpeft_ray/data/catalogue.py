@@ -8,6 +8,8 @@ Letters: I items (row 0 is padding), S image size in pixels, L tokens of a title
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +21,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, write_mark
 from perpeft_ray.data.images import read_rgb
 from perpeft_ray.data.interactions import Dataset
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Part of the fingerprint: change it with the files' layout or the way images are read."""
-_DECODING_THREADS = 4
+_CHUNK = 1024
+"""Items done between two notes of how far a build has come."""
+
+_log = logging.getLogger(__name__)
 
 
 class ItemPreprocessor(Protocol):
@@ -130,58 +135,82 @@ class Catalogue:
 def build_catalogue(dataset: Dataset, preprocessor: ItemPreprocessor, cache: Path) -> Catalogue:
     """Open the store of these items under `cache/catalogue/<fingerprint>/`, made where missing.
 
-    Any number of processes may do so at once. A file that is no readable image counts as a missing
-    image and is named in a logged warning. An empty or blank title counts as missing.
+    Of processes that ask at once one makes it and the others wait; a build that was stopped goes
+    on. A file that is no readable image counts as a missing image and is named in a logged warning;
+    an empty or blank title counts as missing. What is missing is masked wherever items are encoded,
+    in training as in ranking: that half of an item's features is zero.
     """
     key = "\n".join([_FORMAT, dataset.items_fingerprint, preprocessor.fingerprint])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
     folder = cache / "catalogue" / fingerprint
-    if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            _write_titles(temporary, dataset.items["title"].tolist(), preprocessor)
-            _write_images(temporary, dataset, preprocessor)
+    with resumed_folder(folder) as working:
+        if working is not None:
+            titles = _write_titles(working, dataset.items["title"].tolist(), preprocessor)
+            images, unreadable = _write_images(working, dataset, preprocessor)
+            _log.info(
+                "catalogue of %d items: %d titles, %d images, %d unreadable images",
+                len(dataset.items),
+                titles,
+                images,
+                unreadable,
+            )
     return Catalogue.open(folder)
 
 
 def _write_titles(
     folder: Path, titles: Sequence[str | None], preprocessor: ItemPreprocessor
-) -> None:
+) -> int:
+    """Write the titles' tokens; how many titles there are."""
     # Item 0 and items without title get the tokens of '', so that a text encoder always has some.
     rows = ["", *(title or "" for title in titles)]
-    tokens = preprocessor.tokens(rows)
-    counts = np.array([len(row) for row in tokens], dtype=np.int32)  # [I+1]
+    counts = np.zeros(len(rows), dtype=np.int32)  # [I+1]
+    flat = []
+    for at in range(0, len(rows), _CHUNK):
+        tokens = preprocessor.tokens(rows[at : at + _CHUNK])
+        counts[at : at + _CHUNK] = [len(row) for row in tokens]
+        flat.append(np.concatenate(tokens).astype(np.int32))
     longest = int(counts.max(initial=1))
     if longest > preprocessor.max_tokens:
         raise ValueError(f"a title has {longest} tokens, more than {preprocessor.max_tokens}")
     token_ids = np.full((len(rows), longest), preprocessor.pad_token_id, dtype=np.int32)
-    token_ids[np.arange(longest) < counts[:, None]] = np.concatenate(tokens)
+    token_ids[np.arange(longest) < counts[:, None]] = np.concatenate(flat)
+    has_title = np.array([bool(row.strip()) for row in rows])
     np.save(folder / "token_ids.npy", token_ids)
     np.save(folder / "token_counts.npy", counts)
-    np.save(folder / "has_title.npy", np.array([bool(row.strip()) for row in rows]))
+    np.save(folder / "has_title.npy", has_title)
+    return int(has_title.sum())
 
 
-def _write_images(folder: Path, dataset: Dataset, preprocessor: ItemPreprocessor) -> None:
-    pixel_row = np.zeros(len(dataset.items) + 1, dtype=np.int32)
-    size = preprocessor.image_size
-    if size:
-        paths = [(i, path) for i, path in enumerate(dataset.items["image"], start=1) if path]
-        # A fresh file reads as zeros: so do row 0 and the rows of unreadable images.
-        pixels = np.lib.format.open_memmap(
-            folder / "pixels.npy",
-            mode="w+",
-            dtype=np.uint8,
-            shape=(len(paths) + 1, 3, size, size),
-        )
+def _write_images(
+    folder: Path, dataset: Dataset, preprocessor: ItemPreprocessor
+) -> tuple[int, int]:
+    """Write the images' pixels, or what is missing of them; how many, and how many unreadable."""
+    num_items, size = len(dataset.items), preprocessor.image_size
+    if not size:
+        np.save(folder / "pixel_row.npy", np.zeros(num_items + 1, dtype=np.int32))
+        return 0, 0
+    paths = [(item, path) for item, path in enumerate(dataset.items["image"], start=1) if path]
+    mark = folder / "images.done"
+    done = read_mark(mark)
+    # Row 0 and the rows of unreadable images stay zeros.
+    shape = (len(paths) + 1, 3, size, size)
+    pixels = resumed_array(folder / "pixels.npy", np.uint8, shape, resume=done > 0)
+    rows = resumed_array(folder / "pixel_row.npy", np.int32, (num_items + 1,), resume=done > 0)
 
-        def write(row: int, item: int, path: str) -> None:
-            rgb = read_rgb(dataset.root / path)
-            if rgb is not None:
-                pixels[row] = preprocessor.image(rgb)
-                pixel_row[item] = row
+    def write(at: int) -> None:
+        item, path = paths[at]
+        rgb = read_rgb(dataset.root / path)
+        if rgb is not None:
+            pixels[at + 1] = preprocessor.image(rgb)
+            rows[item] = at + 1
 
-        with ThreadPoolExecutor(_DECODING_THREADS) as pool:
-            jobs = [pool.submit(write, row, *pair) for row, pair in enumerate(paths, start=1)]
-            for job in jobs:
-                job.result()
-        pixels.flush()
-    np.save(folder / "pixel_row.npy", pixel_row)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(done, len(paths), _CHUNK):
+            stop = min(start + _CHUNK, len(paths))
+            list(pool.map(write, range(start, stop)))
+            pixels.flush()
+            rows.flush()
+            write_mark(mark, stop)
+    mark.unlink(missing_ok=True)
+    images = int(np.count_nonzero(rows))
+    return images, len(paths) - images

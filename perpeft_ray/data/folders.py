@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import DTypeLike
 
 
 @contextmanager
@@ -49,6 +51,14 @@ def resumed_folder(folder: Path) -> Iterator[Path | None]:
         working.mkdir(exist_ok=True)
         yield working
         working.rename(folder)
+
+
+def resumed_array(file: Path, dtype: DTypeLike, shape: tuple[int, ...], resume: bool) -> np.memmap:
+    """A memory-mapped .npy file to write to: zeros, or with `resume` as it was left."""
+    if resume:
+        return np.lib.format.open_memmap(file, mode="r+")
+    # A fresh file reads as zeros.
+    return np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape)
 
 
 def read_mark(file: Path) -> int:

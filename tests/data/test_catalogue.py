@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,9 @@ import torch
 from PIL import Image
 
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
+from perpeft_ray.data.folders import read_mark
 from perpeft_ray.data.interactions import load_folder
+from tests.small_shop import write_small_shop
 
 
 @dataclass
@@ -117,7 +122,7 @@ def test_too_many_tokens_is_the_preprocessors_fault(dataset, tmp_path):
 
     with pytest.raises(ValueError, match="a title has 13 tokens, more than 12"):
         build_catalogue(dataset, Long(), tmp_path)
-    assert list((tmp_path / "catalogue").iterdir()) == []
+    assert finished(tmp_path) == []
 
 
 def test_opens_what_is_there(dataset, tmp_path):
@@ -160,16 +165,18 @@ def test_unreadable_image_is_missing_and_named(dataset, tmp_path, caplog):
 
 
 def _build(dataset, cache: Path, barrier, results) -> None:
-    class Together(Letters):
+    class Counted(Letters):
         def tokens(self, titles):
-            barrier.wait(timeout=60)  # nobody has renamed yet: all four are building
+            (cache.parent / f"built-by-{os.getpid()}").touch()
+            time.sleep(0.3)  # the others are there before it is done
             return super().tokens(titles)
 
-    catalogue = build_catalogue(dataset, Together(), cache)
+    barrier.wait(timeout=60)
+    catalogue = build_catalogue(dataset, Counted(), cache)
     results.put((str(catalogue.folder), catalogue.batch(np.arange(7)).pixels.numpy().tobytes()))
 
 
-def test_four_processes_build_one_store(dataset, tmp_path):
+def test_four_processes_build_one_store_once(dataset, tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(4), context.Queue()
     arguments = (dataset, tmp_path / "cache", barrier, results)
@@ -183,4 +190,90 @@ def test_four_processes_build_one_store(dataset, tmp_path):
     expected = build_catalogue(dataset, Letters(), tmp_path / "alone")
     folder = tmp_path / "cache" / "catalogue" / expected.fingerprint
     assert built == {(str(folder), expected.batch(np.arange(7)).pixels.numpy().tobytes())}
-    assert list((tmp_path / "cache" / "catalogue").iterdir()) == [folder]
+    assert finished(tmp_path / "cache") == [folder]
+    assert len(list(tmp_path.glob("built-by-*"))) == 1
+
+
+def _build_shop(folder: Path, cache: Path, pause: float) -> None:
+    class Slow(Letters):
+        def image(self, image):
+            time.sleep(pause)
+            return super().image(image)
+
+    build_catalogue(load_folder(folder, ""), Slow(), cache)
+
+
+def test_a_killed_build_goes_on_to_the_same_store(tmp_path, monkeypatch):
+    """kill -9 while images are decoded; what was done is not done again."""
+    monkeypatch.setattr("perpeft_ray.data.catalogue._CHUNK", 8)
+    shop = write_small_shop(tmp_path / "shop", items=60)
+    alone = build_catalogue(load_folder(shop, ""), Letters(), tmp_path / "alone")
+    cache = tmp_path / "cache"
+    working = cache / "catalogue" / f".{alone.fingerprint}.unfinished"
+    process = multiprocessing.get_context("fork").Process(
+        target=_build_shop, args=(shop, cache, 0.02)
+    )
+    process.start()
+    deadline = time.monotonic() + 60
+    while read_mark(working / "images.done") < 16 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(timeout=60)
+    done = read_mark(working / "images.done")
+    assert 16 <= done < 60
+    assert finished(cache) == []
+
+    decoded = []
+
+    class Counted(Letters):
+        def image(self, image):
+            decoded.append(1)
+            return super().image(image)
+
+    again = build_catalogue(load_folder(shop, ""), Counted(), cache)
+    assert len(decoded) == np.count_nonzero(alone.pixel_row) - done
+    assert finished(cache) == [again.folder]
+    files = sorted(path.name for path in alone.folder.iterdir())
+    assert files == sorted(path.name for path in again.folder.iterdir())
+    for name in files:
+        assert (alone.folder / name).read_bytes() == (again.folder / name).read_bytes()
+
+
+def test_odd_images_with_a_real_encoders_preprocessing(write_folder, tmp_path, caplog):
+    """One pixel, a strip, huge, grey, CMYK, palette, transparent, rotated, cut short, no image."""
+    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+
+    folder = write_folder()
+    images = folder / "images"
+    colour = Image.new("RGB", (40, 30), (200, 100, 50))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colour.save(images / "rotated.jpg", exif=exif)
+    Image.new("RGB", (1, 1), (9, 9, 9)).save(images / "pixel.png")
+    Image.new("RGB", (20_000, 1), (9, 9, 9)).save(images / "strip.png")
+    Image.new("1", (20_000, 20_000)).save(images / "huge.png")
+    colour.convert("L").save(images / "grey.jpg")
+    colour.convert("CMYK").save(images / "cmyk.jpg")
+    colour.convert("P").save(images / "palette.gif")
+    colour.convert("RGBA").save(images / "clear.png")
+    whole = (images / "rotated.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "text.jpg").write_text("<html>404</html>")
+    unreadable = {"huge.png", "cut.jpg", "text.jpg"}
+    names = sorted(path.name for path in images.iterdir())
+    items = {
+        "item_id": ["b", "a", *names],
+        "title": [None] * (len(names) + 2),
+        "image": [None, None, *(f"images/{name}" for name in names)],
+    }
+    dataset = load_folder(write_folder(items=items), "")
+    with caplog.at_level(logging.INFO):
+        catalogue = build_catalogue(dataset, FoundationPreprocessor("toyshop-clip"), tmp_path)
+    readable = [name not in unreadable for name in names]
+    assert catalogue.batch(np.arange(3, len(names) + 3)).has_image.tolist() == readable
+    summary = f"{len(names) + 2} items: 0 titles, {sum(readable)} images, 3 unreadable images"
+    assert summary in caplog.text
+
+
+def finished(cache: Path) -> list[Path]:
+    return [path for path in (cache / "catalogue").iterdir() if not path.name.startswith(".")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,27 @@ def test_transparency_is_laid_onto_white(tmp_path):
     np.testing.assert_array_equal(rgb_of(palette, tmp_path / "p.png"), expected)
     clear = rgb_of(palette, tmp_path / "clear.png", transparency=0)
     np.testing.assert_array_equal(clear, [[[255, 255, 255], [40, 50, 60]]])
+
+
+def test_strips_are_cut_to_their_middle(tmp_path):
+    row = np.arange(1000, dtype=np.uint16) % 251
+    pixels = np.stack([row.astype(np.uint8)[None]] * 3, axis=2)  # [1, 1000, 3]
+    middle = pixels[:, 484:516]
+    np.testing.assert_array_equal(rgb_of(Image.fromarray(pixels), tmp_path / "w.png"), middle)
+    tall = Image.fromarray(pixels.transpose(1, 0, 2).copy())
+    expected = middle.transpose(1, 0, 2)
+    np.testing.assert_array_equal(rgb_of(tall, tmp_path / "h.png"), expected)
+    whole = Image.new("RGB", (64, 2), (1, 2, 3))
+    assert rgb_of(whole, tmp_path / "32.png").shape == (2, 64, 3)
+
+
+def test_too_many_pixels_are_not_decoded(tmp_path, caplog):
+    for side in (8193, 20_000):
+        Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
+        started = time.perf_counter()
+        assert read_rgb(tmp_path / f"{side}.png") is None
+        assert time.perf_counter() - started < 1
+    assert "8193 x 8193 pixels are too many" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")  # Pillow on broken metadata and huge sizes
