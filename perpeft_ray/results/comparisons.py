@@ -82,10 +82,10 @@ def _text(numbers: pd.DataFrame, variant: str, metric: str) -> TextTable:
         header=("method", "difference", "p", "d", "p seeds"),
         rows=rows,
         caption=(
-            f"perpeft minus the method, × 100, with the 95 % bootstrap interval over "
-            f"{_range(numbers.users)} users; bold where better with p < 0.05. p: paired t over "
-            f"users, whose values are means over {_range(numbers.seeds)} seeds; p seeds: paired t "
-            "over seeds; both Holm-corrected over all variants. d: Cohen's, over users."
+            "perpeft minus the method, × 100, with its 95 % bootstrap interval; bold where better "
+            f"with p < 0.05. p: paired t over users ({_range(numbers.users)}), whose values are "
+            f"means over seeds; p seeds: paired t over seeds ({_range(numbers.seeds)}); both "
+            "Holm-corrected over all variants. d: Cohen's, over users."
         ),
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,8 +89,25 @@ def compare_trials(
     trials: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
 ) -> Comparison | None:
     """As `compare_methods`, on what `read_final_trials` gave; None where there is no pair."""
+    values = paired_users(trials, method_a, method_b, variant, metric)
+    return None if values.empty else _compare(values, (method_a, method_b, variant), metric)
+
+
+def paired_users(
+    trials: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
+) -> pd.DataFrame:
+    """The metric of each evaluated user under both methods, a row a user, data set and seed.
+
+    Columns: dataset, seed, user_id, a, b, and group, the user's in a while testing (null for
+    methods without groups).
+    """
     pairs = _paired(trials, method_a, method_b, variant)
-    return None if pairs.empty else _compare(pairs, (method_a, method_b, variant), metric)
+    frames = [
+        _values_of_users(pair, metric).assign(dataset=pair.dataset, seed=pair.seed)
+        for pair in pairs.itertuples()
+    ]
+    names = [*_PAIR, "user_id", "a", "b", "group"]
+    return pd.concat(frames, ignore_index=True)[names] if frames else pd.DataFrame(columns=names)
 
 
 def read_final_trials(folders: Sequence[Path]) -> pd.DataFrame:
@@ -106,6 +124,16 @@ def read_final_trials(folders: Sequence[Path]) -> pd.DataFrame:
         other_mode = trials.method.isin(PERSONAL_METHODS) & (trials["mode"] != folder.config.mode)
         frames.append(trials[~other_mode].assign(folder=folder.path))
     return pd.concat(frames, ignore_index=True)
+
+
+def user_metric(ranks: NDArray[np.floating], metric: str) -> NDArray[np.float64]:
+    """HR@K or NDCG@K of each user from 0-based ranks [users]; `metric` is such as `ndcg@20`."""
+    name, _, cutoff = metric.partition("@")
+    functions = {"hr": metrics.hit, "ndcg": metrics.ndcg}
+    if name not in functions or cutoff not in map(str, metrics.CUTOFFS):
+        allowed = ", ".join(f"{name}@{k}" for name in functions for k in metrics.CUTOFFS)
+        raise InputError(f"`metric` must be one of {allowed}, but is {metric}")
+    return functions[name](ranks.astype(np.int64), int(cutoff))
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -134,18 +162,10 @@ def _paired(
     return sides[0].merge(sides[1], on=_PAIR, suffixes=("_a", "_b"))
 
 
-def _compare(pairs: pd.DataFrame, names: tuple[str, str, str | None], metric: str) -> Comparison:
+def _compare(values: pd.DataFrame, names: tuple[str, str, str | None], metric: str) -> Comparison:
     from scipy import stats
 
-    values = pd.concat(
-        [
-            _values_of_users(pair, metric).assign(dataset=pair.dataset)
-            for pair in pairs.itertuples()
-        ],
-        keys=range(len(pairs)),
-        names=["pair"],
-    )
-    of_seeds = values.groupby("pair")[["a", "b"]].mean()
+    of_seeds = values.groupby(_PAIR)[["a", "b"]].mean()
     of_users = values.groupby(["dataset", "user_id"])[["a", "b"]].mean()
     a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
     differences = a - b
@@ -175,28 +195,15 @@ def _compare(pairs: pd.DataFrame, names: tuple[str, str, str | None], metric: st
     )
 
 
-def _values_of_users(pair: object, metric: str) -> pd.DataFrame:
-    """The metric of each evaluated user under both trials; columns user_id, a, b."""
-    sides = [
-        StudyFolder(getattr(pair, f"folder_{side}"))
-        .users_of(getattr(pair, f"trial_id_{side}"))
-        .dropna(subset="test_rank")
-        .set_index("user_id")
-        .test_rank.rename(side)
-        for side in ("a", "b")
-    ]
-    both = pd.concat(sides, axis=1, join="inner")
-    return both.apply(lambda ranks: user_metric(ranks.to_numpy(), metric)).reset_index()
-
-
-def user_metric(ranks: NDArray[np.floating], metric: str) -> NDArray[np.float64]:
-    """HR@K or NDCG@K of each user from 0-based ranks [users]; `metric` is such as `ndcg@20`."""
-    name, _, cutoff = metric.partition("@")
-    functions = {"hr": metrics.hit, "ndcg": metrics.ndcg}
-    if name not in functions or cutoff not in map(str, metrics.CUTOFFS):
-        allowed = ", ".join(f"{name}@{k}" for name in functions for k in metrics.CUTOFFS)
-        raise InputError(f"`metric` must be one of {allowed}, but is {metric}")
-    return functions[name](ranks.astype(np.int64), int(cutoff))
+def _values_of_users(pair: Any, metric: str) -> pd.DataFrame:
+    """The metric of each evaluated user under both trials; columns user_id, a, b, group."""
+    a, b = (
+        StudyFolder(folder).users_of(trial_id).dropna(subset="test_rank").set_index("user_id")
+        for folder, trial_id in ((pair.folder_a, pair.trial_id_a), (pair.folder_b, pair.trial_id_b))
+    )
+    ranks = pd.concat({"a": a.test_rank, "b": b.test_rank}, axis=1, join="inner")
+    values = ranks.apply(lambda column: user_metric(column.to_numpy(), metric))
+    return values.assign(group=a.test_group).reset_index()
 
 
 def _bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:

@@ -158,8 +158,8 @@ def test_comparisons_are_corrected_over_the_table(write: Write) -> None:
     assert numbers.p_value[2] == single.p_value
     (text,) = table.printed
     assert text.rows[1][0].text == "global"
-    assert "over 200 users" in text.caption
-    assert "over 2 seeds" in text.caption
+    assert "users (200)" in text.caption
+    assert "seeds (2)" in text.caption
 
 
 def test_p_values_are_printed_short() -> None:

@@ -1,0 +1,49 @@
+"""The command line that gives a study, or its best setting alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from perpeft_ray.config import StudyConfig
+
+
+def study_command(study: StudyConfig) -> str:
+    """The `perpeft study` command of a study: a line for every field that is not the default."""
+    options = _differences(study, StudyConfig())
+    return " \\\n  ".join(["perpeft study", *(shlex.join(option) for option in options)])
+
+
+def fixed_to(study: StudyConfig, setting: pd.Series) -> StudyConfig:
+    """The study with every searched setting given; `setting`: a row of `best_settings`.
+
+    It has a name of its own, `<study>_best`, so that it does not meet the folder of the search.
+    """
+    rank = study.peft.rank if pd.isna(setting["rank"]) else int(setting["rank"])
+    return dataclasses.replace(
+        study,
+        study=f"{study.study}_best",
+        peft=dataclasses.replace(study.peft, variant=setting["variant"], rank=rank),
+        grouping=dataclasses.replace(study.grouping, groups=int(setting["groups"])),
+        loss=dataclasses.replace(
+            study.loss, conditioning_weight=float(setting["conditioning_weight"])
+        ),
+        train=dataclasses.replace(study.train, lr=float(setting["learning_rate"])),
+    )
+
+
+def _differences(settings: Any, defaults: Any, prefix: str = "") -> Iterator[list[str]]:
+    for field in dataclasses.fields(settings):
+        value, default = getattr(settings, field.name), getattr(defaults, field.name)
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _differences(value, default, f"{prefix}{name}.")
+        elif value != default and isinstance(value, bool):
+            yield [f"--{prefix}{'' if value else 'no-'}{name}"]
+        elif value != default:
+            values = value if isinstance(value, tuple) else (value,)
+            yield [f"--{prefix}{name}", *map(str, values)]

@@ -1,0 +1,142 @@
+"""Figures of the search: its history, which settings matter, and how."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from perpeft_ray.results.drawing import (
+    GREY,
+    VARIANT_COLOURS,
+    VARIANT_MARKERS,
+    StudyFigure,
+    panels,
+)
+from perpeft_ray.results.summary import SELECTION, VARIED
+
+_SETTINGS = ("variant", *VARIED)
+_LABELS = {"conditioning_weight": "conditioning weight λ", "learning_rate": "learning rate"}
+
+
+def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | None:
+    """The search's trials in the order in which they began, and the best so far.
+
+    A pruned trial stands at the best validation that it reached. None without a finished trial.
+    """
+    tried = _tried(trials)
+    if tried.empty:
+        return None
+    reached = epochs.groupby("trial_id")["best_valid_ndcg_at_20"].max()
+    tried["score"] = 100 * tried[SELECTION].fillna(tried.trial_id.map(reached))
+    figure, [[axes]] = panels(1)
+    figure.set_size_inches(5.2, 3.0)
+    for variant, rows in tried.groupby("variant"):
+        done, pruned = (rows[rows.status == status] for status in ("COMPLETE", "PRUNED"))
+        colour = VARIANT_COLOURS[variant]
+        axes.scatter(
+            done.number, done.score, color=colour, marker=VARIANT_MARKERS[variant], label=variant
+        )
+        axes.scatter(pruned.number, pruned.score, color=colour, marker="x")
+    best = tried.score.where(tried.status == "COMPLETE").cummax()
+    axes.step(tried.number, best, where="post", color=GREY, label="best so far")
+    if (tried.status == "PRUNED").any():
+        axes.scatter([], [], color=GREY, marker="x", label="pruned")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="trial of the search", ylabel="validation NDCG@20 × 100")
+    figure.legend(loc="outside right upper")
+    return StudyFigure(
+        "search_history",
+        "The search",
+        f"{len(tried)} trials of PerPEFT, of which {int((tried.status == 'PRUNED').sum())} were "
+        f"stopped early (crosses); the best reached {best.max():.2f} in validation.",
+        figure,
+    )
+
+
+def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
+    """The share of the search's variance that each setting explains (fANOVA).
+
+    None where there are no more complete trials than settings: anything would explain them.
+    """
+    from perpeft_ray.study.importance import setting_importances
+
+    done = _complete(trials)
+    if len(done) <= len(_SETTINGS):
+        return None
+    settings = [
+        {name: None if pd.isna(value) else value for name, value in row.items()}
+        for row in done[list(_SETTINGS)].to_dict("records")
+    ]
+    shares = setting_importances(settings, done[SELECTION].tolist())
+    if not shares:
+        return None
+    figure, [[axes]] = panels(1)
+    names = list(reversed(shares))
+    bars = axes.barh(
+        [_LABELS.get(name, name) for name in names],
+        [100 * shares[name] for name in names],
+        color=VARIANT_COLOURS["lora"],
+    )
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.grid(visible=False)
+    axes.set(xlabel="share of the variance, %", xlim=(0, 112))
+    figure.set_size_inches(5.2, 0.9 + 0.35 * len(names))
+    return StudyFigure(
+        "parameter_importance",
+        "Which settings matter",
+        f"Share of the variance of validation NDCG@20 over {len(done)} complete trials of the "
+        "search that each setting explains (fANOVA). With few trials it says little.",
+        figure,
+    )
+
+
+def slices(trials: pd.DataFrame) -> StudyFigure | None:
+    """Validation NDCG@20 of the search's complete trials against each setting that varies."""
+    done = _complete(trials)
+    names = [name for name in VARIED if done[name].nunique() > 1]
+    if not names:
+        return None
+    figure, grid = panels(len(names), wrap=2)
+    places = [axes for row in grid for axes in row]
+    for axes, name in zip(places, names, strict=False):
+        values = sorted(done[name].dropna().unique())
+        for shift, (variant, rows) in enumerate(done.dropna(subset=name).groupby("variant")):
+            x = rows[name].map(values.index) + 0.12 * (shift - 1)  # beside one another
+            axes.scatter(
+                x,
+                100 * rows[SELECTION],
+                color=VARIANT_COLOURS[variant],
+                marker=VARIANT_MARKERS[variant],
+                s=22,
+            )
+        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axes.set(xlabel=_LABELS.get(name, name), xlim=(-0.5, len(values) - 0.5))
+    for row in grid:
+        row[0].set_ylabel("valid NDCG@20 × 100")
+    for axes in places[len(names) :]:
+        axes.remove()
+    for variant in done.variant.unique():
+        places[0].scatter(
+            [], [], color=VARIANT_COLOURS[variant], marker=VARIANT_MARKERS[variant], label=variant
+        )
+    figure.legend(loc="outside upper center", ncols=3)
+    return StudyFigure(
+        "slices",
+        "The search, setting by setting",
+        "Each point is a complete trial of the search; the other settings differ too.",
+        figure,
+    )
+
+
+def _tried(trials: pd.DataFrame) -> pd.DataFrame:
+    searched = trials[
+        (trials.phase == "search")
+        & (trials.method == "perpeft")
+        & trials.status.isin(["COMPLETE", "PRUNED"])
+    ].sort_values("started_at")
+    return searched.assign(number=range(1, len(searched) + 1))
+
+
+def _complete(trials: pd.DataFrame) -> pd.DataFrame:
+    tried = _tried(trials)
+    return tried[tried.status == "COMPLETE"]
