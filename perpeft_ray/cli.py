@@ -26,6 +26,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.study.presets import Preset, preset
 
 if TYPE_CHECKING:
+    from perpeft_ray.results.text import TextTable
     from perpeft_ray.study.trainable import Study
 
 USAGE = """usage: perpeft COMMAND ...
@@ -34,7 +35,8 @@ Which personalised PEFT set-up is best for a catalogue.
 
 commands:
   study     search, compare and repeat; the same as studies/ablation_peft.py
-  tables    print the tables of a study again: perpeft tables FOLDER
+  tables    print the tables of a study again: perpeft tables FOLDER; the paper's: --paper
+  report    write a study's tables, figures and report.html again: perpeft report FOLDER
   prepare   raw data into a folder: perpeft prepare amazon2023|release|parquet --help
 
 perpeft COMMAND --help has the options of a command."""
@@ -84,7 +86,7 @@ def parse_study(arguments: Sequence[str], description: str | None = None) -> Stu
 
 
 def run_study(config: StudyConfig) -> None:
-    """Run a study, or what is missing of it, and print its tables.
+    """Run a study, or what is missing of it, print its tables and write its report.
 
     Raises InputError before anything is written.
     """
@@ -108,6 +110,7 @@ def run_study(config: StudyConfig) -> None:
 
         run_ablation(study, progress)
     print_tables(log_file.parent)
+    write_report(log_file.parent)
 
 
 def print_tables(folder: Path) -> None:
@@ -115,11 +118,22 @@ def print_tables(folder: Path) -> None:
     from perpeft_ray.results.folder import StudyFolder
     from perpeft_ray.results.tables import write_tables
 
-    # Where the output is no terminal, a table is as wide as it needs to be.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    for table in write_tables(StudyFolder.open(folder)):
-        for text in table.printed:
-            console.print(text.terminal())
+    _print([text for table in write_tables(StudyFolder.open(folder)) for text in table.printed])
+
+
+def print_paper_tables() -> None:
+    """Print Tables 2 and 3 of the paper, with PerPEFT's wins counted."""
+    from perpeft_ray.results.reference import paper_text_tables
+
+    _print(paper_text_tables())
+
+
+def write_report(folder: Path) -> None:
+    """Write a study's tables, figures and page, and print where the page is."""
+    from perpeft_ray.results import report
+    from perpeft_ray.results.folder import StudyFolder
+
+    print(f"report: {report.write_report(StudyFolder.open(folder))}")
 
 
 @dataclass(frozen=True)
@@ -138,15 +152,31 @@ def _command(arguments: Sequence[str]) -> None:
     elif name == "study":
         run_study(parse_study(rest))
     elif name == "tables":
-        if len(rest) != 1 or rest[0].startswith("-"):
-            raise InputError("`perpeft tables` must have one folder: perpeft tables FOLDER")
-        print_tables(Path(rest[0]))
+        if rest == ["--paper"]:
+            print_paper_tables()
+        else:
+            print_tables(_folder(name, rest))
+    elif name == "report":
+        write_report(_folder(name, rest))
     elif name == "prepare":
         from perpeft_ray.data.prepare.cli import prepare
 
         prepare(rest)
     else:
-        raise InputError(f"the command must be study, tables or prepare, but is {name!r}")
+        raise InputError(f"the command must be study, tables, report or prepare, but is {name!r}")
+
+
+def _folder(command: str, arguments: Sequence[str]) -> Path:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise InputError(f"`perpeft {command}` must have one folder: perpeft {command} FOLDER")
+    return Path(arguments[0])
+
+
+def _print(tables: Sequence[TextTable]) -> None:
+    # Where the output is no terminal, a table is as wide as it needs to be.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in tables:
+        console.print(table.terminal())
 
 
 def _preset_of(arguments: Sequence[str]) -> Preset:

@@ -197,6 +197,7 @@ def test_perpeft_has_its_commands(tmp_path: Path) -> None:
     for arguments, words in [
         (("studdy",), "'studdy'"),
         (("tables",), "perpeft tables FOLDER"),
+        (("report", "--all"), "perpeft report FOLDER"),
         (("tables", str(tmp_path)), "study.json"),
         (("study", "--peft.rnk", "3"), "unknown field `peft.rnk`"),
     ]:
@@ -234,3 +235,11 @@ def test_a_small_study_from_another_folder(tmp_path: Path) -> None:
     tables = run("tables", str(study), cwd=ROOT, command=perpeft)
     assert tables.returncode == 0
     assert tables.stdout in again.stdout
+
+
+def test_the_papers_tables_with_its_wins() -> None:
+    perpeft = ("-c", "from perpeft_ray.cli import main; main()")
+    shown = run("tables", "--paper", cwd=ROOT, command=perpeft)
+    assert shown.returncode == 0
+    for words in ("Table 2 on Sports & Outdoors", "44 of 48", "Table 3 on Arts", "15 of 16"):
+        assert words in shown.stdout
