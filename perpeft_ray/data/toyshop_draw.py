@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from perpeft_ray.data.toyshop_items import ASPECTS
 
-IMAGE_SIZE = 32
+IMAGE_SIZE = 24
 """Height and width of an image in pixels."""
 
 _CANVAS = 2 * IMAGE_SIZE
@@ -63,8 +63,8 @@ def draw_item(rng: np.random.Generator, item: NDArray[np.int64]) -> NDArray[np.u
     down = ((y - shift_y) * np.cos(angle) - (x - shift_x) * np.sin(angle)) / scale
     shape = _shape(value["kind"], across, down)
     canvas[shape] = _tinted(rng, _COLOURS[value["colour"]])
-    phase_x, phase_y = rng.uniform(0, 1, size=2)
-    ink = shape & _pattern(value["pattern"], across + phase_x, down + phase_y)
+    slip_x, slip_y = rng.uniform(-0.06, 0.06, size=2)
+    ink = shape & _pattern(value["pattern"], x + slip_x, y + slip_y)
     canvas[ink] = 0.25 * canvas[ink] + 0.75 * np.array(_INK)
 
     pixels = canvas.reshape(IMAGE_SIZE, 2, IMAGE_SIZE, 2, 3).mean(axis=(1, 3))
@@ -101,7 +101,7 @@ def _shape(kind: str, x: Field, y: Field) -> Mask:
 
 def _pattern(pattern: str, x: Field, y: Field) -> Mask:
     """Where a pattern has ink; its period is a quarter of the image."""
-    period = 0.5
+    period = 2 / 3
     row = np.mod(y, period) < period / 2
     column = np.mod(x, period) < period / 2
     match pattern:
@@ -114,7 +114,7 @@ def _pattern(pattern: str, x: Field, y: Field) -> Mask:
         case "diagonals":
             return np.mod(x + y, np.sqrt(2) * period) < period / np.sqrt(2)
         case "dots":
-            return np.hypot(np.mod(x, period) - period / 2, np.mod(y, period) - period / 2) < 0.15
+            return np.hypot(np.mod(x, period) - period / 2, np.mod(y, period) - period / 2) < 0.2
         case "checks":
             return row ^ column
     raise ValueError(f"no pattern {pattern!r} is drawn")
