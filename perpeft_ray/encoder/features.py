@@ -1,22 +1,25 @@
 """What frozen towers say of every item, computed once and memory-mapped.
 
 Two stores: the projected features (for `frozen_mm`) and the hidden states (for IISAN), kept under
-`cache/features/<fingerprint>/`. Letters: I items (row 0 is padding), K hidden states, W width.
+`cache/features/<fingerprint>/`. Items are encoded in batches of similar title lengths, so that
+little padding is; a computation that was stopped goes on with the next batch.
+Letters: I items (row 0 is padding), K hidden states, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
-from perpeft_ray.data.catalogue import Catalogue
-from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.catalogue import Catalogue, ItemBatch
+from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, write_mark
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.iisan import kept_layers
 from perpeft_ray.encoder.items import batch_on
@@ -34,12 +37,14 @@ def projected_features(
     folder at once wait for the first.
     """
 
-    def compute(target: Path) -> None:
+    def compute(working: Path) -> None:
         model = towers()
-        out = np.zeros((catalogue.num_items + 1, model.out_features), dtype=np.float32)
-        for items in _chunks(catalogue.num_items):
-            out[items] = model(batch_on(catalogue, items, _device(model))).cpu().numpy()
-        np.save(target / "features.npy", out)
+
+        def features(batch: ItemBatch) -> Sequence[NDArray]:
+            return [model(batch).cpu().numpy()]
+
+        shapes = {"features": (model.out_features,)}
+        _fill(working, catalogue, _device(model), np.float32, shapes, features)
 
     _ensure(folder, compute)
     return np.load(folder / "features.npy", mmap_mode="r")
@@ -51,20 +56,21 @@ def hidden_states(
     """IISAN's inputs, float16: text [I+1, K, W_text] and image [I+1, K, W_image] (None without
     images), row 0 zero; computed into `folder` where they are not there yet."""
 
-    def compute(target: Path) -> None:
+    def compute(working: Path) -> None:
         model = towers()
         text_layers, image_layers = kept_layers(model.text_layers, model.image_layers)
-        rows = catalogue.num_items + 1
-        text = _new(target / "text.npy", (rows, len(text_layers), model.text_width))
-        image = None
+        shapes = {"text": (len(text_layers), model.text_width)}
         if model.image_width:
-            image = _new(target / "image.npy", (rows, len(image_layers), model.image_width))
-        for items in _chunks(catalogue.num_items):
-            texts, images = model.hidden_states(batch_on(catalogue, items, _device(model)))
-            text[items] = _half(texts[:, text_layers])
-            if image is not None:
-                assert images is not None
-                image[items] = _half(images[:, image_layers])
+            shapes["image"] = (len(image_layers), model.image_width)
+
+        def states(batch: ItemBatch) -> Sequence[NDArray]:
+            texts, images = model.hidden_states(batch)
+            kept = [_half(texts[:, text_layers])]
+            if images is not None:
+                kept.append(_half(images[:, image_layers]))
+            return kept
+
+        _fill(working, catalogue, _device(model), np.float16, shapes, states)
 
     _ensure(folder, compute)
     image_file = folder / "image.npy"
@@ -75,20 +81,45 @@ def hidden_states(
 def _ensure(folder: Path, compute: Callable[[Path], None]) -> None:
     if folder.is_dir():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            with new_folder(folder) as temporary, torch.inference_mode():
-                compute(temporary)
+    with resumed_folder(folder) as working, torch.inference_mode():
+        if working is not None:
+            compute(working)
 
 
-def _chunks(num_items: int) -> list[NDArray[np.int64]]:
-    items = np.arange(1, num_items + 1)
-    return [items[at : at + CHUNK] for at in range(0, num_items, CHUNK)]
-
-
-def _new(file: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
-    return np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+def _fill(
+    working: Path,
+    catalogue: Catalogue,
+    device: torch.device,
+    dtype: DTypeLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    encode: Callable[[ItemBatch], Sequence[NDArray]],
+) -> None:
+    """Write `encode`'s rows of every item to one file a shape, from where an earlier run was."""
+    mark = working / "items.done"
+    done = read_mark(mark)
+    arrays = [
+        resumed_array(
+            working / f"{name}.npy", dtype, (catalogue.num_items + 1, *shape), resume=done > 0
+        )
+        for name, shape in shapes.items()
+    ]
+    # Longest titles first: what is too large for the memory is so at once.
+    order = np.argsort(-catalogue.token_counts[1:].astype(np.int64), kind="stable") + 1  # [I]
+    console = Console(stderr=True)
+    for start in track(
+        range(done, len(order), CHUNK),
+        "encoding items",
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ):
+        items = order[start : start + CHUNK]
+        rows = encode(batch_on(catalogue, items, device))
+        for array, values in zip(arrays, rows, strict=True):
+            array[items] = values
+            array.flush()
+        write_mark(mark, start + len(items))
+    mark.unlink(missing_ok=True)
 
 
 def _half(states: Tensor) -> NDArray[np.float16]:

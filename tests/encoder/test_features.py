@@ -1,0 +1,148 @@
+"""Stores of features and hidden states against towers asked item by item; stopped and resumed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from perpeft_ray.data.catalogue import Catalogue, build_catalogue
+from perpeft_ray.data.folders import read_mark
+from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.encoder import features
+from perpeft_ray.encoder.features import hidden_states, projected_features
+from perpeft_ray.encoder.foundation import Towers, load_towers
+from perpeft_ray.encoder.iisan import kept_layers
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+from tests.small_shop import write_small_shop
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory) -> Catalogue:
+    """Titles of very different lengths, some none; the last items without image."""
+    shop = write_small_shop(tmp_path_factory.mktemp("shops") / "shop", items=50)
+    items = pd.read_parquet(shop / "items.parquet")
+    titles = ["steel " * (index * 7 % 12) for index in range(len(items))]
+    images = [image if index < 45 else None for index, image in enumerate(items["image"])]
+    items.assign(title=titles, image=images).to_parquet(shop / "items.parquet")
+    cache = tmp_path_factory.mktemp("cache")
+    return build_catalogue(load_folder(shop, ""), FoundationPreprocessor("toyshop-clip"), cache)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch) -> None:
+    monkeypatch.setattr(features, "CHUNK", 8)
+
+
+def towers() -> Towers:
+    return load_towers("toyshop-clip", "float32", CPU)
+
+
+def test_projected_features_are_the_towers(catalogue, tmp_path):
+    found = projected_features(towers, catalogue, tmp_path / "store")
+    model = towers()
+    assert found.dtype == np.float32
+    assert isinstance(found, np.memmap)
+    assert not found[0].any()
+    for item in range(1, 51):
+        expected = model(catalogue.batch(np.array([item])))[0].numpy()
+        np.testing.assert_allclose(found[item], expected, atol=1e-5)
+
+
+def test_hidden_states_are_the_towers(catalogue, tmp_path):
+    text, image = hidden_states(towers, catalogue, tmp_path / "store")
+    model = towers()
+    text_layers, image_layers = kept_layers(model.text_layers, model.image_layers)
+    assert text.dtype == image.dtype == np.float16
+    assert not text[0].any()
+    assert not image[0].any()
+    for item in range(1, 51):
+        texts, images = model.hidden_states(catalogue.batch(np.array([item])))
+        np.testing.assert_allclose(text[item], texts[0, text_layers], atol=2e-2, rtol=2e-3)
+        np.testing.assert_allclose(image[item], images[0, image_layers], atol=2e-2, rtol=2e-3)
+        # What is absent is zero, here as in a training step and in ranking.
+        batch = catalogue.batch(np.array([item]))
+        assert text[item].any() == bool(batch.has_title[0])
+        assert image[item].any() == bool(batch.has_image[0])
+    assert not image[46:].any()
+
+
+def test_batches_have_little_padding(catalogue, tmp_path):
+    model = towers()
+    padding = []
+    whole = model.forward
+
+    def counted(batch):
+        padding.append(1 - batch.attention_mask.float().mean().item())
+        return whole(batch)
+
+    model.forward = counted
+    projected_features(lambda: model, catalogue, tmp_path / "store")
+    assert len(padding) == 7
+    in_order = [
+        1 - catalogue.batch(np.arange(at, min(at + 8, 51))).attention_mask.float().mean().item()
+        for at in range(1, 51, 8)
+    ]
+    assert np.mean(padding) < np.mean(in_order) / 3
+
+
+def test_nothing_is_computed_twice(catalogue, tmp_path):
+    first = projected_features(towers, catalogue, tmp_path / "store").copy()
+
+    def none() -> Towers:
+        raise AssertionError
+
+    np.testing.assert_array_equal(projected_features(none, catalogue, tmp_path / "store"), first)
+
+
+def _slowly(catalogue: Path, store: Path) -> None:
+    features.CHUNK = 8
+    model = towers()
+    whole = model.hidden_states
+
+    def slow(batch):
+        time.sleep(0.05)
+        return whole(batch)
+
+    model.hidden_states = slow
+    hidden_states(lambda: model, Catalogue.open(catalogue), store)
+
+
+def test_a_killed_computation_goes_on_to_the_same_store(catalogue, tmp_path):
+    """kill -9 between batches."""
+    alone = hidden_states(towers, catalogue, tmp_path / "alone")
+    store, mark = tmp_path / "store", tmp_path / ".store.unfinished" / "items.done"
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_slowly, args=(catalogue.folder, store))
+    process.start()
+    deadline = time.monotonic() + 90
+    while read_mark(mark) < 16 and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(timeout=60)
+    done = read_mark(mark)
+    assert 16 <= done < 50
+    assert not store.exists()
+
+    model = towers()
+    whole, encoded = model.hidden_states, []
+
+    def counted(batch):
+        encoded.append(len(batch.has_title))
+        return whole(batch)
+
+    model.hidden_states = counted
+    again = hidden_states(lambda: model, catalogue, store)
+    assert sum(encoded) == 50 - done
+    for first, second in zip(alone, again, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-3)
+    assert {path.name for path in store.iterdir()} == {"text.npy", "image.npy"}
