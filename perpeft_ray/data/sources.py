@@ -11,13 +11,19 @@ from perpeft_ray.data.interactions import Dataset, load_folder
 from perpeft_ray.errors import InputError
 
 _FORMS = {"toyshop": "toyshop[:SEED]", "parquet": "parquet:PATH"}
+_RAW = {
+    "amazon2023": "amazon2023 --raw DIR --category NAME --out PATH",
+    "release": "release FOLDER_OR_ZIP --name NAME --out PATH",
+}
+"""Raw data, which a command of its own makes into a folder: that takes hours and has options."""
 
 
 def open_dataset(uri: str, cache: Path) -> Dataset:
     """The dataset that a URI names: `toyshop[:SEED]` (seed 0) or `parquet:PATH`.
 
-    `toyshop` is generated once a seed, under `cache`. Raises `InputError` for any other form and
-    for a folder that `load_folder` rejects.
+    `toyshop` is generated once a seed, under `cache`. Raises `InputError` for any other form (for
+    `amazon2023:…` and `release:…` it names the command that prepares them) and for a folder that
+    `load_folder` rejects.
     """
     source, colon, rest = uri.partition(":")
     if source == "toyshop":
@@ -26,6 +32,11 @@ def open_dataset(uri: str, cache: Path) -> Dataset:
         if not rest:
             raise InputError(f"`dataset` must name a folder as parquet:PATH, but is {uri!r}")
         return load_folder(Path(rest), uri)
+    if source in _RAW:
+        raise InputError(
+            f"`dataset` must be prepared data, but is {uri!r}; "
+            f"run `perpeft prepare {_RAW[source]}` once, then use parquet:PATH"
+        )
     raise InputError(
         f"`dataset` must be {' or '.join(_FORMS.values())}, but is {uri!r}{_hint(uri, source)}"
     )

@@ -31,8 +31,16 @@ def test_parquet_folder(write_folder, tmp_path):
         ("toyshp", FORMS + "'toyshp'; did you mean toyshop[:SEED]?"),
         ("toy_shop:3", FORMS + "'toy_shop:3'; did you mean toyshop[:SEED]?"),
         ("parqet:/data", FORMS + "'parqet:/data'; did you mean parquet:PATH?"),
-        ("amazon2023:Beauty", FORMS + "'amazon2023:Beauty'"),
-        ("release:/data", FORMS + "'release:/data'"),
+        (
+            "amazon2023:Beauty",
+            "`dataset` must be prepared data, but is 'amazon2023:Beauty'; run `perpeft prepare "
+            "amazon2023 --raw DIR --category NAME --out PATH` once, then use parquet:PATH",
+        ),
+        (
+            "release:/data",
+            "`dataset` must be prepared data, but is 'release:/data'; run `perpeft prepare "
+            "release FOLDER_OR_ZIP --name NAME --out PATH` once, then use parquet:PATH",
+        ),
         ("", FORMS + "''"),
         ("/no/such", FORMS + "'/no/such'"),
         ("parquet:", "`dataset` must name a folder as parquet:PATH, but is 'parquet:'"),

@@ -1,0 +1,100 @@
+"""kill -9 in every phase of preparing; the same command then ends with the same fingerprint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
+from perpeft_ray.data.prepare.database import Database
+from tests.data.prepare.conftest import jpeg
+from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, review, write_raw
+
+ROOT = Path(__file__).parents[3]
+
+
+def killed(arguments: list[str], reached: Callable[[], bool]) -> None:
+    """Run `perpeft prepare`, and kill it -9 as soon as `reached`."""
+    code = "import sys; from perpeft_ray.data.prepare.cli import prepare; prepare(sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 90
+    while not reached():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_while_tables_are_made(tmp_path):
+    """At three moments of the relational work."""
+    raw = write_raw(tmp_path / "raw", *drawn(users=8000, items=3000, lines=120_000))
+    prepare_amazon2023(raw, CATEGORY, tmp_path / "alone", Selection())
+    expected = load_folder(tmp_path / "alone", "").fingerprint
+    out, scratch = tmp_path / "out", tmp_path / ".out.unfinished" / "scratch"
+    command = ["amazon2023", "--raw", str(raw), "--category", CATEGORY, "--out", str(out)]
+    for wait in (0.0, 0.1, 0.2):
+        seen: list[float] = []
+
+        def reached(wait: float = wait, seen: list[float] = seen) -> bool:
+            if (scratch / "tables.duckdb").exists() and not seen:
+                seen.append(time.monotonic())
+            return bool(seen) and time.monotonic() - seen[0] >= wait
+
+        killed(command, reached)
+        assert not out.exists()
+    prepare_amazon2023(raw, CATEGORY, out, Selection())
+    assert load_folder(out, "").fingerprint == expected
+
+
+def test_killed_while_images_are_fetched(tmp_path, web):
+    items = [f"B{number:03d}" for number in range(60)]
+    web.files = {f"/{item}.jpg": jpeg(number) for number, item in enumerate(items) if number != 7}
+    web.pause = 0.05
+    metas = [meta(item, item, [picture(f"{web.address}/{item}.jpg")]) for item in items]
+    raw = write_raw(tmp_path / "raw", [review("U", item, 1) for item in items], metas)
+    selection = Selection(core=1)
+    prepare_amazon2023(raw, CATEGORY, tmp_path / "alone", selection)
+    expected = load_folder(tmp_path / "alone", "").fingerprint
+    web.requests.clear()
+
+    out, images = tmp_path / "out", tmp_path / ".out.unfinished" / "images"
+    command = ["amazon2023", "--raw", str(raw), "--category", CATEGORY, "--out", str(out)]
+    command += ["--core", "1", "--images.connections", "2"]
+    killed(command, lambda: len(list(images.glob("*.jpg"))) >= 20)
+    done = {path.stem for path in images.glob("*.jpg")}
+    assert 20 <= len(done) < 59
+    assert not out.exists()
+    web.requests.clear()
+    prepare_amazon2023(raw, CATEGORY, out, selection)
+    assert load_folder(out, "").fingerprint == expected
+    assert set(web.requests) == {f"/{item}.jpg" for item in items if item not in done}
+
+
+def test_finished_tables_are_not_made_again(tmp_path):
+    file = tmp_path / "tables.duckdb"
+    with Database(file, memory_gb=0.1) as database:
+        assert database.table("numbers", "SELECT * FROM range(5)") == 5
+    with Database(file, memory_gb=0.1) as database:
+        assert database.table("numbers", "SELECT * FROM range(7)") == 5
+
+
+def test_another_recipe_starts_anew(tmp_path):
+    raw = write_raw(tmp_path / "raw", *drawn())
+    working = tmp_path / ".out.unfinished"
+    (working / "scratch").mkdir(parents=True)
+    (working / "images").mkdir()
+    (working / "prepare.json").write_text('{"source": "another"}\n')
+    (working / "images" / "left.jpg").write_bytes(b"x")
+    (working / "scratch" / "tables.duckdb").write_bytes(b"of another format")
+    prepare_amazon2023(raw, CATEGORY, tmp_path / "out", Selection())
+    assert list((tmp_path / "out" / "images").iterdir()) == []
