@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from perpeft_ray.config import VARIANTS
 from perpeft_ray.results.drawing import (
     GREY,
     VARIANT_COLOURS,
@@ -37,7 +38,7 @@ def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | 
             done.number, done.score, color=colour, marker=VARIANT_MARKERS[variant], label=variant
         )
         axes.scatter(pruned.number, pruned.score, color=colour, marker="x")
-    best = tried.score.where(tried.status == "COMPLETE").cummax()
+    best = tried.score.where(tried.status == "COMPLETE").cummax().ffill()
     axes.step(tried.number, best, where="post", color=GREY, label="best so far")
     if (tried.status == "PRUNED").any():
         axes.scatter([], [], color=GREY, marker="x", label="pruned")
@@ -100,8 +101,9 @@ def slices(trials: pd.DataFrame) -> StudyFigure | None:
     places = [axes for row in grid for axes in row]
     for axes, name in zip(places, names, strict=False):
         values = sorted(done[name].dropna().unique())
-        for shift, (variant, rows) in enumerate(done.dropna(subset=name).groupby("variant")):
-            x = rows[name].map(values.index) + 0.12 * (shift - 1)  # beside one another
+        for variant, rows in done.dropna(subset=name).groupby("variant"):
+            shift = 0.12 * (VARIANTS.index(variant) - 1)  # variants beside one another
+            x = rows[name].map(values.index) + shift
             axes.scatter(
                 x,
                 100 * rows[SELECTION],

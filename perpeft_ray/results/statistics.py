@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from perpeft_ray import metrics
-from perpeft_ray.config import PEFT_METHODS, PERSONAL_METHODS
+from perpeft_ray.config import PERSONAL_METHODS
 from perpeft_ray.errors import InputError
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.summary import final_trials
@@ -154,9 +154,8 @@ def _paired(
     """Trials of a and b side by side; columns dataset, seed, folder_a, trial_id_a, …"""
     sides = []
     for method in (method_a, method_b):
-        rows = trials[trials.method == method]
-        if method in PEFT_METHODS:
-            rows = rows[rows.variant == variant]
+        has_variant = trials.variant.isna() | (trials.variant == variant)
+        rows = trials[(trials.method == method) & has_variant]
         rows = rows.sort_values("finished_at").drop_duplicates(_PAIR, keep="last")
         sides.append(rows[[*_PAIR, "folder", "trial_id"]])
     return sides[0].merge(sides[1], on=_PAIR, suffixes=("_a", "_b"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from rich.console import Console
 
+from perpeft_ray.config import METHODS
 from perpeft_ray.results.reference import (
     BASELINES_TABLE,
     COMPONENTS_TABLE,
@@ -54,6 +55,10 @@ def test_numbers_are_the_papers() -> None:
     arts = paper_numbers("arts")
     assert not arts.duplicated(["method", "variant", "metric"]).any()
     assert set(arts.method) == set(METHOD_ORDER)
+
+
+def test_every_method_has_its_place() -> None:
+    assert set(METHODS) <= set(METHOD_ORDER)
 
 
 def test_a_uri_names_a_data_set_of_the_paper_by_its_last_part() -> None:
