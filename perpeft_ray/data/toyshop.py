@@ -96,7 +96,7 @@ class Shop:
 def write_toyshop(folder: Path, seed: int) -> None:
     """Write the catalogue of a seed as a data folder: interactions, items, images, planted groups.
 
-    The folder is complete or absent; one that is already there is left alone. `planted.parquet`
+    The folder is complete or absent; one that already holds something is left alone. `planted.parquet`
     (user_id, group) is for tests and figures only, no method reads it. Raises `InputError` where
     the seed is negative.
     """
@@ -153,6 +153,7 @@ def ceiling(shop: Shop) -> float:
 
     It knows the group and preferred values of every user at the last step and the popularity of
     every item; candidates are the items the user does not have, as in the method's protocol.
+    0.41, 0.38 and 0.38 for seeds 0, 1 and 2.
     """
     is_last = np.append(shop.user[1:] != shop.user[:-1], True)
     target = np.take_along_axis(shop.last_utility, shop.item[is_last][:, None], axis=1)  # [U, 1]

@@ -43,7 +43,7 @@ Mask = NDArray[np.bool_]
 def draw_item(rng: np.random.Generator, item: NDArray[np.int64]) -> NDArray[np.uint8]:
     """The image of an item [aspects], uint8 [IMAGE_SIZE, IMAGE_SIZE, 3], RGB.
 
-    Place, size, angle and hue of the shape, the phase of its pattern and the noise are drawn from
+    Place, size, angle and hue of the shape, a slip of its pattern and the noise are drawn from
     `rng`: two drawings of one item differ.
     """
     value = {
@@ -100,7 +100,7 @@ def _shape(kind: str, x: Field, y: Field) -> Mask:
 
 
 def _pattern(pattern: str, x: Field, y: Field) -> Mask:
-    """Where a pattern has ink; its period is a quarter of the image."""
+    """Where a pattern has ink; it lies on the image's grid, a third of the image a period."""
     period = 2 / 3
     row = np.mod(y, period) < period / 2
     column = np.mod(x, period) < period / 2

@@ -35,7 +35,7 @@ from perpeft_ray.data.toyshop import other_items
 from perpeft_ray.data.toyshop_draw import IMAGE_SIZE
 
 WIDTH = 64
-PROJECTION = 24
+PROJECTION = 24  # little more than department, kind and colour need, so that the rest is dropped
 INTERMEDIATE = 128
 LAYERS = 2
 HEADS = 4
@@ -44,7 +44,7 @@ MAX_TOKENS = 24
 
 TRAINING_ITEMS = 8_000
 HELD_OUT_ITEMS = 500
-STEPS = 700
+STEPS = 1_000
 BATCH = 128
 LEARNING_RATE = 2e-3
 WARMUP = 50
@@ -146,7 +146,9 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     }
     vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH}
     return CLIPModel(
-        CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=PROJECTION)
+        CLIPConfig(
+            text_config=tower | text, vision_config=tower | vision, projection_dim=PROJECTION
+        )
     )
 
 

@@ -1,0 +1,167 @@
+"""The toyshop against its description: tables, pixels and preferences, recomputed from titles."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from perpeft_ray.data import toyshop
+from perpeft_ray.data.toyshop_draw import IMAGE_SIZE, draw_item
+from perpeft_ray.data.toyshop_items import ASPECTS, draw_items, write_title
+from perpeft_ray.errors import InputError
+
+IN_IMAGE = {"department", "kind", "colour", "pattern", "border"}
+IN_TITLE = {"department", "kind", "colour", "brand", "material", "style"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("toyshop") / "seed7"
+    toyshop.write_toyshop(path, 7)
+    return path
+
+
+@pytest.fixture(scope="module")
+def steps(folder):
+    """Every two consecutive interactions of a user: title words before and after, and the group."""
+    interactions = pd.read_parquet(folder / "interactions.parquet")
+    items = pd.read_parquet(folder / "items.parquet").set_index("item_id")
+    words = pd.DataFrame(
+        {
+            aspect: [
+                next(w for w in title.split() if w in ASPECTS[aspect]) for title in items.title
+            ]
+            for aspect in IN_TITLE
+        },
+        index=items.index,
+    )
+    table = interactions.sort_values(["user_id", "timestamp"], kind="stable")
+    table = table.join(words, on="item_id").merge(toyshop.planted_groups(folder), on="user_id")
+    before = table.groupby("user_id")[sorted(IN_TITLE)].shift()
+    return table.join(before.add_suffix("_before")).dropna(ignore_index=True)
+
+
+def contents(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_one_seed_gives_the_same_bytes_and_another_does_not(folder, tmp_path):
+    toyshop.write_toyshop(tmp_path / "again", 7)
+    assert contents(tmp_path / "again") == contents(folder)
+    assert not np.array_equal(toyshop.plant(8).item, toyshop.plant(7).item)
+
+
+def test_folder_has_the_form_of_a_dataset(folder):
+    interactions = pd.read_parquet(folder / "interactions.parquet")
+    items = pd.read_parquet(folder / "items.parquet")
+    planted = toyshop.planted_groups(folder)
+    assert list(interactions) == ["user_id", "item_id", "timestamp"]
+    assert interactions.timestamp.dtype == np.int64
+    assert list(items) == ["item_id", "title", "image"]
+    assert len(items) == items.item_id.nunique() == toyshop.ITEMS
+    assert interactions.item_id.isin(items.item_id).all()
+    assert sorted(planted.user_id) == sorted(interactions.user_id.unique())
+    assert set(planted.group) == set(range(len(toyshop.GROUPS)))
+    assert items.title.str.split().str.len().between(7, 8).all()
+    with Image.open(folder / items.image[0]) as image:
+        assert (image.mode, image.size) == ("RGB", (IMAGE_SIZE, IMAGE_SIZE))
+    assert all((folder / image).is_file() for image in items.image)
+
+
+def test_folder_that_is_there_is_left_alone(tmp_path):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "mine").write_text("mine")
+    toyshop.write_toyshop(tmp_path / "shop", 0)
+    assert [path.name for path in tmp_path.rglob("*")] == ["shop", "mine"]
+
+
+def test_sequences_are_short_ordered_and_without_repeats(folder):
+    interactions = pd.read_parquet(folder / "interactions.parquet")
+    assert interactions.timestamp.is_monotonic_increasing
+    by_user = interactions.groupby("user_id")
+    assert set(by_user.size()) == set(range(5, 11))
+    assert not interactions.duplicated(["user_id", "item_id"]).any()
+    assert not interactions.duplicated(["user_id", "timestamp"]).any()
+
+
+def test_groups_mostly_stay_in_their_home_department(steps):
+    home = steps.group.map(lambda group: toyshop.GROUPS[group][0])
+    assert (steps.department == home).groupby(steps.group).mean().min() > 0.6
+
+
+@pytest.mark.parametrize(
+    ("group", "aspect"),
+    [
+        (group, aspect)
+        for group, (_, *attended) in enumerate(toyshop.GROUPS)
+        for aspect in attended
+        if aspect in IN_TITLE
+    ],
+)
+def test_members_repeat_the_attended_word_and_others_do_not(steps, group, aspect):
+    kept = steps[aspect] == steps[f"{aspect}_before"]
+    attending = [g for g, (_, *attended) in enumerate(toyshop.GROUPS) if aspect in attended]
+    assert kept[steps.group == group].mean() > 0.5
+    assert kept[~steps.group.isin(attending)].mean() < 0.3  # chance is 1/8 or 1/6
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_aspect_shows_where_it_is_said_to(aspect):
+    """Items that differ in one aspect only, drawn and titled from the same random numbers."""
+    column = list(ASPECTS).index(aspect)
+    items = np.zeros((len(ASPECTS[aspect]), len(ASPECTS)), dtype=np.int64)
+    items[:, column] = np.arange(len(items))
+    pictures = {draw_item(np.random.default_rng(5), item).tobytes() for item in items}
+    titles = {write_title(np.random.default_rng(5), item) for item in items}
+    assert len(pictures) == (len(items) if aspect in IN_IMAGE else 1)
+    assert len(titles) == (len(items) if aspect in IN_TITLE else 1)
+
+
+def test_two_drawings_of_an_item_differ():
+    rng = np.random.default_rng(0)
+    item = draw_items(rng, 1, "catalogue")[0]
+    assert not np.array_equal(draw_item(rng, item), draw_item(rng, item))
+
+
+def test_no_item_of_any_seed_is_in_both_halves_and_both_are_uniform():
+    rng = np.random.default_rng(0)
+    catalogue, other = (draw_items(rng, 20_000, half) for half in ("catalogue", "pretraining"))
+    assert set(catalogue.sum(axis=1) % 2) == {0}
+    assert set(other.sum(axis=1) % 2) == {1}
+    for drawn in (catalogue, other):
+        for column, values in enumerate(ASPECTS.values()):
+            shares = np.bincount(drawn[:, column], minlength=len(values)) / len(drawn)
+            np.testing.assert_allclose(shares, 1 / len(values), atol=0.015)
+
+
+def test_catalogue_and_pretraining_draw_from_their_halves(monkeypatch):
+    drawn = []
+
+    def spy(rng, count, half):
+        drawn.append((half, draw_items(rng, count, half)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(toyshop, "draw_items", spy)
+    toyshop.plant(3)
+    titles, images = toyshop.other_items(20, 3)
+    assert [half for half, _ in drawn] == ["catalogue", "pretraining"]
+    assert len(titles) == 20
+    assert images.shape == (20, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert images.dtype == np.uint8
+
+
+def test_ceiling_is_that_of_a_plain_loop_and_far_from_perfect():
+    shop = toyshop.plant(1)
+    gains = []
+    for user in range(toyshop.USERS):
+        order = np.argsort(-shop.last_utility[user]).tolist()
+        rank = order.index(shop.item[shop.user == user][-1])
+        gains.append(1 / np.log2(rank + 2) if rank < 20 else 0.0)
+    assert toyshop.ceiling(shop) == pytest.approx(np.mean(gains))
+    assert 0.3 < toyshop.ceiling(shop) < 0.5
+
+
+def test_negative_seed_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match="at least 0, but is -1"):
+        toyshop.write_toyshop(tmp_path / "shop", -1)
+    assert list(tmp_path.iterdir()) == []
