@@ -96,9 +96,9 @@ class Shop:
 def write_toyshop(folder: Path, seed: int) -> None:
     """Write the catalogue of a seed as a data folder: interactions, items, images, planted groups.
 
-    The folder is complete or absent; one that already holds something is left alone. `planted.parquet`
-    (user_id, group) is for tests and figures only, no method reads it. Raises `InputError` where
-    the seed is negative.
+    The folder is complete or absent; one that already holds something is left alone.
+    `planted.parquet` (user_id, group) is for tests and figures only, no method reads it. Raises
+    `InputError` where the seed is negative.
     """
     shop = plant(seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
