@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,38 +93,51 @@ def cached_stage_one(
     return stage, False
 
 
+def best_record(best: Best) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An epoch as a JSON record and as tensors, the ranks of users among them."""
+    ranks = {"valid_ranks": torch.from_numpy(best.valid_ranks)}
+    record = {"best_epoch": best.epoch, "best_valid": dataclasses.asdict(best.valid)}
+    return record, savable({**best.weights, **ranks})
+
+
+def best_from(record: dict[str, Any], tensors: dict[str, Tensor]) -> Best:
+    """What `best_record` was given."""
+    ranks = tensors.pop("valid_ranks").numpy()
+    return Best(record["best_epoch"], RankingMetrics(**record["best_valid"]), tensors, ranks)
+
+
+def records_from(record: dict[str, Any]) -> list[EpochRecord]:
+    """The epochs of a JSON record, marked as read from a cache."""
+    epochs = []
+    for fields in record["epochs"]:
+        valid = RankingMetrics(**fields["valid"]) if fields["valid"] else None
+        epochs.append(EpochRecord(**{**fields, "valid": valid, "shared": True}))
+    return epochs
+
+
+def savable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, contiguous, without history."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def _write(stage: StageOne, folder: Path) -> None:
-    save_file(_savable(stage.weights), folder / "last.safetensors")
-    save_file(_savable(stage.optimizers), folder / "optimizers.safetensors")
-    ranks = {"valid_ranks": torch.from_numpy(stage.best.valid_ranks)}
-    save_file(_savable({**stage.best.weights, **ranks}), folder / "best.safetensors")
-    record = {
-        "best_epoch": stage.best.epoch,
-        "best_valid": dataclasses.asdict(stage.best.valid),
-        "epochs": [dataclasses.asdict(record) for record in stage.epochs],
-        "train_seconds": stage.train_seconds,
-        "evaluate_seconds": stage.evaluate_seconds,
-    }
+    record, tensors = best_record(stage.best)
+    save_file(savable(stage.weights), folder / "last.safetensors")
+    save_file(savable(stage.optimizers), folder / "optimizers.safetensors")
+    save_file(tensors, folder / "best.safetensors")
+    record["epochs"] = [dataclasses.asdict(epoch) for epoch in stage.epochs]
+    record["train_seconds"] = stage.train_seconds
+    record["evaluate_seconds"] = stage.evaluate_seconds
     (folder / "record.json").write_text(json.dumps(record, indent=1, allow_nan=False))
 
 
 def _read(folder: Path) -> StageOne:
     record = json.loads((folder / "record.json").read_text())
-    best = load_file(folder / "best.safetensors")
-    ranks = best.pop("valid_ranks").numpy()
-    epochs = []
-    for fields in record["epochs"]:
-        valid = RankingMetrics(**fields["valid"]) if fields["valid"] else None
-        epochs.append(EpochRecord(**{**fields, "valid": valid, "shared": True}))
     return StageOne(
         weights=load_file(folder / "last.safetensors"),
         optimizers=load_file(folder / "optimizers.safetensors"),
-        best=Best(record["best_epoch"], RankingMetrics(**record["best_valid"]), best, ranks),
-        epochs=epochs,
+        best=best_from(record, load_file(folder / "best.safetensors")),
+        epochs=records_from(record),
         train_seconds=record["train_seconds"],
         evaluate_seconds=record["evaluate_seconds"],
     )
-
-
-def _savable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

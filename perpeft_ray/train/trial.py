@@ -6,7 +6,7 @@ Plain torch: it runs in pytest, in a Ray Tune function or in every worker of Ray
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from perpeft_ray.train.state import (
     optimizer_tensors,
     weights,
 )
+from perpeft_ray.train.trial_cache import Trained, read_trained, trial_key, write_trained
 from perpeft_ray.train.workspace import Workspace, open_split
 
 Report = Callable[[EpochRecord], None]
@@ -50,8 +51,8 @@ def run_trial(
     """Train and evaluate one configuration.
 
     Args:
-        report: called after every epoch, on every worker, also for those of a stage 1 that was
-            found in the cache. It may raise to stop the trial.
+        report: called after every epoch, on every worker, also for those that were trained before
+            and come from a cache. It may raise to stop the trial.
         test: whether test is read, once, for the epoch that validation selected.
         collective: the workers that share this trial; None: this process alone. Every worker
             returns the same outcome.
@@ -76,6 +77,7 @@ class _Trial:
         self.config = config
         self.workspace = workspace
         self.report = report
+        self.epochs: list[EpochRecord] = []
         self.collective = collective
         self.device = device or torch.device("cpu")
         self.memory = PeakMemory(self.device)
@@ -98,40 +100,27 @@ class _Trial:
         self.epochs_in_all = config.stage1_epochs + config.stage3_epochs
 
     def run(self, *, test: bool) -> TrialOutcome:
-        first = self._stage_one()
-        self.evaluate_seconds += first.evaluate_seconds
-        grouping, stage2_seconds = None, 0.0
-        if self.config.method in PERSONAL_METHODS:
-            started = time.perf_counter()
-            grouping = self._stage_two(first)
-            stage2_seconds = time.perf_counter() - started
-        started = time.perf_counter()
-        before = self.evaluate_seconds
-        state, best = (
-            self._continue_stage_one(first)
-            if grouping is None
-            else self._stage_three(first, grouping)
-        )
-        stage3_seconds = time.perf_counter() - started - (self.evaluate_seconds - before)
+        trained, state = self._trained()
+        grouping = trained.grouping
         everyone = np.zeros(self.split.num_users, dtype=np.int32)
         test_ranks = np.full(self.split.num_users, -1, dtype=np.int64)
         if test:
-            load_weights(state, best.weights)
+            load_weights(state, trained.best.weights)
             test_ranks = self._ranks(state, everyone if grouping is None else grouping.test, "test")
         groups = self.config.groups or 1
         return TrialOutcome(
-            selected_epoch=best.epoch,
-            valid=best.valid,
+            selected_epoch=trained.best.epoch,
+            valid=trained.best.valid,
             test=metrics_of(test_ranks) if test else None,
             users_evaluated=len(self.split.evaluable),
             encoder_parameters=(
                 encoder_parameters(self.workspace.encoder) if self.model.tower else 0
             ),
             trainable_parameters=groups * peft_parameters(self.model),
-            stage1_seconds=first.train_seconds,
-            stage2_seconds=stage2_seconds,
-            stage3_seconds=stage3_seconds,
-            evaluate_seconds=self.evaluate_seconds,
+            stage1_seconds=trained.stage1_seconds,
+            stage2_seconds=trained.stage2_seconds,
+            stage3_seconds=trained.stage3_seconds,
+            evaluate_seconds=trained.evaluate_seconds + self.evaluate_seconds,
             peak_memory_mb=self.memory.megabytes(),
             world_size=self.collective.world_size,
             device=self.device.type,
@@ -139,10 +128,58 @@ class _Trial:
                 user_id=self.split.user_ids,
                 group=everyone - 1 if grouping is None else grouping.valid,
                 test_group=everyone - 1 if grouping is None else grouping.test,
-                valid_rank=best.valid_ranks,
+                valid_rank=trained.best.valid_ranks,
                 test_rank=test_ranks,
             ),
         )
+
+    def _trained(self) -> tuple[Trained, TrainState]:
+        """The trial after its last epoch, trained here or, where it was before, read."""
+        # Workers hold their own groups only; what they trained is not kept.
+        alone = self.collective.world_size == 1
+        entry = self.workspace.trials / trial_key(self.config, self.workspace.fingerprint)
+        kept = read_trained(entry) if alone else None
+        if kept is not None:
+            for record in kept.epochs:
+                self.report(record)
+            return kept, self._fresh_state(range(self.config.groups or 1))
+        trained, state = self._train_all()
+        if alone:
+            write_trained(trained, entry)
+        return trained, state
+
+    def _train_all(self) -> tuple[Trained, TrainState]:
+        first = self._stage_one()
+        grouping, stage2_seconds = None, 0.0
+        if self.config.method in PERSONAL_METHODS:
+            started = time.perf_counter()
+            grouping = self._stage_two(first)
+            stage2_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        state, best = (
+            self._continue_stage_one(first)
+            if grouping is None
+            else self._stage_three(first, grouping)
+        )
+        evaluate_seconds, self.evaluate_seconds = self.evaluate_seconds, 0.0
+        trained = Trained(
+            best=best,
+            grouping=grouping,
+            epochs=self.epochs,
+            stage1_seconds=first.train_seconds,
+            stage2_seconds=stage2_seconds,
+            stage3_seconds=time.perf_counter() - started - evaluate_seconds,
+            evaluate_seconds=first.evaluate_seconds + evaluate_seconds,
+        )
+        return trained, state
+
+    def _tell(self, record: EpochRecord) -> None:
+        self.epochs.append(record)
+        self.report(record)
+
+    def _fresh_state(self, groups: Iterable[int]) -> TrainState:
+        """The model with a module for each of these groups, as initialised."""
+        return new_state(self.model, {g: self.model.new_module() for g in groups}, self.config)
 
     def _stage_one(self) -> StageOne:
         """Stage 1 from the cache, or computed by the first worker that asks for it."""
@@ -154,17 +191,17 @@ class _Trial:
         )
         if found or not live:
             for record in stage.epochs:
-                self.report(record)
+                self._tell(record)
         return stage
 
     def _compute_stage_one(self, *, live: bool) -> StageOne:
-        state = new_state(self.model, {0: self.model.new_module()}, self.config)
+        state = self._fresh_state([0])
         epochs: list[EpochRecord] = []
 
         def keep(record: EpochRecord) -> None:
             epochs.append(record)
             if live:
-                self.report(record)
+                self._tell(record)
 
         before = self.evaluate_seconds
         started = time.perf_counter()
@@ -186,7 +223,7 @@ class _Trial:
         """Group the users by their outputs under the global module; the same on every worker."""
         config = self.config
         assert config.groups is not None
-        state = new_state(self.model, {0: self.model.new_module()}, config)
+        state = self._fresh_state([0])
         load_weights(state, first.weights)
         module, length = state.modules[0], config.sequence_length
         grouping = group_users(
@@ -214,7 +251,7 @@ class _Trial:
         data = StageData(3, self.sampler, users, dict(enumerate(pools)), config.conditioning_weight)
         owner = owners(batches_per_group(users, config.batch_size), self.collective.world_size)
         mine = np.flatnonzero(owner == self.collective.rank).tolist()
-        state = new_state(self.model, {g: self.model.new_module() for g in mine}, config)
+        state = self._fresh_state(mine)
         copies = {
             name.replace("modules.0.", f"modules.{group}.", 1): tensor
             for name, tensor in first.weights.items()
@@ -222,19 +259,19 @@ class _Trial:
         }
         load_weights(state, copies)
         span = range(config.stage1_epochs + 1, self.epochs_in_all + 1)
-        best = self._train(state, data, grouping.valid, span, 3, None, self.report, self.collective)
+        best = self._train(state, data, grouping.valid, span, 3, None, self._tell, self.collective)
         assert best is not None
         return state, best
 
     def _continue_stage_one(self, first: StageOne) -> tuple[TrainState, Best]:
         """For methods without groups: as many epochs more as PerPEFT has in all."""
-        state = new_state(self.model, {0: self.model.new_module()}, self.config)
+        state = self._fresh_state([0])
         load_weights(state, first.weights)
         load_optimizers(state, first.optimizers)
         everyone = np.zeros(self.split.num_users, dtype=np.int32)
         span = range(self.config.stage1_epochs + 1, self.epochs_in_all + 1)
         data = self._global_data()
-        best = self._train(state, data, everyone, span, 3, first.best, self.report, Alone())
+        best = self._train(state, data, everyone, span, 3, first.best, self._tell, Alone())
         assert best is not None
         return state, best
 

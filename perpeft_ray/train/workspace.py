@@ -33,6 +33,8 @@ class Workspace:
     """Folder for cached features of frozen towers; subfolders by what they are."""
     stages: Path
     """Folder for stage-1 results, one subfolder a key."""
+    trials: Path
+    """Folder for trained trials, one subfolder a key."""
     fingerprint: str
     """Hash of dataset, preprocessing and encoder: part of every stage-1 key."""
     num_users: int
@@ -62,6 +64,7 @@ def prepare(uri: str, encoder: str, cache: Path) -> Workspace:
         catalogue=catalogue.folder,
         features=cache / "features" / f"{catalogue.fingerprint[:16]}-{towers}",
         stages=cache / "stage1",
+        trials=cache / "trials",
         fingerprint=fingerprint,
         num_users=split.num_users,
         num_items=split.num_items,

@@ -29,6 +29,10 @@ def _run(config: TrialConfig, workspace: Workspace, **kwargs: Any) -> TrialOutco
     return run_trial(config, workspace, lambda record: None, test=True, **kwargs)
 
 
+def _without_cache(workspace: Workspace, folder: Path) -> Workspace:
+    return dataclasses.replace(workspace, stages=folder / "stages", trials=folder / "trials")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_ends_with_its_outcome(
     workspace: Workspace, make_trial: MakeTrial, method: Any
@@ -62,7 +66,7 @@ def test_the_same_seed_gives_the_same_ranks(
     workspace: Workspace, make_trial: MakeTrial, variant: Any, tmp_path: Path
 ) -> None:
     first = _run(make_trial("perpeft", variant), workspace)
-    elsewhere = dataclasses.replace(workspace, stages=tmp_path)  # nothing cached
+    elsewhere = _without_cache(workspace, tmp_path)
     again = _run(make_trial("perpeft", variant), elsewhere)
     other = _run(make_trial("perpeft", variant, seed=1), workspace)
     assert np.array_equal(first.users.test_rank, again.users.test_rank)
@@ -73,32 +77,60 @@ def test_the_same_seed_gives_the_same_ranks(
 def test_stage_one_is_computed_once_for_those_that_share_it(
     workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
 ) -> None:
-    fresh = dataclasses.replace(workspace, stages=tmp_path)
+    fresh = _without_cache(workspace, tmp_path)
+    stages = fresh.stages
     shared = []
     for method in ("global", "perpeft", "random_grouping", "without_group_negatives"):
         records: list[EpochRecord] = []
         run_trial(make_trial(method), fresh, records.append, test=False)
         shared.append([r.shared for r in records])
     assert shared == [[False, False], [True, False], [True, False], [True, False]]
-    assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 1
+    assert len([entry for entry in stages.iterdir() if entry.is_dir()]) == 1
     run_trial(make_trial(learning_rate=2e-3), fresh, lambda record: None, test=False)
-    assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 2
+    assert len([entry for entry in stages.iterdir() if entry.is_dir()]) == 2
 
 
 def test_global_from_the_cache_is_global_without(
     workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
 ) -> None:
     """Continuing stage 1 from disk equals training straight on: weights and moments are whole."""
-    fresh = dataclasses.replace(workspace, stages=tmp_path)
     config = make_trial("global", epochs=2, personal_epochs=2)
+    fresh = _without_cache(workspace, tmp_path)
     straight = _run(config, fresh)
-    cached = _run(config, fresh)
+    cached = _run(config, dataclasses.replace(fresh, trials=tmp_path / "other"))
     assert np.array_equal(straight.users.test_rank, cached.users.test_rank)
     assert straight.selected_epoch == cached.selected_epoch
 
 
+@pytest.mark.parametrize("method", ["global", "perpeft"])
+def test_a_trained_trial_is_not_trained_again(
+    workspace: Workspace,
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    method: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the search trained, the ablation only evaluates; nothing but test differs."""
+    config = make_trial(method, epochs=2, personal_epochs=2)
+    straight = _run(config, _without_cache(workspace, tmp_path / "a"))
+    fresh = _without_cache(workspace, tmp_path / "b")
+    searched = run_trial(config, fresh, lambda record: None, test=False)
+    monkeypatch.setattr(trial_module, "train_epoch", None)
+    records: list[EpochRecord] = []
+    read = run_trial(config, fresh, records.append, test=True)
+    assert [(r.epoch, r.shared) for r in records] == [(1, True), (2, True), (3, True), (4, True)]
+    assert read.stage3_seconds == searched.stage3_seconds
+    assert (read.selected_epoch, read.valid) == (searched.selected_epoch, searched.valid)
+    assert read.test == straight.test
+    for name in ("group", "test_group", "valid_rank", "test_rank"):
+        assert np.array_equal(getattr(read.users, name), getattr(straight.users, name)), name
+
+
 def test_test_is_read_once_and_only_when_asked(
-    workspace: Workspace, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace,
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parts: list[str] = []
     real = trial_module.evaluate
@@ -109,6 +141,7 @@ def test_test_is_read_once_and_only_when_asked(
 
     monkeypatch.setattr(trial_module, "evaluate", spy)
     config = make_trial(personal_epochs=3)
+    workspace = _without_cache(workspace, tmp_path)
     outcome = run_trial(config, workspace, lambda record: None, test=False)
     assert outcome.test is None
     assert (outcome.users.test_rank == -1).all()
@@ -172,6 +205,7 @@ def test_workers_agree_with_one_process(
 ) -> None:
     """Parallel mode with uneven groups, and with a worker that owns none: every parameter."""
     config = make_trial(mode="parallel", groups=groups, personal_epochs=2)
+    workspace = _without_cache(workspace, tmp_path)
     alone = _Keeps(config, workspace, trial_module.Alone())
     mp.spawn(_worker, (world, config, workspace, tmp_path), nprocs=world)
     found: dict[str, np.ndarray] = {}
