@@ -38,6 +38,8 @@ class Database:
                 "temp_directory": str(file.with_suffix(".spill")),
             },
         )
+        # Its bar goes to standard output, where Python seems interactive.
+        self._connection.execute("SET enable_progress_bar = false")
 
     def __enter__(self) -> Database:
         return self

@@ -1,0 +1,71 @@
+"""What benchmarks of growing sizes share: rows, ratios and a figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one size took."""
+
+    items: int
+    seconds: float
+    peak_mb: float
+    """The most memory of the work itself, files in memory maps included."""
+    checked_mb: float
+    """The same after the whole folder was read and checked, as the command does at its end."""
+    note: str
+
+
+def in_own_process(script: str, arguments: Sequence[str]) -> Row:
+    """Run a script whose last line printed is a `Row` in JSON: each size has its own memory."""
+    command = [sys.executable, script, "--measure", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return Row(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def show(title: str, rows: Sequence[Row], figure: Path | None) -> None:
+    """Print the rows and how the last compares with the first; draw them where asked."""
+    print(title)
+    print(f"{'items':>10} {'seconds':>8} {'peak MB':>8} {'checked MB':>11}")
+    for row in rows:
+        print(
+            f"{row.items:10,} {row.seconds:8.1f} {row.peak_mb:8,.0f} {row.checked_mb:11,.0f}"
+            f"  {row.note}"
+        )
+    first, last = rows[0], rows[-1]
+    print(
+        f"{last.items / first.items:g}x the items: {last.seconds / first.seconds:.1f}x the time, "
+        f"{last.peak_mb / first.peak_mb:.2f}x the memory"
+    )
+    if figure is not None:
+        _draw(title, rows, figure)
+
+
+def _draw(title: str, rows: Sequence[Row], figure: Path) -> None:
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(8, 3), layout="constrained")
+    canvas.suptitle(title)
+    items = [row.items for row in rows]
+    for place, (name, values) in enumerate(
+        {
+            "seconds": [row.seconds for row in rows],
+            "peak MB": [row.peak_mb for row in rows],
+        }.items(),
+        start=1,
+    ):
+        axes = canvas.add_subplot(1, 2, place)
+        axes.loglog(items, values, marker="o")
+        axes.loglog(items, [values[0] * count / items[0] for count in items], "k:", label="linear")
+        axes.set(xlabel="items", ylabel=name)
+        axes.legend()
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(figure, dpi=150)
+    print(f"drawn to {figure}")
