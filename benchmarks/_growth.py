@@ -16,6 +16,8 @@ class Row:
 
     items: int
     seconds: float
+    cpu_seconds: float
+    """Of all threads: what other work on the machine does not lengthen."""
     peak_mb: float
     """The most memory of the work itself, files in memory maps included."""
     checked_mb: float
@@ -33,15 +35,16 @@ def in_own_process(script: str, arguments: Sequence[str]) -> Row:
 def show(title: str, rows: Sequence[Row], figure: Path | None) -> None:
     """Print the rows and how the last compares with the first; draw them where asked."""
     print(title)
-    print(f"{'items':>10} {'seconds':>8} {'peak MB':>8} {'checked MB':>11}")
+    print(f"{'items':>10} {'seconds':>8} {'CPU s':>8} {'peak MB':>8} {'checked MB':>11}")
     for row in rows:
         print(
-            f"{row.items:10,} {row.seconds:8.1f} {row.peak_mb:8,.0f} {row.checked_mb:11,.0f}"
-            f"  {row.note}"
+            f"{row.items:10,} {row.seconds:8.1f} {row.cpu_seconds:8.1f} {row.peak_mb:8,.0f} "
+            f"{row.checked_mb:11,.0f}  {row.note}"
         )
     first, last = rows[0], rows[-1]
     print(
         f"{last.items / first.items:g}x the items: {last.seconds / first.seconds:.1f}x the time, "
+        f"{last.cpu_seconds / first.cpu_seconds:.1f}x the CPU time, "
         f"{last.peak_mb / first.peak_mb:.2f}x the memory"
     )
     if figure is not None:
@@ -51,17 +54,18 @@ def show(title: str, rows: Sequence[Row], figure: Path | None) -> None:
 def _draw(title: str, rows: Sequence[Row], figure: Path) -> None:
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(8, 3), layout="constrained")
+    canvas = Figure(figsize=(11, 3), layout="constrained")
     canvas.suptitle(title)
     items = [row.items for row in rows]
     for place, (name, values) in enumerate(
         {
             "seconds": [row.seconds for row in rows],
+            "CPU seconds": [row.cpu_seconds for row in rows],
             "peak MB": [row.peak_mb for row in rows],
         }.items(),
         start=1,
     ):
-        axes = canvas.add_subplot(1, 2, place)
+        axes = canvas.add_subplot(1, 3, place)
         axes.loglog(items, values, marker="o")
         axes.loglog(items, [values[0] * count / items[0] for count in items], "k:", label="linear")
         axes.set(xlabel="items", ylabel=name)

@@ -60,15 +60,15 @@ def measure(scratch: Path, items: int, memory_gb: float) -> Row:
 
     raw, out = scratch / "raw", scratch / "out"
     megabytes = sum(file.stat().st_size for file in raw.iterdir()) / 1e6
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     prepare_amazon2023(raw, "Made_Up", out, Selection(), images=False, memory_gb=memory_gb)
     peak = _peak_mb()
     kept = findings(report_on(out))[0]
     load_folder(out, "")
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - busy
     reviews = items * REVIEWS_PER_ITEM
     note = f"{reviews:,} reviews in {megabytes:,.0f} MB; kept {kept}"
-    return Row(items, seconds, peak, _peak_mb(), note)
+    return Row(items, seconds, cpu, peak, _peak_mb(), note)
 
 
 def write_category(folder: Path, items: int) -> None:
