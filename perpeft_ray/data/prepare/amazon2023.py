@@ -22,7 +22,7 @@ from perpeft_ray.data.prepare.images import (
     image_progress,
     write_failures,
 )
-from perpeft_ray.data.prepare.kcore import shrink_to_core
+from perpeft_ray.data.prepare.kcore import make_core
 from perpeft_ray.data.prepare.paper import PAPER_DATASETS
 from perpeft_ray.data.prepare.recipe import SCRATCH, preparing, source_files
 from perpeft_ray.errors import InputError
@@ -132,19 +132,18 @@ def _raw_file(raw: Path, folder: str, name: str) -> Path:
 def _select(
     database: Database, reviews: Path, meta: Path, selection: Selection, fraction: float
 ) -> None:
-    """Make the tables `items` (item_id, title, url) and `core` (user_id, item_id, …, line)."""
+    """Make the tables `items` (item_id, title, url) and `core` (the chosen reviews)."""
     with database.reading("`raw`"):
         database.table("reviews", *_reviews(reviews, selection, fraction))
         database.table("items", *_items(meta, selection))
     # Of a user's repeats of an item the first counts.
-    left = database.table(
-        "core",
+    database.table(
+        "firsts",
         "SELECT user_id, item_id, timestamp, line FROM reviews "
         "WHERE item_id IN (SELECT item_id FROM items) "
         "QUALIFY row_number() OVER (PARTITION BY user_id, item_id ORDER BY timestamp, line) = 1",
     )
-    if left:
-        left = shrink_to_core(database, "core", selection.core)
+    left = make_core(database, "core", "firsts", selection.core)
     if not left:
         raise InputError(
             f"`category` must have interactions that pass the filters, but of "

@@ -31,6 +31,12 @@ class Database:
     """
 
     def __init__(self, file: Path, memory_gb: float) -> None:
+        if not file.exists():
+            # A kill while DuckDB makes a file leaves one that it cannot open; later ones do not.
+            new = file.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            duckdb.connect(str(new)).close()
+            new.rename(file)
         self._connection = duckdb.connect(
             str(file),
             config={
