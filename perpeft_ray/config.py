@@ -207,7 +207,7 @@ class TrainSettings:
     """AdamW's learning rate for SASRec and projectors. Paper: 1e-4."""
     peft_lr_scale: float = 0.3
     """The PEFT module's learning rate as a multiple of lr. Paper: 1."""
-    id_lr_scale: float = 0.1
+    id_lr_scale: float = 1.0
     """The id embedding's learning rate as a multiple of lr. Paper: 1."""
     weight_decay: float = 0.01
     """AdamW's weight decay. Paper: 1e-5 to 5e-4, see spec."""
@@ -215,7 +215,7 @@ class TrainSettings:
     """Users a batch. Paper: 16."""
     epochs: int = 12
     """Epochs of stage 1, the global module. Paper: 10."""
-    personal_epochs: int = 9
+    personal_epochs: int = 12
     """Epochs of stage 3, the personalised modules; other methods train as many more. Paper: 20."""
     validate_every: int = 3
     """Epochs between two validations (the last epoch is always validated). Paper: 1."""
@@ -230,7 +230,7 @@ class TrainSettings:
 class SearchSettings:
     """The search by Ray Tune and Optuna, and what it may choose from."""
 
-    trials: int = 8
+    trials: int = 6
     """Trials of PerPEFT in the search."""
     max_concurrent: int = 2
     """Trials at a time."""
@@ -238,7 +238,7 @@ class SearchSettings:
     """Seed of Optuna's sampler."""
     variants: tuple[Variant, ...] = VARIANTS
     """Values of peft.variant."""
-    ranks: tuple[int, ...] = (2, 4, 8)
+    ranks: tuple[int, ...] = (4, 8)
     """Values of peft.rank."""
     groups: tuple[int, ...] = (4, 6, 8)
     """Values of grouping.groups."""

@@ -47,11 +47,9 @@ class Order:
     """PEFT variant."""
     storage: str = "results"
     """Folder of studies; one is written for the search and one a seed."""
-    search_trials: int = 12
+    search_trials: int = 8
     """Trials of the search on toyshop:0."""
-    train: TrainSettings = field(
-        default_factory=lambda: TrainSettings(epochs=16, personal_epochs=16, validate_every=2)
-    )
+    train: TrainSettings = field(default_factory=TrainSettings)
     learning_rates: tuple[float, ...] = StudyConfig().search.learning_rates
     """Tried by every method."""
 

@@ -46,7 +46,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ndcg
 
 USERS = 1_000
-ITEMS = 1_200
+ITEMS = 2_000
 SHORTEST = 5
 LONGEST = 10
 HOME = 3.5
