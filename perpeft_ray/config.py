@@ -213,11 +213,11 @@ class TrainSettings:
     """AdamW's weight decay. Paper: 1e-5 to 5e-4, see spec."""
     batch_size: int = 64
     """Users a batch. Paper: 16."""
-    epochs: int = 12
+    epochs: int = 10
     """Epochs of stage 1, the global module. Paper: 10."""
-    personal_epochs: int = 12
+    personal_epochs: int = 8
     """Epochs of stage 3, the personalised modules; other methods train as many more. Paper: 20."""
-    validate_every: int = 3
+    validate_every: int = 2
     """Epochs between two validations (the last epoch is always validated). Paper: 1."""
     mode: Mode | None = None
     """A step is one group's batch (sequential, the paper's) or one batch of every group (parallel).
@@ -270,6 +270,8 @@ class StudyConfig:
     """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0: no such rows."""
     cpus_per_worker: int = 1
     """CPU threads of a worker (or of a trial without workers)."""
+    gpus_per_worker: float = 0.0
+    """GPUs of a worker (or of a trial without workers), also a fraction; 0 trains on the CPU."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds of the ablation; the search uses the first."""
     methods: tuple[Method, ...] = METHODS
@@ -285,6 +287,7 @@ class StudyConfig:
         _at_least("workers", self.workers, 0)
         _at_least("parallel_workers", self.parallel_workers, 0)
         _at_least("cpus_per_worker", self.cpus_per_worker, 1)
+        _between("gpus_per_worker", self.gpus_per_worker, 0.0, math.inf)
         if self.train.mode == "sequential" and self.workers > 1:
             raise InputError(
                 "`workers` must be 0 or 1 with `train.mode` sequential (a step is one group's "

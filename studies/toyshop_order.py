@@ -47,9 +47,11 @@ class Order:
     """PEFT variant."""
     storage: str = "results"
     """Folder of studies; one is written for the search and one a seed."""
-    search_trials: int = 8
+    search_trials: int = 6
     """Trials of the search on toyshop:0."""
-    train: TrainSettings = field(default_factory=TrainSettings)
+    train: TrainSettings = field(
+        default_factory=lambda: TrainSettings(epochs=12, personal_epochs=12, validate_every=3)
+    )
     learning_rates: tuple[float, ...] = StudyConfig().search.learning_rates
     """Tried by every method."""
 

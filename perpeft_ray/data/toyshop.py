@@ -45,8 +45,8 @@ from perpeft_ray.data.toyshop_items import ASPECTS, draw_items, write_title
 from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ndcg
 
-USERS = 1_000
-ITEMS = 2_000
+USERS = 800
+ITEMS = 1_600
 SHORTEST = 5
 LONGEST = 10
 HOME = 3.5

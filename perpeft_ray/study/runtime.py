@@ -44,7 +44,7 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
     if not joined:
         _init()
     try:
-        _check_cpus(study)
+        _check_resources(study)
         _check_state_api(study)
         with _logging_to(log_file):
             yield
@@ -75,17 +75,22 @@ def _init() -> None:
     )
 
 
-def _check_cpus(study: StudyConfig) -> None:
+def _check_resources(study: StudyConfig) -> None:
+    """Ray would wait for ever for what it does not have."""
     import ray
 
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    for name, workers in _worker_counts(study).items():
-        needed = max(workers, 1) * study.cpus_per_worker
-        if needed > cpus:
-            product = f"`{name}` x `cpus_per_worker`" if workers else "`cpus_per_worker`"
-            raise InputError(
-                f"{product} must be at most the CPUs that Ray has ({cpus}), but is {needed}"
-            )
+    cluster = ray.cluster_resources()
+    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus_per_worker}
+    for kind, amount in of_worker.items():
+        field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
+        for name, workers in _worker_counts(study).items():
+            needed = max(workers, 1) * amount
+            if needed > there:
+                product = f"`{name}` x `{field}`" if workers else f"`{field}`"
+                raise InputError(
+                    f"{product} must be at most the {kind}s that Ray has ({there:g}), "
+                    f"but is {needed:g}"
+                )
 
 
 def _check_state_api(study: StudyConfig) -> None:

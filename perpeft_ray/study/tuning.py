@@ -52,14 +52,19 @@ def run_tune(
 
 
 def _concurrency(config: StudyConfig, workers: int) -> int:
-    """Trials at a time: what the study allows and the cluster's CPUs hold, at least one."""
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    of_trial = max(workers, 1) * config.cpus_per_worker
-    return max(1, min(config.search.max_concurrent, cpus // of_trial))
+    """Trials at a time: what the study allows and the cluster holds, at least one."""
+    cluster = ray.cluster_resources()
+    of_trial = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    fits = [
+        int(cluster.get(name, 0) / (max(workers, 1) * amount))
+        for name, amount in of_trial.items()
+        if amount
+    ]
+    return max(1, min(config.search.max_concurrent, *fits))
 
 
 def _resources(config: StudyConfig, workers: int) -> dict[str, float]:
     if workers == 0:
-        return {"CPU": config.cpus_per_worker}
+        return {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     # The trial's own process only waits for its workers: given CPUs it could starve them.
     return {"node:__internal_head__": 0.001}

@@ -31,10 +31,10 @@ def run_distributed(
     *,
     workers: int,
     cpus_per_worker: int,
+    gpus_per_worker: float,
     storage: Path,
     name: str,
     test: bool,
-    use_gpu: bool = False,
 ) -> TrialOutcome:
     """Run a trial in a group of Ray Train workers and return worker 0's outcome.
 
@@ -55,8 +55,8 @@ def run_distributed(
         torch_config=TorchConfig(timeout_s=_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            use_gpu=gpus_per_worker > 0,
+            resources_per_worker={"CPU": cpus_per_worker, "GPU": gpus_per_worker},
         ),
         run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
     )

@@ -56,7 +56,8 @@ def run_trial(
         test: whether test is read, once, for the epoch that validation selected.
         collective: the workers that share this trial; None: this process alone. Every worker
             returns the same outcome.
-        device: where to compute; None: the CPU.
+        device: where to compute; None: the GPU where this process sees one (Ray shows a trial only
+            those that it was given), else the CPU.
 
     Raises InputError for more groups than users, FloatingPointError for a loss that is not finite.
     """
@@ -79,7 +80,7 @@ class _Trial:
         self.report = report
         self.epochs: list[EpochRecord] = []
         self.collective = collective
-        self.device = device or torch.device("cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.memory = PeakMemory(self.device)
         self.split: LeaveOneOut = open_split(workspace)
         if collective.world_size > 1 and config.mode == "sequential":

@@ -137,6 +137,7 @@ def fake_run_distributed(
     *,
     workers: int,
     cpus_per_worker: int,
+    gpus_per_worker: float,
     storage: Path,
     name: str,
     test: bool,

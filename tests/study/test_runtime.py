@@ -31,16 +31,18 @@ from perpeft_ray.study.watch import one_line
         ({"workers": 999}, "`workers` x `cpus_per_worker`"),
         ({"parallel_workers": 999}, "`parallel_workers` x `cpus_per_worker`"),
         ({"cpus_per_worker": 999, "parallel_workers": 0}, "`cpus_per_worker`"),
+        ({"gpus_per_worker": 999.0, "parallel_workers": 0}, "`gpus_per_worker`"),
     ],
 )
 def test_more_workers_than_processors_are_told_at_once(
-    tmp_path: Path, change: dict[str, int], words: str
+    tmp_path: Path, change: dict[str, float], words: str
 ) -> None:
-    cpus = int(ray.cluster_resources()["CPU"])
+    kind = "GPU" if "gpus_per_worker" in change else "CPU"
+    there = ray.cluster_resources().get(kind, 0)
     with pytest.raises(InputError) as told, ray_for(replace(StudyConfig(), **change), tmp_path):
         pass
     assert str(told.value) == (
-        f"{words} must be at most the CPUs that Ray has ({cpus}), but is 999"
+        f"{words} must be at most the {kind}s that Ray has ({there:g}), but is 999"
     )
     assert ray.is_initialized()  # it was there before
 
