@@ -1,154 +1,29 @@
-"""What a trial and a study are: frozen, validated, hashed.
-
-`TrialConfig` is flat and its fields are columns of the result table. `StudyConfig` is nested and
-its dotted names are the command line's. A searched setting of a study holds the word ``search``
-until a trial gives it a value; in a trial ``None`` means one thing only: the setting does not
-apply to this method or variant.
-"""
+"""What a study is: nested, with the command line's dotted names."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from perpeft_ray.config.rules import at_least, between, distinct
+from perpeft_ray.config.trial import (
+    METHODS,
+    PEFT_METHODS,
+    PERSONAL_METHODS,
+    RANKED_VARIANTS,
+    VARIANTS,
+    Dtype,
+    Method,
+    Mode,
+    TrialConfig,
+    Variant,
+)
 from perpeft_ray.errors import InputError
 
-Variant = Literal["lora", "ia3", "iisan"]
-Method = Literal[
-    "without_mm",
-    "frozen_mm",
-    "global",
-    "perpeft",
-    "random_grouping",
-    "without_group_negatives",
-]
-Mode = Literal["sequential", "parallel"]
-Dtype = Literal["auto", "float32", "bfloat16"]
 Search = Literal["search"]
-
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
-METHODS: tuple[Method, ...] = get_args(Method)
 SEARCH: Search = "search"
-
-RANKED_VARIANTS: frozenset[Variant] = frozenset({"lora"})
-"""Variants that have a rank."""
-
-PERSONAL_METHODS: frozenset[Method] = frozenset(
-    {"perpeft", "random_grouping", "without_group_negatives"}
-)
-"""Methods with groups, that is, with stages 2 and 3."""
-
-PEFT_METHODS: frozenset[Method] = PERSONAL_METHODS | {"global"}
-"""Methods that train a PEFT module; the others have variant ``None``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialConfig:
-    """Everything that determines a trial's result, and nothing else.
-
-    Raises `InputError` where a value breaks its rule. Settings that do not apply to the method or
-    variant must be ``None``; `StudyConfig.trial` takes care of that.
-    """
-
-    dataset: str
-    encoder: str
-    method: Method
-    variant: Variant | None
-    rank: int | None
-    bottleneck: int | None
-    adapter_dropout: float | None
-    groups: int | None
-    conditioning_weight: float | None
-    seed: int
-    learning_rate: float
-    weight_decay: float
-    peft_lr_scale: float
-    id_lr_scale: float
-    batch_size: int
-    stage1_epochs: int
-    stage3_epochs: int
-    validate_every: int
-    mode: Mode
-    dtype: Dtype
-    hidden_units: int
-    sequence_length: int
-    blocks: int
-    heads: int
-    dropout: float
-    multimodal_weight: float
-
-    def __post_init__(self) -> None:
-        for name in _FLOATS:
-            value = getattr(self, name)
-            if isinstance(value, int):  # so that 1 and 1.0 are the same trial
-                object.__setattr__(self, name, float(value))
-        _one_of("method", self.method, METHODS)
-        _one_of("train.mode", self.mode, get_args(Mode))
-        _one_of("train.dtype", self.dtype, get_args(Dtype))
-        _applies("peft.variant", self.variant, self.method in PEFT_METHODS)
-        if self.variant is not None:
-            _one_of("peft.variant", self.variant, VARIANTS)
-        _applies("peft.rank", self.rank, self.variant in RANKED_VARIANTS)
-        _applies("peft.bottleneck", self.bottleneck, self.variant == "iisan")
-        _applies("peft.dropout", self.adapter_dropout, self.variant == "lora")
-        _applies("grouping.groups", self.groups, self.method in PERSONAL_METHODS)
-        _applies(
-            "loss.conditioning_weight", self.conditioning_weight, self.method in PERSONAL_METHODS
-        )
-        for name, whole in (
-            ("peft.rank", self.rank),
-            ("peft.bottleneck", self.bottleneck),
-            ("grouping.groups", self.groups),
-            ("train.batch_size", self.batch_size),
-            ("train.epochs", self.stage1_epochs),
-            ("train.personal_epochs", self.stage3_epochs),
-            ("train.validate_every", self.validate_every),
-            ("model.hidden_units", self.hidden_units),
-            ("model.sequence_length", self.sequence_length),
-            ("model.blocks", self.blocks),
-            ("model.heads", self.heads),
-        ):
-            if whole is not None:
-                _at_least(name, whole, 1)
-        _at_least("seed", self.seed, 0)
-        for name, share in (
-            ("loss.conditioning_weight", self.conditioning_weight),
-            ("peft.dropout", self.adapter_dropout),
-            ("model.dropout", self.dropout),
-        ):
-            if share is not None:
-                _between(name, share, 0.0, 1.0)
-        _between("model.multimodal_weight", self.multimodal_weight, 0.0, math.inf)
-        _positive("train.lr", self.learning_rate)
-        _positive("train.peft_lr_scale", self.peft_lr_scale)
-        _positive("train.id_lr_scale", self.id_lr_scale)
-        _between("train.weight_decay", self.weight_decay, 0.0, math.inf)
-        if self.hidden_units % self.heads:
-            raise InputError(
-                f"`model.hidden_units` must be a multiple of `model.heads` ({self.heads}), "
-                f"but is {self.hidden_units}"
-            )
-
-    @property
-    def config_hash(self) -> str:
-        """sha256 of the canonical JSON, 16 hexadecimal digits: the trial's identity."""
-        return canonical_hash(dataclasses.asdict(self))
-
-
-_FLOATS = (
-    "adapter_dropout",
-    "conditioning_weight",
-    "learning_rate",
-    "weight_decay",
-    "peft_lr_scale",
-    "id_lr_scale",
-    "dropout",
-    "multimodal_weight",
-)
+"""The value of a setting that the search is to choose."""
 
 
 @dataclass(frozen=True)
@@ -284,10 +159,10 @@ class StudyConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
-        _at_least("workers", self.workers, 0)
-        _at_least("parallel_workers", self.parallel_workers, 0)
-        _at_least("cpus_per_worker", self.cpus_per_worker, 1)
-        _between("gpus_per_worker", self.gpus_per_worker, 0.0, math.inf)
+        at_least("workers", self.workers, 0)
+        at_least("parallel_workers", self.parallel_workers, 0)
+        at_least("cpus_per_worker", self.cpus_per_worker, 1)
+        between("gpus_per_worker", self.gpus_per_worker, 0.0, math.inf)
         if self.train.mode == "sequential" and self.workers > 1:
             raise InputError(
                 "`workers` must be 0 or 1 with `train.mode` sequential (a step is one group's "
@@ -304,10 +179,10 @@ class StudyConfig:
             ("search.conditioning_weights", self.search.conditioning_weights),
             ("search.learning_rates", self.search.learning_rates),
         ):
-            _distinct(name, values)
-        _at_least("search.trials", self.search.trials, 1)
-        _at_least("search.max_concurrent", self.search.max_concurrent, 1)
-        _at_least("search.grace_epochs", self.search.grace_epochs, 1)
+            distinct(name, values)
+        at_least("search.trials", self.search.trials, 1)
+        at_least("search.max_concurrent", self.search.max_concurrent, 1)
+        at_least("search.grace_epochs", self.search.grace_epochs, 1)
         self._try_every_value()
 
     @property
@@ -400,45 +275,4 @@ class StudyConfig:
                 for variant in values["variant"]:
                     self.trial("perpeft", seed=0, **{**first, "variant": variant, name: value})
         for rank in values["rank"]:
-            _at_least("peft.rank", rank, 1)
-
-
-def canonical_hash(value: Any) -> str:
-    """sha256 of a JSON-like value with sorted keys, as 16 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"`{name}` must be one of {', '.join(map(str, allowed))}, but is {value}")
-
-
-def _applies(name: str, value: object, applies: bool) -> None:
-    if applies and value is None:
-        raise InputError(f"`{name}` must be given for this method and variant, but is None")
-    if not applies and value is not None:
-        raise InputError(f"`{name}` must be None for this method and variant, but is {value}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"`{name}` must be a whole number of at least {least}, but is {value}")
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        rule = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
-        raise InputError(f"`{name}` must be {rule}, but is {value}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise InputError(f"`{name}` must be a positive number, but is {value}")
-
-
-def _distinct(name: str, values: tuple[object, ...]) -> None:
-    if not values:
-        raise InputError(f"`{name}` must have at least one value, but is empty")
-    if len(set(values)) != len(values):
-        raise InputError(f"`{name}` must not repeat a value, but is {values}")
+            at_least("peft.rank", rank, 1)

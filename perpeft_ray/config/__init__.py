@@ -1,0 +1,55 @@
+"""What a trial and a study are: frozen, validated, hashed.
+
+`TrialConfig` is flat and its fields are columns of the result table. `StudyConfig` is nested and
+its dotted names are the command line's. A searched setting of a study holds the word ``search``
+until a trial gives it a value; in a trial ``None`` means one thing only: the setting does not
+apply to this method or variant.
+"""
+
+from perpeft_ray.config.study import (
+    SEARCH,
+    GroupingSettings,
+    LossSettings,
+    ModelSettings,
+    PeftSettings,
+    Search,
+    SearchSettings,
+    StudyConfig,
+    TrainSettings,
+)
+from perpeft_ray.config.trial import (
+    METHODS,
+    PEFT_METHODS,
+    PERSONAL_METHODS,
+    RANKED_VARIANTS,
+    VARIANTS,
+    Dtype,
+    Method,
+    Mode,
+    TrialConfig,
+    Variant,
+    canonical_hash,
+)
+
+__all__ = [
+    "METHODS",
+    "PEFT_METHODS",
+    "PERSONAL_METHODS",
+    "RANKED_VARIANTS",
+    "SEARCH",
+    "VARIANTS",
+    "Dtype",
+    "GroupingSettings",
+    "LossSettings",
+    "Method",
+    "Mode",
+    "ModelSettings",
+    "PeftSettings",
+    "Search",
+    "SearchSettings",
+    "StudyConfig",
+    "TrainSettings",
+    "TrialConfig",
+    "Variant",
+    "canonical_hash",
+]

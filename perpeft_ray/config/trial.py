@@ -1,0 +1,151 @@
+"""What a trial is: flat, frozen, validated, hashed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from perpeft_ray.config.rules import applies, at_least, between, one_of, positive
+from perpeft_ray.errors import InputError
+
+Variant = Literal["lora", "ia3", "iisan"]
+Method = Literal[
+    "without_mm",
+    "frozen_mm",
+    "global",
+    "perpeft",
+    "random_grouping",
+    "without_group_negatives",
+]
+Mode = Literal["sequential", "parallel"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+METHODS: tuple[Method, ...] = get_args(Method)
+
+RANKED_VARIANTS: frozenset[Variant] = frozenset({"lora"})
+"""Variants that have a rank."""
+
+PERSONAL_METHODS: frozenset[Method] = frozenset(
+    {"perpeft", "random_grouping", "without_group_negatives"}
+)
+"""Methods with groups, that is, with stages 2 and 3."""
+
+PEFT_METHODS: frozenset[Method] = PERSONAL_METHODS | {"global"}
+"""Methods that train a PEFT module; the others have variant ``None``."""
+
+
+_FLOATS = (
+    "adapter_dropout",
+    "conditioning_weight",
+    "learning_rate",
+    "weight_decay",
+    "peft_lr_scale",
+    "id_lr_scale",
+    "dropout",
+    "multimodal_weight",
+)
+"""Fields that hold a float also where they are given as an int."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that determines a trial's result, and nothing else.
+
+    Raises `InputError` where a value breaks its rule. Settings that do not apply to the method or
+    variant must be ``None``; `StudyConfig.trial` takes care of that.
+    """
+
+    dataset: str
+    encoder: str
+    method: Method
+    variant: Variant | None
+    rank: int | None
+    bottleneck: int | None
+    adapter_dropout: float | None
+    groups: int | None
+    conditioning_weight: float | None
+    seed: int
+    learning_rate: float
+    weight_decay: float
+    peft_lr_scale: float
+    id_lr_scale: float
+    batch_size: int
+    stage1_epochs: int
+    stage3_epochs: int
+    validate_every: int
+    mode: Mode
+    dtype: Dtype
+    hidden_units: int
+    sequence_length: int
+    blocks: int
+    heads: int
+    dropout: float
+    multimodal_weight: float
+
+    def __post_init__(self) -> None:
+        for name in _FLOATS:
+            value = getattr(self, name)
+            if isinstance(value, int):  # so that 1 and 1.0 are the same trial
+                object.__setattr__(self, name, float(value))
+        one_of("method", self.method, METHODS)
+        one_of("train.mode", self.mode, get_args(Mode))
+        one_of("train.dtype", self.dtype, get_args(Dtype))
+        applies("peft.variant", self.variant, self.method in PEFT_METHODS)
+        if self.variant is not None:
+            one_of("peft.variant", self.variant, VARIANTS)
+        applies("peft.rank", self.rank, self.variant in RANKED_VARIANTS)
+        applies("peft.bottleneck", self.bottleneck, self.variant == "iisan")
+        applies("peft.dropout", self.adapter_dropout, self.variant == "lora")
+        applies("grouping.groups", self.groups, self.method in PERSONAL_METHODS)
+        applies(
+            "loss.conditioning_weight", self.conditioning_weight, self.method in PERSONAL_METHODS
+        )
+        for name, whole in (
+            ("peft.rank", self.rank),
+            ("peft.bottleneck", self.bottleneck),
+            ("grouping.groups", self.groups),
+            ("train.batch_size", self.batch_size),
+            ("train.epochs", self.stage1_epochs),
+            ("train.personal_epochs", self.stage3_epochs),
+            ("train.validate_every", self.validate_every),
+            ("model.hidden_units", self.hidden_units),
+            ("model.sequence_length", self.sequence_length),
+            ("model.blocks", self.blocks),
+            ("model.heads", self.heads),
+        ):
+            if whole is not None:
+                at_least(name, whole, 1)
+        at_least("seed", self.seed, 0)
+        for name, share in (
+            ("loss.conditioning_weight", self.conditioning_weight),
+            ("peft.dropout", self.adapter_dropout),
+            ("model.dropout", self.dropout),
+        ):
+            if share is not None:
+                between(name, share, 0.0, 1.0)
+        between("model.multimodal_weight", self.multimodal_weight, 0.0, math.inf)
+        positive("train.lr", self.learning_rate)
+        positive("train.peft_lr_scale", self.peft_lr_scale)
+        positive("train.id_lr_scale", self.id_lr_scale)
+        between("train.weight_decay", self.weight_decay, 0.0, math.inf)
+        if self.hidden_units % self.heads:
+            raise InputError(
+                f"`model.hidden_units` must be a multiple of `model.heads` ({self.heads}), "
+                f"but is {self.hidden_units}"
+            )
+
+    @property
+    def config_hash(self) -> str:
+        """sha256 of the canonical JSON, 16 hexadecimal digits: the trial's identity."""
+        return canonical_hash(dataclasses.asdict(self))
+
+
+def canonical_hash(value: Any) -> str:
+    """sha256 of a JSON-like value with sorted keys, as 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
