@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+STATE_API_WAIT_S = 30.0
+"""The dashboard, which serves the State API, comes up after Ray itself; on a busy machine, late."""
 _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
 
 
@@ -99,13 +102,18 @@ def _check_state_api(study: StudyConfig) -> None:
     from ray.util.state import list_placement_groups
     from ray.util.state.exception import RayStateApiException
 
-    try:
-        list_placement_groups(limit=1)
-    except (RayStateApiException, ConnectionError) as error:
-        raise RuntimeError(
-            "Ray's State API does not answer, and without it trials with Ray Train workers hang: "
-            "install ray[default] and start Ray with its dashboard"
-        ) from error
+    deadline = time.monotonic() + STATE_API_WAIT_S
+    while True:
+        try:
+            list_placement_groups(limit=1)
+            return
+        except (RayStateApiException, ConnectionError) as error:
+            if time.monotonic() >= deadline:
+                raise RuntimeError(
+                    "Ray's State API does not answer, and without it trials with Ray Train workers "
+                    "hang: install ray[default] and start Ray with its dashboard"
+                ) from error
+        time.sleep(1)
 
 
 def _worker_counts(study: StudyConfig) -> dict[str, int]:

@@ -18,6 +18,7 @@ from ray.util import state
 
 from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.errors import InputError
+from perpeft_ray.study import runtime
 from perpeft_ray.study.plan import search_trials
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.runtime import ray_for
@@ -55,6 +56,7 @@ def test_ray_train_workers_need_the_state_api(
         raise ConnectionError
 
     monkeypatch.setattr(state, "list_placement_groups", no_answer)
+    monkeypatch.setattr(runtime, "STATE_API_WAIT_S", 0.0)
     study = StudyConfig(workers=1, parallel_workers=0)
     with pytest.raises(RuntimeError, match="dashboard"), ray_for(study, tmp_path):
         pass
