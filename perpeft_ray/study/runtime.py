@@ -26,7 +26,7 @@ _ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 STATE_API_WAIT_S = 30.0
-"""The dashboard, which serves the State API, comes up after Ray itself; on a busy machine, late."""
+"""The dashboard, which serves the State API, comes up after Ray itself."""
 _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
 
 
@@ -99,13 +99,15 @@ def _check_resources(study: StudyConfig) -> None:
 def _check_state_api(study: StudyConfig) -> None:
     if not any(_worker_counts(study).values()):
         return
+    import ray
     from ray.util.state import list_placement_groups
     from ray.util.state.exception import RayStateApiException
 
     deadline = time.monotonic() + STATE_API_WAIT_S
     while True:
         try:
-            list_placement_groups(limit=1)
+            # The address, since other instances may run on this machine.
+            list_placement_groups(ray.get_runtime_context().gcs_address, limit=1)
             return
         except (RayStateApiException, ConnectionError) as error:
             if time.monotonic() >= deadline:

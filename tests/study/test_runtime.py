@@ -52,7 +52,7 @@ def test_more_workers_than_processors_are_told_at_once(
 def test_ray_train_workers_need_the_state_api(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_answer(**_: object) -> None:
+    def no_answer(*_: object, **__: object) -> None:
         raise ConnectionError
 
     monkeypatch.setattr(state, "list_placement_groups", no_answer)
