@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.dropout import BitDropout
-from perpeft_ray.encoder.foundation import DualTowers, load_towers
+from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, DualTowers, load_towers
 from perpeft_ray.encoder.iisan import Iisan, kept_layers
 from perpeft_ray.encoder.variants import add_adapter, trainable
 
@@ -52,7 +52,9 @@ def _batch(count: int = 5) -> ItemBatch:
     rng = np.random.default_rng(0)
     ids = torch.from_numpy(rng.integers(3, 600, size=(count, 8)))
     ids[:, -1] = 682
-    pixels = torch.from_numpy(rng.integers(0, 256, size=(count, 3, 32, 32), dtype=np.uint8))
+    size = CLIPConfig.from_pretrained(TOYSHOP_CLIP).vision_config.image_size
+    shape = (count, 3, size, size)
+    pixels = torch.from_numpy(rng.integers(0, 256, size=shape, dtype=np.uint8))
     there = torch.ones(count, dtype=torch.bool)
     return ItemBatch(pixels, ids, torch.ones_like(ids), there, there)
 

@@ -101,7 +101,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     status, complete, failed, last = out.getvalue().splitlines()
     assert status.startswith("0/4 trials, 1 running, best validation NDCG@20 0.2500, 0:00 elapsed")
     assert complete == (
-        f"[1/4] COMPLETE {spec.trial_id}  r=2 G=4 λ=0.25 lr=0.005  2.0 s  validation NDCG@20 0.2500"
+        f"[1/4] COMPLETE {spec.trial_id}  r=4 G=4 λ=0.25 lr=0.005  2.0 s  validation NDCG@20 0.2500"
     )
     assert failed.endswith("1.0 s  ValueError: [no] markup")
     assert last.startswith("2/4 trials, 0 running")
