@@ -7,8 +7,6 @@ parameters are exactly what one group's PEFT module is.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,17 +15,6 @@ from torch import Tensor, nn
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.iisan import Iisan
-
-
-class ItemEncoder(Protocol):
-    """A module that encodes items by index."""
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output."""
-
-    def __call__(self, items: NDArray[np.int64]) -> Tensor:
-        """Item indices int64 [n], each 1..I -> float32 [n, out_features]."""
 
 
 class TowerItemEncoder(nn.Module):

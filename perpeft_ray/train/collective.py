@@ -27,9 +27,6 @@ class Collective(Protocol):
     def broadcast_(self, tensor: Tensor) -> None:
         """Copy worker 0's tensor to all, in place."""
 
-    def barrier(self) -> None:
-        """Wait until every worker is here."""
-
 
 class Alone:
     """A single worker: nothing to do."""
@@ -42,9 +39,6 @@ class Alone:
 
     def broadcast_(self, tensor: Tensor) -> None:
         """Leave the tensor as it is."""
-
-    def barrier(self) -> None:
-        """Return at once."""
 
 
 class TorchCollective:
@@ -71,7 +65,3 @@ class TorchCollective:
     def broadcast_(self, tensor: Tensor) -> None:
         """Copy worker 0's tensor to all, in place."""
         dist.broadcast(tensor, src=0)
-
-    def barrier(self) -> None:
-        """Wait until every worker is here."""
-        dist.barrier()

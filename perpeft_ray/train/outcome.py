@@ -21,13 +21,13 @@ class EpochRecord:
     loss: float
     """Mean training loss a position."""
     seconds: float
-    """Wall time of the epoch with its validation; of the first run where stage 1 is shared."""
+    """Wall time of the epoch with its validation; of the first run where it is shared."""
     valid: RankingMetrics | None
     """Validation metrics, None where this epoch was not validated."""
     best_valid_ndcg_at_20: float | None
     """The best validation NDCG@20 so far, the trial's objective; None before any validation."""
     shared: bool
-    """True for epochs of a stage 1 that was read from the stage cache."""
+    """True for epochs trained before and read from a cache: of a stage 1, or of a whole trial."""
 
 
 @dataclass(frozen=True)
