@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from perpeft_ray.cli import parse_study
+from perpeft_ray.cli.main import COMMANDS, usage
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
 
@@ -243,3 +245,9 @@ def test_the_papers_tables_with_its_wins() -> None:
     assert shown.returncode == 0
     for words in ("Table 2 on Sports & Outdoors", "44 of 48", "Table 3 on Arts", "15 of 16"):
         assert words in shown.stdout
+
+
+def test_every_command_has_its_function() -> None:
+    for name, command in COMMANDS.items():
+        assert callable(getattr(import_module(command.module), command.function)), name
+        assert f"  {name} " in usage()

@@ -1,7 +1,4 @@
-"""The command line: `perpeft study …`, `perpeft tables FOLDER`, and what the scripts share.
-
-Heavy libraries are imported where they are used, so that `--help` and bad input answer at once.
-"""
+"""`perpeft study`, and the scripts of `studies/`: from a command line to a finished study."""
 
 from __future__ import annotations
 
@@ -12,51 +9,25 @@ import difflib
 import io
 import itertools
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import tyro
-from rich.console import Console
 
+from perpeft_ray.cli.results import print_tables, write_report
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.presets import Preset, preset
 
 if TYPE_CHECKING:
-    from perpeft_ray.results.text import TextTable
     from perpeft_ray.study.trainable import Study
 
-USAGE = """usage: perpeft COMMAND ...
 
-Which personalised PEFT set-up is best for a catalogue.
-
-commands:
-  study     search, compare and repeat; the same as studies/ablation_peft.py
-  tables    print the tables of a study again: perpeft tables FOLDER; the paper's: --paper
-  report    write a study's tables, figures and report.html again: perpeft report FOLDER
-  prepare   raw data into a folder: perpeft prepare amazon2023|release|parquet --help
-
-perpeft COMMAND --help has the options of a command."""
-
-
-def main() -> None:
-    """The console script `perpeft`."""
-    run(lambda: _command(sys.argv[1:]))
-
-
-def run(command: Callable[[], None]) -> None:
-    """Run a command and exit: 0 done, 2 bad input (one line on standard error), 1 anything else."""
-    try:
-        command()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues the study", file=sys.stderr)
-        sys.exit(1)
+def study(arguments: Sequence[str]) -> None:
+    """`perpeft study …`."""
+    run_study(parse_study(arguments))
 
 
 def parse_study(arguments: Sequence[str], description: str | None = None) -> StudyConfig:
@@ -113,29 +84,6 @@ def run_study(config: StudyConfig) -> None:
     write_report(log_file.parent)
 
 
-def print_tables(folder: Path) -> None:
-    """Write and print the tables of a study from its Parquet files."""
-    from perpeft_ray.results.folder import StudyFolder
-    from perpeft_ray.results.tables import write_tables
-
-    _print([text for table in write_tables(StudyFolder.open(folder)) for text in table.printed])
-
-
-def print_paper_tables() -> None:
-    """Print Tables 2 and 3 of the paper, with PerPEFT's wins counted."""
-    from perpeft_ray.results.reference import paper_text_tables
-
-    _print(paper_text_tables())
-
-
-def write_report(folder: Path) -> None:
-    """Write a study's tables, figures and page, and print where the page is."""
-    from perpeft_ray.results import report
-    from perpeft_ray.results.folder import StudyFolder
-
-    print(f"report: {report.write_report(StudyFolder.open(folder))}")
-
-
 @dataclass(frozen=True)
 class _StudyCommand:
     """Search PerPEFT's settings, then compare the methods with the best of each variant."""
@@ -143,40 +91,6 @@ class _StudyCommand:
     config: Annotated[StudyConfig, tyro.conf.arg(name="")]
     preset: Preset = "toyshop"
     """Defaults: sized for toyshop on two cores, or the paper's constants."""
-
-
-def _command(arguments: Sequence[str]) -> None:
-    name, *rest = arguments or ["--help"]
-    if name in ("-h", "--help"):
-        print(USAGE)
-    elif name == "study":
-        run_study(parse_study(rest))
-    elif name == "tables":
-        if rest == ["--paper"]:
-            print_paper_tables()
-        else:
-            print_tables(_folder(name, rest))
-    elif name == "report":
-        write_report(_folder(name, rest))
-    elif name == "prepare":
-        from perpeft_ray.data.prepare.cli import prepare
-
-        prepare(rest)
-    else:
-        raise InputError(f"the command must be study, tables, report or prepare, but is {name!r}")
-
-
-def _folder(command: str, arguments: Sequence[str]) -> Path:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise InputError(f"`perpeft {command}` must have one folder: perpeft {command} FOLDER")
-    return Path(arguments[0])
-
-
-def _print(tables: Sequence[TextTable]) -> None:
-    # Where the output is no terminal, a table is as wide as it needs to be.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    for table in tables:
-        console.print(table.terminal())
 
 
 def _preset_of(arguments: Sequence[str]) -> Preset:

@@ -1,0 +1,9 @@
+"""The command line: what each subcommand of `perpeft` does, and what the scripts of studies share.
+
+Heavy libraries are imported where they are used, so that `--help` and bad input answer at once.
+"""
+
+from perpeft_ray.cli.main import main, run
+from perpeft_ray.cli.study import parse_study, run_study
+
+__all__ = ["main", "parse_study", "run", "run_study"]
