@@ -15,12 +15,16 @@ from perpeft_ray.data.split import Histories
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Every user's group; int32 [U] each, 0..G-1."""
+    """Every user's group; int32 [U] each, 0..G-1; and what a new user's group follows from."""
 
     valid: NDArray[np.int32]
     """From training histories: for training and validation."""
     test: NDArray[np.int32]
     """From training and validation histories, by the same centroids: for test."""
+    states: NDArray[np.float32]
+    """[U, D]: what was grouped, the users' outputs after stage 1 from training histories."""
+    centroids: NDArray[np.float32] | None
+    """[G, D], among such outputs; None where groups were dealt out at random."""
 
 
 def group_users(
@@ -43,8 +47,17 @@ def group_users(
     valid = kmeans.labels_.astype(np.int32)
     if shuffle:
         valid = np.random.default_rng(seed).permutation(valid)
-        return Grouping(valid, valid)
-    return Grouping(valid, kmeans.predict(test_states).astype(np.int32))
+        return Grouping(valid, valid, valid_states, None)
+    test = kmeans.predict(test_states).astype(np.int32)
+    return Grouping(valid, test, valid_states, kmeans.cluster_centers_.astype(np.float32))
+
+
+def nearest_centroids(
+    states: NDArray[np.float32], centroids: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """The group of each state: states [n, D], centroids [G, D] -> int32 [n]."""
+    distances = ((states[:, None] - centroids) ** 2).sum(axis=-1)  # [n, G]
+    return distances.argmin(axis=1).astype(np.int32)
 
 
 def group_items(

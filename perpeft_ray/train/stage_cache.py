@@ -80,10 +80,11 @@ def cached_stage_one(
 
     `compute` may raise: nothing is written then, and whoever waits computes it for themselves.
     """
-    entry = folder / key
-    if entry.is_dir():
-        return _read(entry), True
+    stage = read_stage_one(folder, key)
+    if stage is not None:
+        return stage, True
     folder.mkdir(parents=True, exist_ok=True)
+    entry = folder / key
     with FileLock(folder / f"{key}.lock"):
         if entry.is_dir():
             return _read(entry), True
@@ -91,6 +92,12 @@ def cached_stage_one(
         with new_folder(entry) as temporary:
             _write(stage, temporary)
     return stage, False
+
+
+def read_stage_one(folder: Path, key: str) -> StageOne | None:
+    """The entry of a key, None where there is none."""
+    entry = folder / key
+    return _read(entry) if entry.is_dir() else None
 
 
 def best_record(best: Best) -> tuple[dict[str, Any], dict[str, Tensor]]:

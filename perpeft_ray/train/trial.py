@@ -5,6 +5,7 @@ Plain torch: it runs in pytest, in a Ray Tune function or in every worker of Ray
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 
@@ -237,7 +238,7 @@ class _Trial:
         both = torch.from_numpy(np.stack([grouping.valid, grouping.test])).to(self.device)
         self.collective.broadcast_(both)  # machines may round differently
         valid, test = both.cpu().numpy()
-        return Grouping(valid, test)
+        return dataclasses.replace(grouping, valid=valid, test=test)
 
     def _stage_three(self, first: StageOne, grouping: Grouping) -> tuple[TrainState, Best]:
         """Personalised modules, each from a copy of the global one; SASRec goes on from stage 1."""

@@ -40,7 +40,8 @@ class Trained:
 def trial_key(config: TrialConfig, fingerprint: str) -> str:
     """Hash of all that determines a trained trial; the dataset and encoder by their content."""
     fields = dataclasses.asdict(config) | {"dataset": None, "encoder": None}
-    return canonical_hash({"version": VERSION, "fingerprint": fingerprint, **fields})
+    version = [VERSION, _FORMAT]
+    return canonical_hash({"version": version, "fingerprint": fingerprint, **fields})
 
 
 def read_trained(entry: Path) -> Trained | None:
@@ -51,8 +52,12 @@ def read_trained(entry: Path) -> Trained | None:
     tensors = load_file(entry / "best.safetensors")
     grouping = None
     if "grouping.valid" in tensors:
+        centroids = tensors.pop("grouping.centroids", None)
         grouping = Grouping(
-            tensors.pop("grouping.valid").numpy(), tensors.pop("grouping.test").numpy()
+            valid=tensors.pop("grouping.valid").numpy(),
+            test=tensors.pop("grouping.test").numpy(),
+            states=tensors.pop("grouping.states").numpy(),
+            centroids=None if centroids is None else centroids.numpy(),
         )
     return Trained(
         best=best_from(record, tensors),
@@ -68,13 +73,18 @@ def write_trained(trained: Trained, entry: Path) -> None:
         return
     record, tensors = best_record(trained.best)
     if trained.grouping is not None:
-        tensors["grouping.valid"] = torch.from_numpy(np.array(trained.grouping.valid))
-        tensors["grouping.test"] = torch.from_numpy(np.array(trained.grouping.test))
+        for field in dataclasses.fields(trained.grouping):
+            array = getattr(trained.grouping, field.name)
+            if array is not None:
+                tensors[f"grouping.{field.name}"] = torch.from_numpy(np.array(array))
     record["epochs"] = [dataclasses.asdict(epoch) for epoch in trained.epochs]
     record |= {name: getattr(trained, name) for name in _SECONDS}
     with new_folder(entry) as temporary:
         save_file(tensors, temporary / "best.safetensors")
         (temporary / "record.json").write_text(json.dumps(record, indent=1, allow_nan=False))
 
+
+_FORMAT = 2
+"""Part of every key: change it with what is kept of a trained trial."""
 
 _SECONDS = ("stage1_seconds", "stage2_seconds", "stage3_seconds", "evaluate_seconds")

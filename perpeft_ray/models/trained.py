@@ -1,0 +1,175 @@
+"""A finished trial with its weights in place, and what it says of its users and items.
+
+The weights lie in `<storage>/.cache/trials/`, where training put them (`train/trial_cache.py`).
+Letters: U users, I items (0 is padding), G groups, D hidden units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.data.split import LeaveOneOut
+from perpeft_ray.errors import InputError
+from perpeft_ray.recommender.model import Recommender
+from perpeft_ray.recommender.sampling import last_inputs
+from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.train.build import build_model
+from perpeft_ray.train.grouping import Grouping
+from perpeft_ray.train.stage_cache import read_stage_one, stage_one_key
+from perpeft_ray.train.state import load_weights, new_state
+from perpeft_ray.train.trial_cache import read_trained, trial_key
+from perpeft_ray.train.workspace import Workspace, open_split, prepare
+
+BEST = "best"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTrial:
+    """A finished trial of a study, ready to compute with."""
+
+    trial_id: str
+    config: TrialConfig
+    workspace: Workspace
+    split: LeaveOneOut
+    model: Recommender
+    """In evaluation mode, SASRec's weights are those of the selected epoch."""
+    modules: dict[int, dict[str, nn.Parameter]]
+    """Each group's tensors of the selected epoch; group 0 alone for methods without groups."""
+    grouping: Grouping | None
+    """None for methods without groups."""
+
+    @property
+    def test_groups(self) -> np.ndarray:
+        """Every user's group while testing, int32 [U]; 0 for methods without groups."""
+        if self.grouping is None:
+            return np.zeros(self.split.num_users, dtype=np.int32)
+        return self.grouping.test
+
+
+def choose_trial(folder: StudyFolder, which: str, method: str = "perpeft") -> str:
+    """The id of a COMPLETE trial of a study: `which` itself, or for `best` the method's best.
+
+    Best is the highest validation NDCG@20 among the method's trials of the ablation; test is not
+    looked at. Raises InputError where there is no such trial.
+    """
+    trials = folder.trials()
+    complete = trials[trials.status == "COMPLETE"]
+    if which != BEST:
+        if which not in set(complete.trial_id):
+            raise InputError(
+                f"`trial` must be best or the id of a COMPLETE trial of {folder.path}, "
+                f"but is {which}"
+            )
+        return which
+    of_method = complete[(complete.phase == "ablation") & (complete.method == method)]
+    if of_method.empty:
+        raise InputError(
+            f"{folder.path} must have a COMPLETE trial of `method` {method} in its ablation, "
+            "but has none"
+        )
+    return str(of_method.loc[of_method.valid_ndcg_at_20.idxmax(), "trial_id"])
+
+
+def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
+    """A trial of a study with the weights of its selected epoch, on the CPU.
+
+    `trial_id`: of a COMPLETE trial, as `choose_trial` gives it. The catalogue is prepared again
+    where it is not in the cache any more. Raises InputError for an unknown trial, and where its
+    weights are gone or are not of the data set and encoder as they are now.
+    """
+    config = config_of(folder, trial_id)
+    workspace = prepare(config.dataset, config.encoder, folder.path.parent / ".cache")
+    trained = read_trained(workspace.trials / trial_key(config, workspace.fingerprint))
+    if trained is None:
+        raise InputError(_gone(folder, trial_id))
+    model, modules = _with_weights(config, workspace, trained.best.weights, config.groups or 1)
+    return TrainedTrial(
+        trial_id=trial_id,
+        config=config,
+        workspace=workspace,
+        split=open_split(workspace),
+        model=model,
+        modules=modules,
+        grouping=trained.grouping,
+    )
+
+
+def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
+    """A trial as it was after stage 1: SASRec with the one module of all users, as group 0.
+
+    Users are grouped by the outputs of this model. Raises InputError where stage 1 is gone.
+    """
+    workspace = trial.workspace
+    stage = read_stage_one(workspace.stages, stage_one_key(trial.config, workspace.fingerprint))
+    if stage is None:
+        raise InputError(_gone(folder, trial.trial_id))
+    model, modules = _with_weights(trial.config, workspace, stage.weights, 1)
+    return TrainedTrial(
+        trial_id=trial.trial_id,
+        config=trial.config,
+        workspace=workspace,
+        split=trial.split,
+        model=model,
+        modules=modules,
+        grouping=None,
+    )
+
+
+def item_embeddings(trial: TrainedTrial, group: int) -> Tensor:
+    """All items as a group sees them, float32 [I+1, D]; row 0, the padding, is zero."""
+    return trial.model.embed_all(trial.modules[group])
+
+
+def item_embedding(trial: TrainedTrial, item: int, group: int) -> Tensor:
+    """Item 1..I as a group sees it, float32 [D]."""
+    with torch.no_grad():
+        return trial.model.embed(np.array([item]), trial.modules[group])[0]
+
+
+def user_states(
+    trial: TrainedTrial,
+    users: np.ndarray,
+    embeddings: Tensor,
+    part: Literal["valid", "test"] = "test",
+) -> Tensor:
+    """SASRec's outputs for users [n] over a group's `item_embeddings`, float32 [n, D].
+
+    `part`: from what is known when it is predicted (training items; for test the validation item
+    too). The dot product with an item's embedding is the item's score.
+    """
+    inputs = last_inputs(trial.split.known(part), users, trial.config.sequence_length)
+    return trial.model.states(inputs, embeddings)
+
+
+def config_of(folder: StudyFolder, trial_id: str) -> TrialConfig:
+    """The configuration of a trial, from its row. Raises InputError where there is no such row."""
+    if trial_id not in set(folder.trials().trial_id):
+        raise InputError(f"`trial` must be the id of a trial of {folder.path}, but is {trial_id}")
+    names = list(TrialConfig.__dataclass_fields__)
+    row = pq.read_table(folder.path / "trials" / f"{trial_id}.parquet", columns=names)
+    return TrialConfig(**row.to_pylist()[0])
+
+
+def _with_weights(
+    config: TrialConfig, workspace: Workspace, weights: dict[str, Tensor], groups: int
+) -> tuple[Recommender, dict[int, dict[str, nn.Parameter]]]:
+    model = build_model(config, workspace, torch.device("cpu"))
+    state = new_state(model, {group: model.new_module() for group in range(groups)}, config)
+    load_weights(state, weights)
+    return model.eval(), state.modules
+
+
+def _gone(folder: StudyFolder, trial_id: str) -> str:
+    row = folder.path / "trials" / f"{trial_id}.parquet"
+    return (
+        f"the weights of {trial_id} must be in {folder.path.parent / '.cache'} for its data set "
+        f"and encoder as they are now, but are not; remove {row} and run the study's command "
+        "again to train them"
+    )

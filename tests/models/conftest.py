@@ -1,0 +1,82 @@
+"""A small study with finished trials, trained in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from perpeft_ray.config import Method, StudyConfig, TrainSettings, Variant
+from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.train.workspace import prepare
+from tests.small_shop import write_small_shop
+
+FinishedTrial = Callable[..., str]
+
+GROUPS = 3
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_shop(tmp_path_factory.mktemp("shop") / "small")
+
+
+@pytest.fixture(scope="session")
+def study_folder(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    storage = tmp_path_factory.mktemp("results")
+    train = TrainSettings(
+        epochs=2, personal_epochs=2, validate_every=1, batch_size=8, dtype="float32"
+    )
+    config = StudyConfig(
+        dataset=f"parquet:{shop}", storage=str(storage), study="small", train=train
+    )
+    return StudyFolder.create(config)
+
+
+@pytest.fixture(scope="session")
+def finished_trial(study_folder: StudyFolder) -> FinishedTrial:
+    """Trains a trial of the study, as the ablation does; its id. A second call finds it done."""
+    from perpeft_ray.study.trainable import Study, run_spec
+    from perpeft_ray.train.ray_train import run_distributed
+    from perpeft_ray.train.trial import run_trial
+
+    config = study_folder.config
+    study = Study(
+        config=config,
+        folder=study_folder.path,
+        workspace=prepare(config.dataset, config.encoder, study_folder.path.parent / ".cache"),
+        recorder=study_folder,
+        run=run_trial,
+        run_distributed=run_distributed,
+    )
+
+    def finish(
+        method: Method = "perpeft",
+        variant: Variant | None = "lora",
+        *,
+        learning_rate: float = 1e-2,
+        phase: str = "ablation",
+    ) -> str:
+        trial = config.trial(
+            method,
+            seed=0,
+            variant=variant,
+            rank=4,
+            groups=GROUPS,
+            conditioning_weight=0.5,
+            learning_rate=learning_rate,
+        )
+        spec = TrialSpec("search" if phase == "search" else "ablation", trial, workers=0)
+        if spec.trial_id not in set(study_folder.trials().trial_id):
+            run_spec(study, spec, lambda result: None)
+        return spec.trial_id
+
+    return finish

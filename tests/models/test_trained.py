@@ -1,0 +1,136 @@
+"""A trial's weights read back: its own ranks come out again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from perpeft_ray.errors import InputError
+from perpeft_ray.models.trained import (
+    choose_trial,
+    config_of,
+    item_embedding,
+    item_embeddings,
+    open_global,
+    open_trained,
+    user_states,
+)
+from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.train.grouping import nearest_centroids
+from tests.models.conftest import GROUPS, FinishedTrial
+
+CASES = [
+    ("perpeft", "lora"),
+    ("perpeft", "ia3"),
+    ("perpeft", "iisan"),
+    ("random_grouping", "lora"),
+    ("global", "lora"),
+    ("frozen_mm", None),
+    ("without_mm", None),
+]
+
+
+@pytest.mark.parametrize(("method", "variant"), CASES)
+def test_ranks_of_the_study_come_out_again(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, method: Any, variant: Any
+) -> None:
+    """Counted one user at a time from states and embeddings, for validation and test."""
+    trial_id = finished_trial(method, variant)
+    trial = open_trained(study_folder, trial_id)
+    assert not trial.model.training
+    rows = study_folder.users_of(trial_id).set_index("user_id")
+    embeddings = {group: item_embeddings(trial, group) for group in trial.modules}
+    groups = {
+        "valid": trial.test_groups if trial.grouping is None else trial.grouping.valid,
+        "test": trial.test_groups,
+    }
+    checked = 0
+    for part, targets in (("valid", trial.split.valid_item), ("test", trial.split.test_item)):
+        known = trial.split.known(part)
+        for user in trial.split.evaluable:
+            table = embeddings[groups[part][user]]
+            scores = table @ user_states(trial, np.array([user]), table, part)[0]
+            candidates = np.setdiff1d(np.arange(1, len(table)), known.of(user))
+            others = candidates[candidates != targets[user]]
+            rank = int((scores[others] >= scores[targets[user]]).sum())
+            assert rank == rows.loc[trial.split.user_ids[user], f"{part}_rank"]
+            checked += 1
+    assert checked == 2 * len(trial.split.evaluable) > 0
+
+
+def test_one_item_is_embedded_as_among_all(
+    study_folder: StudyFolder, finished_trial: FinishedTrial
+) -> None:
+    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
+    for group in range(GROUPS):
+        table = item_embeddings(trial, group)
+        for item in (1, 17, trial.split.num_items):  # without title, with both, without image
+            torch.testing.assert_close(item_embedding(trial, item, group), table[item])
+
+
+def test_users_are_nearest_to_the_centroid_of_their_group(
+    study_folder: StudyFolder, finished_trial: FinishedTrial
+) -> None:
+    """The kept centroids and the stage-1 model give every user's group again, and are means."""
+    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
+    first = open_global(study_folder, trial)
+    everyone = np.arange(trial.split.num_users)
+    table = item_embeddings(first, 0)
+    grouping = trial.grouping
+    assert grouping is not None
+    assert grouping.centroids is not None
+    states = user_states(first, everyone, table, "valid").numpy()
+    np.testing.assert_allclose(grouping.states, states, atol=1e-6)
+    later = user_states(first, everyone, table, "test").numpy()
+    assert np.array_equal(nearest_centroids(states, grouping.centroids), grouping.valid)
+    assert np.array_equal(nearest_centroids(later, grouping.centroids), grouping.test)
+    for group in range(GROUPS):
+        mean = states[grouping.valid == group].mean(axis=0)
+        np.testing.assert_allclose(grouping.centroids[group], mean, atol=1e-4)
+
+
+def test_groups_dealt_at_random_have_no_centroids(
+    study_folder: StudyFolder, finished_trial: FinishedTrial
+) -> None:
+    trial = open_trained(study_folder, finished_trial("random_grouping", "lora"))
+    assert trial.grouping is not None
+    assert trial.grouping.centroids is None
+
+
+def test_the_best_trial_is_the_ablations_by_validation(
+    study_folder: StudyFolder, finished_trial: FinishedTrial
+) -> None:
+    for learning_rate in (1e-2, 1e-3):
+        finished_trial("perpeft", "lora", learning_rate=learning_rate)
+    searched = finished_trial("perpeft", "lora", learning_rate=3e-2, phase="search")
+    trials = study_folder.trials()
+    mine = trials[(trials.phase == "ablation") & (trials.method == "perpeft")]
+    best = mine.sort_values("valid_ndcg_at_20").trial_id.iloc[-1]
+    assert choose_trial(study_folder, "best") == best
+    assert choose_trial(study_folder, searched) == searched
+    assert config_of(study_folder, searched).learning_rate == 3e-2
+    with pytest.raises(InputError, match="`trial` must be best or the id of a COMPLETE trial"):
+        choose_trial(study_folder, "../secret")
+    with pytest.raises(InputError, match="`method` without_group_negatives"):
+        choose_trial(study_folder, "best", "without_group_negatives")
+
+
+def test_weights_that_are_gone_are_told_with_what_brings_them_back(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    trial_id = finished_trial("perpeft", "lora")
+    storage = tmp_path / "copy"
+    shutil.copytree(study_folder.path.parent, storage)
+    folder = StudyFolder.open(storage / study_folder.path.name)
+    trial = open_trained(folder, trial_id)
+    shutil.rmtree(storage / ".cache" / "stage1")
+    with pytest.raises(InputError, match="run the study's command again"):
+        open_global(folder, trial)
+    shutil.rmtree(storage / ".cache" / "trials")
+    with pytest.raises(InputError, match=f"remove .*{trial_id}.parquet"):
+        open_trained(folder, trial_id)
