@@ -19,6 +19,7 @@ import tyro
 from perpeft_ray.cli.results import print_tables, write_report
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
+from perpeft_ray.study.job import check_storage_outlives_job
 from perpeft_ray.study.presets import Preset, preset
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _first_sentence(box: str) -> str:
 
 
 def _storage(config: StudyConfig) -> Path:
+    check_storage_outlives_job(config.storage)
     if "://" in config.storage:
         raise InputError(f"`storage` must be a local folder, but is {config.storage}")
     storage = Path(config.storage).absolute()

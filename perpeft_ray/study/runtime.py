@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+ADDRESS_WAIT_S = 10.0
+"""For the cluster that is joined to take a connection."""
 STATE_API_WAIT_S = 30.0
 """The dashboard, which serves the State API, comes up after Ray itself."""
 _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
@@ -36,8 +39,22 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
 
     What Ray, Optuna and failed trials log goes to `log_file`, whose folder must exist.
 
-    Raises InputError where the cluster has too few CPUs for a trial, RuntimeError where trials
-    would hang because the State API is missing.
+    Raises InputError where no Ray answers or it has too few CPUs for a trial, RuntimeError where
+    trials would hang because the State API is missing.
+    """
+    with ray_runtime():
+        _check_resources(study)
+        if any(worker_counts(study).values()):
+            wait_for_state_api()
+        with _logging_to(log_file):
+            yield
+
+
+@contextmanager
+def ray_runtime() -> Iterator[None]:
+    """Ray, started or joined as for a study; ends only what it started.
+
+    Raises InputError where `RAY_ADDRESS` does not answer.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -47,58 +64,17 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
     if not joined:
         _init()
     try:
-        _check_resources(study)
-        _check_state_api(study)
-        with _logging_to(log_file):
-            yield
+        yield
     finally:
         if not joined:
             ray.shutdown()
 
 
-def _init() -> None:
-    import ray
+def wait_for_state_api() -> None:
+    """Wait until the State API answers; RuntimeError where it does not in STATE_API_WAIT_S.
 
-    if os.environ.get("RAY_ADDRESS"):
-        # Processes of a cluster do not have this process's environment.
-        ray.init(
-            runtime_env={"env_vars": _ENVIRONMENT},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        return
-    # "local": never a cluster that happens to run on this machine. The dashboard serves the
-    # State API, without which placement groups of stopped Ray Train trials are never freed.
-    ray.init(
-        address="local",
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-
-
-def _check_resources(study: StudyConfig) -> None:
-    """Ray would wait for ever for what it does not have."""
-    import ray
-
-    cluster = ray.cluster_resources()
-    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus_per_worker}
-    for kind, amount in of_worker.items():
-        field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
-        for name, workers in _worker_counts(study).items():
-            needed = max(workers, 1) * amount
-            if needed > there:
-                product = f"`{name}` x `{field}`" if workers else f"`{field}`"
-                raise InputError(
-                    f"{product} must be at most the {kind}s that Ray has ({there:g}), "
-                    f"but is {needed:g}"
-                )
-
-
-def _check_state_api(study: StudyConfig) -> None:
-    if not any(_worker_counts(study).values()):
-        return
+    Without it Ray Train never frees the placement groups of stopped trials, and the next one hangs.
+    """
     import ray
     from ray.util.state import list_placement_groups
     from ray.util.state.exception import RayStateApiException
@@ -118,11 +94,68 @@ def _check_state_api(study: StudyConfig) -> None:
         time.sleep(1)
 
 
-def _worker_counts(study: StudyConfig) -> dict[str, int]:
+def worker_counts(study: StudyConfig) -> dict[str, int]:
+    """The Ray Train workers of a study's trials, by the name of the setting; 0: none."""
     counts = {"workers": study.workers}
     if study.mode == "sequential" and "perpeft" in study.methods:
         counts["parallel_workers"] = study.parallel_workers
     return counts
+
+
+def _init() -> None:
+    import ray
+
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_answers(address)
+        # Processes of a cluster do not have this process's environment.
+        ray.init(
+            runtime_env={"env_vars": _ENVIRONMENT},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        return
+    # "local": never a cluster that happens to run on this machine. The dashboard serves the
+    # State API, without which placement groups of stopped Ray Train trials are never freed.
+    ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address in ("auto", "local") or "://" in address:
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=ADDRESS_WAIT_S):
+            pass
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"`RAY_ADDRESS` must be HOST:PORT of a running Ray, but {address} does not answer: "
+            f"{error}"
+        ) from error
+
+
+def _check_resources(study: StudyConfig) -> None:
+    """Ray would wait for ever for what it does not have."""
+    import ray
+
+    cluster = ray.cluster_resources()
+    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus_per_worker}
+    for kind, amount in of_worker.items():
+        field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
+        for name, workers in worker_counts(study).items():
+            needed = max(workers, 1) * amount
+            if needed > there:
+                product = f"`{name}` x `{field}`" if workers else f"`{field}`"
+                raise InputError(
+                    f"{product} must be at most the {kind}s that Ray has ({there:g}), "
+                    f"but is {needed:g}"
+                )
 
 
 @contextmanager

@@ -105,3 +105,12 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     )
     assert failed.endswith("1.0 s  ValueError: [no] markup")
     assert last.startswith("2/4 trials, 0 running")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=f"`RAY_ADDRESS` .* {address} does not answer"):
+        runtime._init()
