@@ -22,6 +22,7 @@ from perpeft_ray.config import (
     TrialConfig,
     Variant,
     canonical_hash,
+    exists,
 )
 from perpeft_ray.errors import InputError
 
@@ -153,18 +154,29 @@ def trial(method: Method, variant: Variant, **settings: Any) -> TrialConfig:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trial_keeps_what_applies_and_drops_the_rest(method: Method, variant: Variant) -> None:
+    if not exists(method, variant):
+        pytest.skip("no such cell")
     config = trial(method, variant)
     peft = method not in ("without_mm", "frozen_mm")
-    personal = peft and method != "global"
+    one_module = ("global", "large_global", "user_level_1", "user_level_2")
+    grouped = peft and method not in one_module
+    personal = grouped and not method.startswith("group_level")
+    times = 6 if method == "large_global" else 1
     assert config.variant == (variant if peft else None)
-    assert config.rank == (8 if peft and variant == "lora" else None)
+    assert config.rank == (8 * times if peft and variant == "lora" else None)
     assert config.adapter_dropout == (0.1 if peft and variant == "lora" else None)
-    assert config.bottleneck == (32 if peft and variant == "iisan" else None)
-    assert config.groups == (6 if personal else None)
+    assert config.bottleneck == (32 * times if peft and variant == "iisan" else None)
+    assert config.groups == (6 if grouped else None)
     weight = {"without_group_negatives": 0.0}.get(method, 0.75 if personal else None)
     assert config.conditioning_weight == weight
     assert config.multimodal_weight == (0.0 if method == "without_mm" else 0.5)
     assert (config.seed, config.learning_rate) == (3, 5e-3)
+
+
+def test_only_a_module_with_a_size_can_be_made_larger() -> None:
+    assert [v for v in VARIANTS if not exists("large_global", v)] == ["ia3"]
+    with pytest.raises(InputError, match="large_global needs a variant with a rank or bottleneck"):
+        trial("large_global", "ia3")
 
 
 def test_only_what_applies_tells_trials_apart() -> None:

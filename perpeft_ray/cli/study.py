@@ -139,13 +139,12 @@ def _storage(config: StudyConfig) -> Path:
 def _check_inputs(config: StudyConfig, cache: Path) -> None:
     from perpeft_ray.data.sources import open_dataset
     from perpeft_ray.data.split import leave_one_out
+    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
     from perpeft_ray.study.check import check_study
 
-    check_study(config, leave_one_out(open_dataset(config.dataset, cache)).num_users)
-
-    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
-
-    FoundationPreprocessor(config.encoder)
+    num_users = leave_one_out(open_dataset(config.dataset, cache)).num_users
+    has_images = FoundationPreprocessor(config.encoder).image_size > 0
+    check_study(config, num_users, has_images=has_images)
 
 
 def _open_study(config: StudyConfig, cache: Path) -> Study:

@@ -18,26 +18,31 @@ from perpeft_ray.config.study import (
     TrainSettings,
 )
 from perpeft_ray.config.trial import (
+    GROUPED_METHODS,
     METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
     RANKED_VARIANTS,
     VARIANTS,
+    VECTOR_METHODS,
     Dtype,
     Method,
     Mode,
     TrialConfig,
     Variant,
     canonical_hash,
+    exists,
 )
 
 __all__ = [
+    "GROUPED_METHODS",
     "METHODS",
     "PEFT_METHODS",
     "PERSONAL_METHODS",
     "RANKED_VARIANTS",
     "SEARCH",
     "VARIANTS",
+    "VECTOR_METHODS",
     "Dtype",
     "GroupingSettings",
     "LossSettings",
@@ -52,4 +57,5 @@ __all__ = [
     "TrialConfig",
     "Variant",
     "canonical_hash",
+    "exists",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from perpeft_ray.config.rules import at_least, between, distinct
 from perpeft_ray.config.trial import (
-    METHODS,
+    GROUPED_METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
     RANKED_VARIANTS,
@@ -18,6 +18,7 @@ from perpeft_ray.config.trial import (
     Mode,
     TrialConfig,
     Variant,
+    exists,
 )
 from perpeft_ray.errors import InputError
 
@@ -121,6 +122,8 @@ class SearchSettings:
     """Values of loss.conditioning_weight."""
     learning_rates: tuple[float, ...] = (1.5e-3, 3e-3)
     """Values of train.lr; every baseline is tried with each of them."""
+    every_method: bool = False
+    """Try PerPEFT's own ablations with every learning rate too; else they take PerPEFT's."""
     asha: bool = True
     """Stop poor trials early (ASHA); they are PRUNED rows."""
     grace_epochs: int = 3
@@ -149,8 +152,15 @@ class StudyConfig:
     """GPUs of a worker (or of a trial without workers), also a fraction; 0 trains on the CPU."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds of the ablation; the search uses the first."""
-    methods: tuple[Method, ...] = METHODS
-    """Methods of the ablation."""
+    methods: tuple[Method, ...] = (
+        "without_mm",
+        "frozen_mm",
+        "global",
+        "perpeft",
+        "without_group_negatives",
+        "random_grouping",
+    )
+    """Methods of the ablation: rows of the paper's Tables 2 and 3."""
     peft: PeftSettings = field(default_factory=PeftSettings)
     grouping: GroupingSettings = field(default_factory=GroupingSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -204,20 +214,22 @@ class StudyConfig:
     ) -> TrialConfig:
         """A trial of this study; settings that do not apply to the method are dropped to None.
 
-        `without_group_negatives` is by definition a conditioning weight of 0.
+        `without_group_negatives` is by definition a conditioning weight of 0, `large_global` one
+        module of the size that all `groups` modules have together.
         """
         uses_peft = method in PEFT_METHODS
         personal = method in PERSONAL_METHODS
         variant = variant if uses_peft else None
+        times = groups or 1 if method == "large_global" else 1
         return TrialConfig(
             dataset=self.dataset,
             encoder=self.encoder,
             method=method,
             variant=variant,
-            rank=rank if variant in RANKED_VARIANTS else None,
-            bottleneck=self.peft.bottleneck if variant == "iisan" else None,
+            rank=times * rank if variant in RANKED_VARIANTS and rank is not None else None,
+            bottleneck=times * self.peft.bottleneck if variant == "iisan" else None,
             adapter_dropout=self.peft.dropout if variant == "lora" else None,
-            groups=groups if personal else None,
+            groups=groups if method in GROUPED_METHODS else None,
             conditioning_weight=(
                 0.0
                 if method == "without_group_negatives"
@@ -268,7 +280,9 @@ class StudyConfig:
         first = {name: values[name][0] for name in names}
         for seed in self.seeds:
             for method in self.methods:
-                self.trial(method, seed=seed, **first)
+                for variant in values["variant"]:
+                    if exists(method, variant):
+                        self.trial(method, seed=seed, **{**first, "variant": variant})
         # A bad rank must be told even where the first variant has none.
         for name in names:
             for value in values[name]:

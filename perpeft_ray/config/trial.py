@@ -17,9 +17,16 @@ Method = Literal[
     "without_mm",
     "frozen_mm",
     "global",
+    "user_level_1",
+    "user_level_2",
+    "group_level_1",
+    "group_level_2",
     "perpeft",
-    "random_grouping",
+    "without_text",
+    "without_image",
     "without_group_negatives",
+    "large_global",
+    "random_grouping",
 ]
 Mode = Literal["sequential", "parallel"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -31,12 +38,25 @@ RANKED_VARIANTS: frozenset[Variant] = frozenset({"lora"})
 """Variants that have a rank."""
 
 PERSONAL_METHODS: frozenset[Method] = frozenset(
-    {"perpeft", "random_grouping", "without_group_negatives"}
+    {"perpeft", "random_grouping", "without_group_negatives", "without_text", "without_image"}
 )
-"""Methods with groups, that is, with stages 2 and 3."""
+"""Methods with a module for each group: PerPEFT, and PerPEFT with one thing changed."""
 
-PEFT_METHODS: frozenset[Method] = PERSONAL_METHODS | {"global"}
+VECTOR_METHODS: frozenset[Method] = frozenset(
+    {"user_level_1", "user_level_2", "group_level_1", "group_level_2"}
+)
+"""Methods with one global module, and a learned vector for each user or group."""
+
+GROUPED_METHODS: frozenset[Method] = PERSONAL_METHODS | {"group_level_1", "group_level_2"}
+"""Methods that group the users (stage 2)."""
+
+PEFT_METHODS: frozenset[Method] = PERSONAL_METHODS | VECTOR_METHODS | {"global", "large_global"}
 """Methods that train a PEFT module; the others have variant ``None``."""
+
+
+def exists(method: Method, variant: Variant | None) -> bool:
+    """Whether there is such a cell: only a module with a size can be made larger."""
+    return method != "large_global" or variant in RANKED_VARIANTS or variant == "iisan"
 
 
 _FLOATS = (
@@ -101,7 +121,12 @@ class TrialConfig:
         applies("peft.rank", self.rank, self.variant in RANKED_VARIANTS)
         applies("peft.bottleneck", self.bottleneck, self.variant == "iisan")
         applies("peft.dropout", self.adapter_dropout, self.variant == "lora")
-        applies("grouping.groups", self.groups, self.method in PERSONAL_METHODS)
+        if not exists(self.method, self.variant):
+            raise InputError(
+                f"`methods` large_global needs a variant with a rank or bottleneck, but "
+                f"`peft.variant` is {self.variant}"
+            )
+        applies("grouping.groups", self.groups, self.method in GROUPED_METHODS)
         applies(
             "loss.conditioning_weight", self.conditioning_weight, self.method in PERSONAL_METHODS
         )

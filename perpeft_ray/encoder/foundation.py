@@ -24,6 +24,8 @@ NARROW = 256
 """Towers narrower than this compute in float32 under dtype `auto`: at width 64 a training step in
 bfloat16 took twice the time of one in float32 (one core, avx512_bf16)."""
 
+Modality = Literal["text", "image"]
+
 _LENGTH_PARTS = 6
 """Parts that a batch's titles are encoded in where their lengths differ."""
 _LEAST_PART = 32
@@ -77,15 +79,27 @@ class DualTowers(nn.Module):
     """A CLIP-family model: images and titles into one space.
 
     `model` is any transformers model with `get_text_features` and `get_image_features`.
-    Items without an image (or title) have zeros in that half of the output.
+    Items without an image (or title) have zeros in that half of the output. `modality` leaves only
+    one half, and only the tower that makes it.
     """
 
     pixel_scale: Tensor
     pixel_shift: Tensor
 
-    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        mean: Sequence[float],
+        std: Sequence[float],
+        modality: Modality | None = None,
+    ) -> None:
         super().__init__()
         self.model: Any = model
+        self.modality = modality
+        if modality == "text":
+            model.vision_model = None
+        elif modality == "image":
+            model.text_model = None
         config = model.config
         dim = int(config.projection_dim)
         self.text_features = self.image_features = dim
@@ -104,15 +118,19 @@ class DualTowers(nn.Module):
     @property
     def out_features(self) -> int:
         """Width of `forward`'s output: image half, then text half."""
-        return self.image_features + self.text_features
+        image = 0 if self.modality == "text" else self.image_features
+        text = 0 if self.modality == "image" else self.text_features
+        return image + text
 
     def forward(self, batch: ItemBatch) -> Tensor:
-        """Projected features, float32 [n, image_features + text_features]."""
-        text = by_length(batch, self._text_features)
-        image = self.model.get_image_features(pixel_values=self._pixels(batch)).pooler_output
-        return torch.cat(
-            [_where(batch.has_image, image), _where(batch.has_title, text)], dim=-1
-        )  # [n, image + text]
+        """Projected features, float32 [n, out_features]."""
+        halves = []
+        if self.modality != "text":
+            image = self.model.get_image_features(pixel_values=self._pixels(batch)).pooler_output
+            halves.append(_where(batch.has_image, image))
+        if self.modality != "image":
+            halves.append(_where(batch.has_title, by_length(batch, self._text_features)))
+        return torch.cat(halves, dim=-1)
 
     def hidden_states(self, batch: ItemBatch) -> tuple[Tensor, Tensor]:
         """One state a layer and item: text [n, text_layers + 1, W] at the end-of-text token, image
@@ -195,10 +213,13 @@ class TextTower(nn.Module):
 Towers = DualTowers | TextTower
 
 
-def load_towers(name: str, dtype: Dtype, device: torch.device) -> Towers:
+def load_towers(
+    name: str, dtype: Dtype, device: torch.device, modality: Modality | None = None
+) -> Towers:
     """Frozen towers in evaluation mode on `device`, weights in `compute_dtype`.
 
-    `name` as in `parse_encoder`. Weights are read from safetensors only, never from pickles.
+    `name` as in `parse_encoder`. `modality`: the only one of a dual encoder that is used.
+    Weights are read from safetensors only, never from pickles.
     Raises InputError where the model cannot be loaded or is not of the family.
     """
     from transformers import AutoConfig, AutoModel
@@ -228,7 +249,7 @@ def load_towers(name: str, dtype: Dtype, device: torch.device) -> Towers:
         from perpeft_ray.encoder.preprocess import image_processor
 
         processor = image_processor(source.path)
-        towers = DualTowers(model, processor.image_mean, processor.image_std)
+        towers = DualTowers(model, processor.image_mean, processor.image_std, modality)
     return towers.eval().to(device)
 
 

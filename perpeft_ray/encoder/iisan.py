@@ -27,29 +27,35 @@ class Iisan(nn.Module):
     """Side network over K hidden states a tower.
 
     Args:
-        text_width, image_width: widths of the towers; `image_width` 0 leaves the image and the
-            inter-modal tower out.
+        text_width, image_width: widths of the towers; 0 leaves a tower out, and the inter-modal one
+            with it.
         states: K, hidden states a tower.
         bottleneck: width of the blocks' inner layer.
     """
 
     def __init__(self, text_width: int, image_width: int, states: int, bottleneck: int) -> None:
         super().__init__()
-        self.text_blocks = _blocks(text_width, states, bottleneck)
-        self.out_features = text_width
+        both = bool(text_width and image_width)
+        if text_width:
+            self.text_blocks = _blocks(text_width, states, bottleneck)
         if image_width:
             self.image_blocks = _blocks(image_width, states, bottleneck)
+        if both:
             self.inter_blocks = _blocks(text_width, states, bottleneck)
             self.to_text = nn.ModuleList(nn.Linear(image_width, text_width) for _ in range(states))
-            self.out_features = 2 * text_width + image_width
-        self.gates = nn.Parameter(torch.zeros(3 if image_width else 1, states))
+        self.out_features = (2 if both else 1) * text_width + image_width
+        self.gates = nn.Parameter(torch.zeros(3 if both else 1, states))
 
-    def forward(self, text: Tensor, image: Tensor | None) -> Tensor:
-        """text [n, K, W_text], image [n, K, W_image] or None -> [n, out_features], float32."""
+    def forward(self, text: Tensor | None, image: Tensor | None) -> Tensor:
+        """text [n, K, W_text] and image [n, K, W_image], None as the widths are 0 -> float32
+        [n, out_features]."""
         gates = torch.sigmoid(self.gates)
-        out = [_tower(self.text_blocks, gates[0], text)]
+        out = []
+        if text is not None:
+            out.append(_tower(self.text_blocks, gates[0], text))
         if image is not None:
-            out.append(_tower(self.image_blocks, gates[1], image))
+            out.append(_tower(self.image_blocks, gates[len(out)], image))
+        if text is not None and image is not None:
             inter = torch.zeros_like(text[:, 0])
             for layer, block in enumerate(self.inter_blocks):
                 gate = gates[2, layer]

@@ -42,25 +42,29 @@ class TowerItemEncoder(nn.Module):
 
 
 class IisanItemEncoder(nn.Module):
-    """IISAN over cached hidden states; float16 [I+1, K, W] each, image None for text alone."""
+    """IISAN over cached hidden states; float16 [I+1, K, W] each, None for a tower left out."""
 
     def __init__(
-        self, text: NDArray[np.float16], image: NDArray[np.float16] | None, bottleneck: int
+        self,
+        text: NDArray[np.float16] | None,
+        image: NDArray[np.float16] | None,
+        bottleneck: int,
     ) -> None:
         super().__init__()
-        image_width = 0 if image is None else image.shape[2]
-        self.side = Iisan(text.shape[2], image_width, text.shape[1], bottleneck)
+        (states,) = {tower.shape[1] for tower in (text, image) if tower is not None}
+        text_width, image_width = (0 if t is None else t.shape[2] for t in (text, image))
+        self.side = Iisan(text_width, image_width, states, bottleneck)
         self.out_features = self.side.out_features
         self._text, self._image = text, image
 
     def forward(self, items: NDArray[np.int64]) -> Tensor:
         """Item indices int64 [n] -> float32 [n, out_features]."""
         device = self.side.gates.device
-        text = torch.from_numpy(self._text[items]).to(device).float()
-        image = None
-        if self._image is not None:
-            image = torch.from_numpy(self._image[items]).to(device).float()
-        return self.side(text, image)
+
+        def states(tower: NDArray[np.float16] | None) -> Tensor | None:
+            return None if tower is None else torch.from_numpy(tower[items]).to(device).float()
+
+        return self.side(states(self._text), states(self._image))
 
 
 class CachedItemEncoder(nn.Module):

@@ -26,6 +26,7 @@ from perpeft_ray.recommender.sasrec import SASRec
 Module = Mapping[str, nn.Parameter]
 """One group's trainable tensors by name: `encoder.*` is the PEFT module, `projector.*` the rest."""
 
+_TOWER = ("encoder.", "projector.")
 ENCODE_CHUNK = 512
 """Items embedded at a time outside training."""
 
@@ -69,13 +70,30 @@ class Recommender(nn.Module):
 
     def embed(self, items: NDArray[np.int64], module: Module) -> Tensor:
         """`e_i` of item indices [n], ascending and distinct; 0, if there, gives zeros. [n, D]."""
+        ids, content = self.parts(items, module)
+        return ids + self.weight * content
+
+    def parts(self, items: NDArray[np.int64], module: Module) -> tuple[Tensor, Tensor]:
+        """What `embed` is the weighted sum of: id embeddings and projected content, [n, D] each."""
         table = self.backbone.item_embedding.weight
         ids = F.embedding(torch.as_tensor(items, device=table.device), table, padding_idx=0)
         if self.tower is None:
-            return ids
+            return ids, torch.zeros_like(ids)
         padded = int(len(items) > 0 and items[0] == 0)
-        content = functional_call(self.tower, dict(module), (items[padded:],))
-        return ids + self.weight * F.pad(content, (0, 0, padded, 0))
+        own: dict[str, Tensor] = {name: p for name, p in module.items() if name.startswith(_TOWER)}
+        content = functional_call(self.tower, own, (items[padded:],))
+        return ids, F.pad(content, (0, 0, padded, 0))
+
+    def look_up(
+        self,
+        items: NDArray[np.int64],
+        where: NDArray[np.int64],
+        users: NDArray[np.int64],
+        module: Module,
+    ) -> Tensor:
+        """`e_i` at every position [..., B, T] of users [B]: `where` are places in `items`."""
+        embedded = self.embed(items, module)
+        return F.embedding(torch.as_tensor(where, device=embedded.device), embedded)
 
     def loss_sum(
         self, batch: TrainingBatch, module: Module, conditioning_weight: float
@@ -90,9 +108,8 @@ class Recommender(nn.Module):
             parts.append(batch.outside_negatives)
             weights = [conditioning_weight, 1.0 - conditioning_weight]
         items, where = np.unique(np.stack(parts), return_inverse=True)
-        embedded = self.embed(items, module)
-        index = torch.as_tensor(where, device=embedded.device)  # [3 or 4, B, T]
-        inputs, positives, *negatives = F.embedding(index, embedded).unbind(0)
+        embedded = self.look_up(items, where, batch.users, module)  # [3 or 4, B, T, D]
+        inputs, positives, *negatives = embedded.unbind(0)
         mask = torch.as_tensor(batch.inputs != 0, device=embedded.device)
         outputs = self.backbone(inputs, ~mask)
         loss = sequence_loss_sum(
@@ -103,10 +120,13 @@ class Recommender(nn.Module):
     @torch.no_grad()
     def embed_all(self, module: Module) -> Tensor:
         """`e_i` of all items under a module, float32 [I+1, D]; row 0, the padding, is zero."""
+        return torch.cat([self.embed(chunk, module) for chunk in self.chunks()])
+
+    def chunks(self) -> list[NDArray[np.int64]]:
+        """All items, padding first, in the parts that are embedded at a time."""
         count = self.backbone.item_embedding.num_embeddings
         items = np.arange(count)
-        chunks = [items[at : at + ENCODE_CHUNK] for at in range(0, count, ENCODE_CHUNK)]
-        return torch.cat([self.embed(chunk, module) for chunk in chunks])
+        return [items[at : at + ENCODE_CHUNK] for at in range(0, count, ENCODE_CHUNK)]
 
     @torch.no_grad()
     def states(self, inputs: NDArray[np.int64], item_embeddings: Tensor) -> Tensor:
@@ -116,3 +136,13 @@ class Recommender(nn.Module):
             block = torch.as_tensor(inputs[at : at + 1024], device=item_embeddings.device)
             out.append(self.backbone(F.embedding(block, item_embeddings), block == 0)[:, -1])
         return torch.cat(out)
+
+    def queries(
+        self,
+        users: NDArray[np.int64],
+        inputs: NDArray[np.int64],
+        item_embeddings: Tensor,
+        module: Module,
+    ) -> Tensor:
+        """What scores all items for `users` [B] by its products with the rows of `embed_all`."""
+        return self.states(inputs, item_embeddings)

@@ -6,12 +6,19 @@ from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
 
 
-def check_study(study: StudyConfig, num_users: int) -> None:
+def check_study(study: StudyConfig, num_users: int, *, has_images: bool) -> None:
     """Check what `StudyConfig` cannot know by itself.
 
-    `num_users`: users of the data set. Raises `InputError` where there are more groups than users
-    or fewer search trials than variants (each variant needs a best setting).
+    `num_users`: users of the data set; `has_images`: whether the encoder sees images. Raises
+    `InputError` where there are more groups than users, fewer search trials than variants (each
+    variant needs a best setting), or a method that leaves out the only modality.
     """
+    for method in ("without_text", "without_image"):
+        if method in study.methods and not has_images:
+            raise InputError(
+                f"`methods` {method} needs an encoder of titles and images, but `encoder` is "
+                f"{study.encoder}"
+            )
     for groups in study.values("groups"):
         if groups > num_users:
             raise InputError(

@@ -14,12 +14,10 @@ from perpeft_ray.config import (
     StudyConfig,
     TrialConfig,
     Variant,
+    exists,
 )
 from perpeft_ray.study.record import Phase
 from perpeft_ray.study.space import Setting, all_settings
-
-BASELINES: tuple[Method, ...] = ("without_mm", "frozen_mm", "global")
-"""Methods that take their own best learning rate; the others are PerPEFT with one thing changed."""
 
 Key = tuple[str, str]
 """(phase, config_hash): a trial of a study, as `Recorder.finished` has it."""
@@ -84,21 +82,16 @@ def search_trials(study: StudyConfig) -> list[TrialSpec]:
 
 
 def baseline_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
-    """Each baseline with every learning rate that PerPEFT could choose from, by validation.
+    """Each method that takes its own learning rate with every one that PerPEFT could choose from.
 
-    `best` has PerPEFT's best config of each variant: `global` is run for these, at their ranks.
+    By validation. `best` has PerPEFT's best config of each variant: the methods that share its
+    rank or groups are run for these.
     """
     specs = []
-    for method in (method for method in BASELINES if method in study.methods):
+    for method in _sweeping(study):
         for learning_rate in study.values("learning_rate"):
-            for variant, rank in _variants_and_ranks(method, best):
-                config = study.trial(
-                    method,
-                    seed=study.seeds[0],
-                    variant=variant,
-                    rank=rank,
-                    learning_rate=learning_rate,
-                )
+            for source in _sources(method, best):
+                config = _derived(study, method, source, learning_rate)
                 specs.append(TrialSpec("search", config, _workers(study, config)))
     return specs
 
@@ -106,20 +99,22 @@ def baseline_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
 def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
     """Methods × seeds × variants, with test read.
 
-    `best` has the best config of PerPEFT and `global` for each variant and of the two methods
-    without one. The methods that are PerPEFT with one thing changed take PerPEFT's config.
+    `best` has the best config of PerPEFT for each variant, and of every method and variant that
+    takes its own learning rate. The others are PerPEFT with one thing changed and take its config.
     Methods are the outermost loop: neighbours then differ in variant or seed, so that trials
     running side by side seldom wait for the same stage 1.
     """
     specs = []
+    sweeping = _sweeping(study)
     for method in study.methods:
-        source = method if method in BASELINES else "perpeft"
-        configs = [config for (name, _), config in best.items() if name == source]
+        if method in sweeping or method == "perpeft":
+            configs = [config for (name, _), config in best.items() if name == method]
+        else:
+            perpeft = [config for (name, _), config in best.items() if name == "perpeft"]
+            configs = [_derived(study, method, config, config.learning_rate) for config in perpeft]
         for seed in study.seeds:
             for config in configs:
-                changed = replace(config, method=method, seed=seed)
-                if method == "without_group_negatives":
-                    changed = replace(changed, conditioning_weight=0.0)
+                changed = replace(config, seed=seed)
                 specs.append(TrialSpec("ablation", changed, _workers(study, changed)))
     return specs
 
@@ -163,14 +158,14 @@ def ready_trials(
         tried = best_configs(sweep, scores)
         baselines = {cell: config for cell, config in tried.items() if cell not in waiting}
     else:
-        baselines = {_cell(spec): spec.config for spec in baseline_trials(study, perpeft)}
+        baselines = _cells(baseline_trials(study, perpeft))
     return [*sweep, *ablation_trials(study, {**perpeft, **baselines})]
 
 
 def count_later_trials(study: StudyConfig) -> int:
     """How many trials follow the search; it does not depend on what the search finds."""
-    some = {_cell(spec): spec.config for spec in search_trials(study)}
-    baselines = {_cell(spec): spec.config for spec in baseline_trials(study, some)}
+    some = _cells(search_trials(study))
+    baselines = _cells(baseline_trials(study, some))
     return (
         len(sweep_trials(study, some))
         + len(ablation_trials(study, {**some, **baselines}))
@@ -200,11 +195,35 @@ def _cell(spec: TrialSpec) -> Cell:
     return spec.config.method, spec.config.variant
 
 
-def _variants_and_ranks(method: Method, best: Best) -> list[tuple[Variant | None, int | None]]:
+def _cells(specs: Iterable[TrialSpec]) -> dict[Cell, TrialConfig]:
+    """A config for each method and variant: the last of several."""
+    return {_cell(spec): spec.config for spec in specs}
+
+
+def _sweeping(study: StudyConfig) -> list[Method]:
+    """Methods that take their own learning rate: not PerPEFT, whose search has it, nor, unless the
+    study says so, those that are PerPEFT with one thing changed."""
+    changed = set() if study.search.every_method else PERSONAL_METHODS
+    return [m for m in study.methods if m != "perpeft" and m not in changed]
+
+
+def _sources(method: Method, best: Best) -> list[TrialConfig | None]:
+    """PerPEFT's configs that a method shares settings with; None for methods without a variant."""
     if method not in PEFT_METHODS:
-        return [(None, None)]
-    perpeft = (config for (name, _), config in best.items() if name == "perpeft")
-    return [(config.variant, config.rank) for config in perpeft]
+        return [None]
+    of_perpeft = (config for (name, _), config in best.items() if name == "perpeft")
+    return [config for config in of_perpeft if exists(method, config.variant)]
+
+
+def _derived(
+    study: StudyConfig, method: Method, source: TrialConfig | None, learning_rate: float
+) -> TrialConfig:
+    """A method's config at PerPEFT's rank, groups and conditioning weight, where they apply."""
+    shared = {}
+    if source is not None:
+        names = ("variant", "rank", "groups", "conditioning_weight")
+        shared = {name: getattr(source, name) for name in names}
+    return study.trial(method, seed=study.seeds[0], learning_rate=learning_rate, **shared)
 
 
 def _workers(study: StudyConfig, config: TrialConfig) -> int:

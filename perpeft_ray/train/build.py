@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from perpeft_ray.config import TrialConfig
+from perpeft_ray.config import PERSONAL_METHODS, Method, TrialConfig
 from perpeft_ray.encoder.features import hidden_states, projected_features
-from perpeft_ray.encoder.foundation import Towers, load_towers, parse_encoder
+from perpeft_ray.encoder.foundation import Modality, Towers, load_towers, parse_encoder
 from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
 from perpeft_ray.encoder.variants import add_adapter
 from perpeft_ray.recommender.model import ItemTower, Recommender
 from perpeft_ray.recommender.projector import Projector
 from perpeft_ray.recommender.sasrec import SASRec
+from perpeft_ray.recommender.vectors import PersonalVectors, VectorRecommender
+from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.workspace import Workspace, open_catalogue
+
+_MODALITY: dict[Method, Modality] = {"without_text": "image", "without_image": "text"}
+"""What is left of the item's content by methods that leave a modality out."""
 
 
 def build_model(config: TrialConfig, workspace: Workspace, device: torch.device) -> Recommender:
@@ -55,6 +62,8 @@ def encoder_parameters(name: str) -> int:
 def _item_encoder(
     config: TrialConfig, workspace: Workspace, device: torch.device
 ) -> CachedItemEncoder | IisanItemEncoder | TowerItemEncoder:
+    modality = _MODALITY.get(config.method)
+
     def towers() -> Towers:
         return load_towers(workspace.encoder, config.dtype, device)
 
@@ -68,8 +77,12 @@ def _item_encoder(
         text, image = hidden_states(towers, catalogue, folder)
         assert config.bottleneck is not None
         torch.manual_seed(config.seed + 2)
-        return IisanItemEncoder(text, image, config.bottleneck)
-    live = towers()
+        return IisanItemEncoder(
+            None if modality == "image" else text,
+            None if modality == "text" else image,
+            config.bottleneck,
+        )
+    live = load_towers(workspace.encoder, config.dtype, device, modality)
     add_adapter(
         live,
         config.variant,
@@ -78,6 +91,27 @@ def _item_encoder(
         seed=config.seed + 2,
     )
     return TowerItemEncoder(live, catalogue)
+
+
+def build_vectors(
+    config: TrialConfig, model: Recommender, grouping: Grouping | None, num_users: int
+) -> VectorRecommender:
+    """The global recommender with a vector for each group of `grouping`, or each user; seeded."""
+    torch.manual_seed(config.seed + 3)
+    level: Literal[1, 2] = 1 if config.method.endswith("_1") else 2
+    device = model.backbone.item_embedding.weight.device
+    owners = np.arange(num_users, dtype=np.int32) if grouping is None else grouping.valid
+    count = num_users if grouping is None else config.groups
+    assert count is not None
+    vectors = PersonalVectors(count, config.hidden_units, level)
+    return VectorRecommender(model, vectors.to(device), owners)
+
+
+def trainable_parameters(config: TrialConfig, model: Recommender) -> int:
+    """Parameters of the PEFT modules of all groups, and of vectors; projectors are not counted."""
+    modules = config.groups or 1 if config.method in PERSONAL_METHODS else 1
+    of_vectors = _trainable(model.vectors) if isinstance(model, VectorRecommender) else 0
+    return modules * peft_parameters(model) + of_vectors
 
 
 def peft_parameters(model: Recommender) -> int:

@@ -44,9 +44,10 @@ def evaluate(
         if len(users) == 0:
             continue
         embeddings = model.embed_all(module)
-        states = model.states(last_inputs(history, users, length), embeddings)
+        inputs = last_inputs(history, users, length)
+        queries = model.queries(users, inputs, embeddings, module)
         known = select(history, users)
-        found = target_ranks(states, embeddings, targets[users], known)
+        found = target_ranks(queries, embeddings, targets[users], known)
         rows = torch.as_tensor(users, device=device)
         ranks[rows] = torch.as_tensor(found, dtype=torch.float64, device=device)
     collective.sum_([ranks])

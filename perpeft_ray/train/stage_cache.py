@@ -37,6 +37,8 @@ _NOT_IN_STAGE_1 = (
     "stage3_epochs",
     "mode",
 )
+_OWN_STAGE_1 = ("without_text", "without_image")
+"""Methods with a PEFT module whose content differs from that of the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +66,13 @@ class StageOne:
 def stage_one_key(config: TrialConfig, fingerprint: str) -> str:
     """Hash of all that determines stage 1: `config` without what only later stages read.
 
-    Personalised methods and `global` with the same settings have the same key.
+    Methods that train the same global module first, with the same settings, have the same key.
     """
     fields = dataclasses.asdict(config)
     for name in _NOT_IN_STAGE_1:
         del fields[name]
-    fields["method"] = fields["method"] if config.variant is None else "peft"
+    if config.variant is not None and config.method not in _OWN_STAGE_1:
+        fields["method"] = "peft"
     return canonical_hash({"version": VERSION, "fingerprint": fingerprint, **fields})
 
 

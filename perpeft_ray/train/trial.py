@@ -8,17 +8,29 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perpeft_ray.config import PERSONAL_METHODS, TrialConfig
+from perpeft_ray.config import (
+    GROUPED_METHODS,
+    PERSONAL_METHODS,
+    VECTOR_METHODS,
+    TrialConfig,
+)
 from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.errors import InputError
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import TrainingSampler
-from perpeft_ray.train.build import build_model, encoder_parameters, peft_parameters
+from perpeft_ray.recommender.vectors import VectorRecommender
+from perpeft_ray.train.build import (
+    build_model,
+    build_vectors,
+    encoder_parameters,
+    trainable_parameters,
+)
 from perpeft_ray.train.collective import Alone, Collective
 from perpeft_ray.train.epoch import StageData, batches_per_group, train_epoch
 from perpeft_ray.train.evaluation import evaluate, metrics_of, user_states
@@ -108,8 +120,7 @@ class _Trial:
         test_ranks = np.full(self.split.num_users, -1, dtype=np.int64)
         if test:
             load_weights(state, trained.best.weights)
-            test_ranks = self._ranks(state, everyone if grouping is None else grouping.test, "test")
-        groups = self.config.groups or 1
+            test_ranks = self._ranks(state, grouping, "test")
         return TrialOutcome(
             selected_epoch=trained.best.epoch,
             valid=trained.best.valid,
@@ -118,7 +129,7 @@ class _Trial:
             encoder_parameters=(
                 encoder_parameters(self.workspace.encoder) if self.model.tower else 0
             ),
-            trainable_parameters=groups * peft_parameters(self.model),
+            trainable_parameters=trainable_parameters(self.config, state.model),
             stage1_seconds=trained.stage1_seconds,
             stage2_seconds=trained.stage2_seconds,
             stage3_seconds=trained.stage3_seconds,
@@ -144,7 +155,9 @@ class _Trial:
         if kept is not None:
             for record in kept.epochs:
                 self.report(record)
-            return kept, self._fresh_state(range(self.config.groups or 1))
+            personal = self.config.method in PERSONAL_METHODS
+            groups = range(self.config.groups or 1) if personal else [0]
+            return kept, self._fresh_state(groups, self._final_model(kept.grouping))
         trained, state = self._train_all()
         if alone:
             write_trained(trained, entry)
@@ -153,15 +166,15 @@ class _Trial:
     def _train_all(self) -> tuple[Trained, TrainState]:
         first = self._stage_one()
         grouping, stage2_seconds = None, 0.0
-        if self.config.method in PERSONAL_METHODS:
+        if self.config.method in GROUPED_METHODS:
             started = time.perf_counter()
             grouping = self._stage_two(first)
             stage2_seconds = time.perf_counter() - started
         started = time.perf_counter()
         state, best = (
-            self._continue_stage_one(first)
-            if grouping is None
-            else self._stage_three(first, grouping)
+            self._stage_three(first, grouping)
+            if grouping is not None and self.config.method in PERSONAL_METHODS
+            else self._continue_stage_one(first, grouping)
         )
         evaluate_seconds, self.evaluate_seconds = self.evaluate_seconds, 0.0
         trained = Trained(
@@ -179,9 +192,16 @@ class _Trial:
         self.epochs.append(record)
         self.report(record)
 
-    def _fresh_state(self, groups: Iterable[int]) -> TrainState:
+    def _fresh_state(self, groups: Iterable[int], model: Recommender | None = None) -> TrainState:
         """The model with a module for each of these groups, as initialised."""
-        return new_state(self.model, {g: self.model.new_module() for g in groups}, self.config)
+        model = model or self.model
+        return new_state(model, {g: model.new_module() for g in groups}, self.config)
+
+    def _final_model(self, grouping: Grouping | None) -> Recommender:
+        """The model of stage 3: with vectors of users or groups where the method has them."""
+        if self.config.method not in VECTOR_METHODS:
+            return self.model
+        return build_vectors(self.config, self.model, grouping, self.split.num_users)
 
     def _stage_one(self) -> StageOne:
         """Stage 1 from the cache, or computed by the first worker that asks for it."""
@@ -207,9 +227,8 @@ class _Trial:
 
         before = self.evaluate_seconds
         started = time.perf_counter()
-        everyone = np.zeros(self.split.num_users, dtype=np.int32)
         span = range(1, self.config.stage1_epochs + 1)
-        best = self._train(state, self._global_data(), everyone, span, 1, None, keep, Alone())
+        best = self._train(state, self._global_data(), None, span, 1, None, keep, Alone())
         evaluate_seconds, self.evaluate_seconds = self.evaluate_seconds - before, before
         assert best is not None  # the last epoch of a stage is always validated
         return StageOne(
@@ -261,19 +280,22 @@ class _Trial:
         }
         load_weights(state, copies)
         span = range(config.stage1_epochs + 1, self.epochs_in_all + 1)
-        best = self._train(state, data, grouping.valid, span, 3, None, self._tell, self.collective)
+        best = self._train(state, data, grouping, span, 3, None, self._tell, self.collective)
         assert best is not None
         return state, best
 
-    def _continue_stage_one(self, first: StageOne) -> tuple[TrainState, Best]:
-        """For methods without groups: as many epochs more as PerPEFT has in all."""
-        state = self._fresh_state([0])
-        load_weights(state, first.weights)
+    def _continue_stage_one(
+        self, first: StageOne, grouping: Grouping | None
+    ) -> tuple[TrainState, Best]:
+        """For methods with one module: as many epochs more as PerPEFT has in all."""
+        state = self._fresh_state([0], self._final_model(grouping))
+        load_weights(state, {**weights(state), **first.weights})  # vectors begin here
         load_optimizers(state, first.optimizers)
-        everyone = np.zeros(self.split.num_users, dtype=np.int32)
         span = range(self.config.stage1_epochs + 1, self.epochs_in_all + 1)
         data = self._global_data()
-        best = self._train(state, data, everyone, span, 3, first.best, self._tell, Alone())
+        # Stage 1's best epoch is one of this method's, unless it lacks the method's vectors.
+        so_far = None if self.config.method in VECTOR_METHODS else first.best
+        best = self._train(state, data, grouping, span, 3, so_far, self._tell, Alone())
         assert best is not None
         return state, best
 
@@ -281,7 +303,7 @@ class _Trial:
         self,
         state: TrainState,
         data: StageData,
-        groups: NDArray[np.int32],
+        grouping: Grouping | None,
         epochs: range,
         stage: int,
         best: Best | None,
@@ -294,7 +316,7 @@ class _Trial:
             loss = train_epoch(state, data, epoch, self.config, collective)
             valid = None
             if (epoch - epochs.start + 1) % self.config.validate_every == 0 or epoch == epochs[-1]:
-                ranks = self._ranks(state, groups, "valid", collective)
+                ranks = self._ranks(state, grouping, "valid", collective)
                 valid = metrics_of(ranks)
                 if best is None or valid.ndcg_at_20 > best.valid.ndcg_at_20:
                     best = Best(epoch, valid, weights(state), ranks)
@@ -314,17 +336,25 @@ class _Trial:
     def _ranks(
         self,
         state: TrainState,
-        groups: NDArray[np.int32],
-        part: str,
+        grouping: Grouping | None,
+        part: Literal["valid", "test"],
         collective: Collective | None = None,
     ) -> NDArray[np.int64]:
+        """Every user's rank under the module of their group, or with their group's vector."""
         started = time.perf_counter()
+        modules = np.zeros(self.split.num_users, dtype=np.int32)
+        if grouping is not None:
+            groups = grouping.valid if part == "valid" else grouping.test
+            if isinstance(state.model, VectorRecommender):
+                state.model.owners = groups
+            else:
+                modules = groups
         ranks = evaluate(
-            self.model,
+            state.model,
             state.modules,
-            groups,
+            modules,
             self.split,
-            "valid" if part == "valid" else "test",
+            part,
             self.config.sequence_length,
             self.collective if collective is None else collective,
         )

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
-from perpeft_ray.config import METHODS, SearchSettings, StudyConfig
+from perpeft_ray.config import METHODS, PERSONAL_METHODS, SearchSettings, StudyConfig
 from perpeft_ray.study.plan import (
     TrialSpec,
     ablation_trials,
@@ -131,12 +131,38 @@ def test_global_takes_the_rank_of_perpeft() -> None:
             assert spec.config.rank == best["perpeft", spec.config.variant].rank
 
 
+def test_methods_with_one_module_take_the_size_and_groups_of_perpeft() -> None:
+    study = StudyConfig(methods=METHODS)
+    best = best_for(study)
+    sweep = [spec.config for spec in baseline_trials(study, best)]
+    assert {c.method for c in sweep} == set(METHODS) - PERSONAL_METHODS
+    for config in sweep:
+        perpeft = best.get(("perpeft", config.variant))
+        if config.method in ("group_level_1", "group_level_2"):
+            assert config.groups == perpeft.groups
+        if config.method == "large_global" and config.variant == "lora":
+            assert config.rank == perpeft.rank * perpeft.groups
+        if config.method == "large_global" and config.variant == "iisan":
+            assert config.bottleneck == perpeft.bottleneck * perpeft.groups
+    assert not any(c.method == "large_global" and c.variant == "ia3" for c in sweep)
+
+
+def test_every_method_can_be_given_its_own_learning_rate() -> None:
+    study = StudyConfig(methods=METHODS, search=SearchSettings(every_method=True))
+    sweep = baseline_trials(study, best_for(study))
+    assert {spec.config.method for spec in sweep} == set(METHODS) - {"perpeft"}
+    ablation = ablation_trials(study, best_for(study))
+    assert {spec.config.method for spec in ablation} == set(METHODS)
+    changed = [s.config for s in sweep if s.config.method == "without_group_negatives"]
+    assert all(config.conditioning_weight == 0.0 for config in changed)
+
+
 def test_ablation_is_methods_by_variants_by_seeds() -> None:
     study = StudyConfig(seeds=(3, 5))
     best = best_for(study)
     specs = ablation_trials(study, best)
     count = Counter(spec.config.method for spec in specs)
-    assert count == {m: 2 if m in ("without_mm", "frozen_mm") else 6 for m in METHODS}
+    assert count == {m: 2 if m in ("without_mm", "frozen_mm") else 6 for m in study.methods}
     assert all(spec.test for spec in specs)
     assert len({spec.trial_id for spec in specs}) == len(specs)
     for spec in specs:

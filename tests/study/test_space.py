@@ -73,17 +73,17 @@ def test_given_values_leave_the_search() -> None:
 def test_more_groups_than_users_is_told_with_rule_and_value() -> None:
     study = StudyConfig(grouping=replace(StudyConfig().grouping, groups=2000))
     with pytest.raises(InputError) as told:
-        check_study(study, num_users=938)
+        check_study(study, num_users=938, has_images=True)
     assert str(told.value) == (
         "`grouping.groups` must be between 1 and the number of users (938), but is 2000"
     )
-    check_study(study, num_users=2000)
+    check_study(study, num_users=2000, has_images=True)
 
 
 def test_every_variant_needs_a_trial() -> None:
     study = StudyConfig(search=replace(StudyConfig().search, trials=2))
     with pytest.raises(InputError, match=r"`search.trials` must be at least .* \(3\), but is 2"):
-        check_study(study, num_users=100)
+        check_study(study, num_users=100, has_images=True)
 
 
 def test_paper_preset_searches_only_the_variant() -> None:
@@ -92,3 +92,10 @@ def test_paper_preset_searches_only_the_variant() -> None:
     config = search_trial(study, all_settings(study)[0]).config
     assert (config.learning_rate, config.batch_size, config.groups) == (1e-4, 16, 8)
     assert (config.stage1_epochs, config.stage3_epochs, config.validate_every) == (10, 20, 1)
+
+
+def test_a_modality_is_left_out_only_where_there_are_two() -> None:
+    study = StudyConfig(methods=("perpeft", "without_text"))
+    check_study(study, num_users=100, has_images=True)
+    with pytest.raises(InputError, match="`methods` without_text needs an encoder of titles and"):
+        check_study(study, num_users=100, has_images=False)

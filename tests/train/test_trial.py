@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from perpeft_ray.config import METHODS, PEFT_METHODS, PERSONAL_METHODS, TrialConfig
+from perpeft_ray.config import (
+    GROUPED_METHODS,
+    METHODS,
+    PEFT_METHODS,
+    PERSONAL_METHODS,
+    TrialConfig,
+)
 from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ranking_metrics
@@ -21,7 +28,8 @@ from perpeft_ray.train import trial as trial_module
 from perpeft_ray.train.collective import Collective, TorchCollective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.trial import run_trial
-from perpeft_ray.train.workspace import Workspace, open_split
+from perpeft_ray.train.workspace import Workspace, open_split, prepare
+from tests.small_shop import write_small_shop
 from tests.train.conftest import MakeTrial
 
 
@@ -51,14 +59,19 @@ def test_every_method_ends_with_its_outcome(
     assert ((users.test_rank >= 0) == evaluated).all()
     assert outcome.test == ranking_metrics(users.test_rank[evaluated])
     assert outcome.valid == ranking_metrics(users.valid_rank[evaluated])
-    personal = method in PERSONAL_METHODS
-    assert set(users.group.tolist()) <= (set(range(3)) if personal else {-1})
+    grouped = method in GROUPED_METHODS
+    assert set(users.group.tolist()) <= (set(range(3)) if grouped else {-1})
     layers = json.loads((TOYSHOP_CLIP / "config.json").read_text())["text_config"][
         "num_hidden_layers"
     ]
     # Both towers' layers, q and v, rank 4, width 64 in and out.
-    per_module = 2 * layers * 2 * 4 * (64 + 64) if variant else 0
-    assert outcome.trainable_parameters == per_module * (3 if personal else 1)
+    towers = 1 if method in ("without_text", "without_image") else 2
+    per_module = towers * layers * 2 * 4 * (64 + 64) if variant else 0
+    vectors = {"user_level": split.num_users * 32, "group_level": 3 * 32}.get(method[:-2], 0)
+    gate = 32 * 32 + 32 if method in ("user_level_2", "group_level_2") else 0
+    # large_global has the rank of all three groups' modules.
+    modules = 3 if method in PERSONAL_METHODS or method == "large_global" else 1
+    assert outcome.trainable_parameters == modules * per_module + vectors + gate
 
 
 @pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])
@@ -80,14 +93,46 @@ def test_stage_one_is_computed_once_for_those_that_share_it(
     fresh = _without_cache(workspace, tmp_path)
     stages = fresh.stages
     shared = []
-    for method in ("global", "perpeft", "random_grouping", "without_group_negatives"):
+    for method in (
+        "global",
+        "perpeft",
+        "random_grouping",
+        "without_group_negatives",
+        "group_level_2",
+        "user_level_1",
+    ):
         records: list[EpochRecord] = []
         run_trial(make_trial(method), fresh, records.append, test=False)
         shared.append([r.shared for r in records])
-    assert shared == [[False, False], [True, False], [True, False], [True, False]]
+    assert shared == [[False, False], *[[True, False]] * 5]
     assert len([entry for entry in stages.iterdir() if entry.is_dir()]) == 1
     run_trial(make_trial(learning_rate=2e-3), fresh, lambda record: None, test=False)
     assert len([entry for entry in stages.iterdir() if entry.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])
+def test_a_modality_left_out_changes_nothing_by_its_content(
+    make_trial: MakeTrial, tmp_path: Path, variant: Any
+) -> None:
+    """Without titles the ranks of `without_text` stay, and so without images of `without_image`."""
+    shop = write_small_shop(tmp_path / "shop")
+    blank = write_small_shop(tmp_path / "blank")
+    items = pd.read_parquet(shop / "items.parquet")
+    for method, column in (("without_text", "title"), ("without_image", "image")):
+        items.assign(**{column: None}).astype({column: "string"}).to_parquet(
+            blank / "items.parquet"
+        )
+        config = make_trial(method, variant)
+        ranks = [
+            _run(config, prepare(f"parquet:{folder}", "toyshop-clip", tmp_path / "cache"))
+            for folder in (shop, blank)
+        ]
+        assert np.array_equal(*(outcome.users.test_rank for outcome in ranks))
+        plain = _run(
+            make_trial("perpeft", variant),
+            prepare(f"parquet:{shop}", "toyshop-clip", tmp_path / "cache"),
+        )
+        assert not np.array_equal(plain.users.test_rank, ranks[0].users.test_rank)
 
 
 def test_global_from_the_cache_is_global_without(
@@ -102,7 +147,7 @@ def test_global_from_the_cache_is_global_without(
     assert straight.selected_epoch == cached.selected_epoch
 
 
-@pytest.mark.parametrize("method", ["global", "perpeft"])
+@pytest.mark.parametrize("method", ["global", "perpeft", "group_level_2"])
 def test_a_trained_trial_is_not_trained_again(
     workspace: Workspace,
     make_trial: MakeTrial,

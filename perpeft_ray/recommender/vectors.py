@@ -1,0 +1,122 @@
+"""Item embeddings personalised by a learned vector of each user or group, under one module.
+
+The rows `user_level_1/2` and `group_level_1/2` of the paper's Table 2, in **our reading**, since
+the paper's text for them was not at hand (spec/method.md section 6): level 1 adds an owner's vector
+to an item's projected multimodal embedding, level 2 multiplies it by sigmoid(Linear(vector)).
+An *owner* is the user, or the user's group.
+Letters: U users, I items, B users asked for, D hidden units.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from perpeft_ray.recommender.model import Module, Recommender
+
+_GATE_BIAS = 2.0
+"""Level 2 begins near the global module's embedding: sigmoid(2) = 0.88."""
+_PREFIX = "vectors."
+
+
+class PersonalVectors(nn.Module):
+    """A vector of `hidden_units` for each of `owners`, and how it changes content."""
+
+    def __init__(self, owners: int, hidden_units: int, level: Literal[1, 2]) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(owners, hidden_units))
+        self.gate = None
+        if level == 2:
+            nn.init.normal_(self.vector, std=hidden_units**-0.5)
+            self.gate = nn.Linear(hidden_units, hidden_units)
+            nn.init.constant_(self.gate.bias, _GATE_BIAS)
+
+    def forward(self, owners: Tensor) -> tuple[Tensor, Tensor]:
+        """Owners int64 [B] -> factor and summand of content, [B, D] each."""
+        vectors = F.embedding(owners, self.vector)
+        if self.gate is None:
+            return torch.ones_like(vectors), vectors
+        return torch.sigmoid(self.gate(vectors)), torch.zeros_like(vectors)
+
+
+class VectorRecommender(Recommender):
+    """A recommender whose one module also holds `vectors`; shares the global one's parts.
+
+    `owners`: each user's owner, int64 [U].
+    """
+
+    def __init__(
+        self, base: Recommender, vectors: PersonalVectors, owners: NDArray[np.integer]
+    ) -> None:
+        super().__init__(base.backbone, base.tower, base.weight)
+        self.vectors = vectors
+        self.owners = owners
+
+    def new_module(self) -> dict[str, nn.Parameter]:
+        """As of the global recommender, with the vectors after it, so that an optimiser's
+        state of the global module stays in its place."""
+        vectors = {
+            _PREFIX + name: nn.Parameter(parameter.detach().clone())
+            for name, parameter in self.vectors.named_parameters()
+        }
+        return {**super().new_module(), **vectors}
+
+    def look_up(
+        self,
+        items: NDArray[np.int64],
+        where: NDArray[np.int64],
+        users: NDArray[np.int64],
+        module: Module,
+    ) -> Tensor:
+        """As in `Recommender`, each user's row with their owner's vector."""
+        ids, content = self.parts(items, module)
+        index = torch.as_tensor(where, device=ids.device)  # [..., B, T]
+        factor, summand = (part[:, None] for part in self._vectors(users, module))  # [B, 1, D]
+        personal = F.embedding(index, content) * factor + summand
+        return F.embedding(index, ids) + self.weight * personal
+
+    @torch.no_grad()
+    def embed_all(self, module: Module) -> Tensor:
+        """Ids and content side by side, float32 [I+1, 2D]: what they sum to depends on the user."""
+        return torch.cat([torch.cat(self.parts(chunk, module), dim=1) for chunk in self.chunks()])
+
+    @torch.no_grad()
+    def queries(
+        self,
+        users: NDArray[np.int64],
+        inputs: NDArray[np.int64],
+        item_embeddings: Tensor,
+        module: Module,
+    ) -> Tensor:
+        """As in `Recommender`, [B, 2D], up to what is the same for all items of a user.
+
+        A state h scores an item by h · (id + w (factor * content + summand)); the summand's part
+        is the same for all items.
+        """
+        D = item_embeddings.shape[1] // 2
+        ids, content = item_embeddings[:, :D], item_embeddings[:, D:]
+        queries = []
+        for at in range(0, len(inputs), 1024):
+            block = torch.as_tensor(inputs[at : at + 1024], device=ids.device)  # [b, T]
+            factor, summand = self._vectors(users[at : at + 1024], module)  # [b, D]
+            personal = F.embedding(block, content) * factor[:, None] + summand[:, None]
+            embedded = F.embedding(block, ids) + self.weight * personal
+            state = self.backbone(embedded, block == 0)[:, -1]
+            queries.append(torch.cat([state, self.weight * factor * state], dim=1))
+        return torch.cat(queries)
+
+    def _vectors(self, users: NDArray[np.int64], module: Module) -> tuple[Tensor, Tensor]:
+        own: dict[str, Tensor] = {
+            name.removeprefix(_PREFIX): parameter
+            for name, parameter in module.items()
+            if name.startswith(_PREFIX)
+        }
+        device = module[f"{_PREFIX}vector"].device
+        owners = torch.as_tensor(self.owners[users], dtype=torch.int64, device=device)
+        return functional_call(self.vectors, own, (owners,))
