@@ -23,6 +23,7 @@ from perpeft_ray.study.job import check_storage_outlives_job
 from perpeft_ray.study.presets import Preset, preset
 
 if TYPE_CHECKING:
+    from perpeft_ray.results.folder import StudyFolder
     from perpeft_ray.study.trainable import Study
 
 
@@ -62,18 +63,23 @@ def run_study(config: StudyConfig) -> None:
 
     Raises InputError before anything is written.
     """
+    from perpeft_ray.results.folder import StudyFolder, storage_folder
+    from perpeft_ray.study.owner import owned
     from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.runtime import ray_for
 
-    storage = _storage(config)
+    check_storage_outlives_job(config.storage)
+    storage = storage_folder(config.storage)
     log_file = storage / config.study / "study.log"
     with Progress() as progress, contextlib.ExitStack() as stack:
-        with _leaving_nothing_behind(storage):
+        with _leaving_nothing_behind(storage), _leaving_nothing_behind(log_file.parent):
             cache = storage / ".cache"
             _check_inputs(config, cache)
+            stack.enter_context(owned(log_file.parent, progress.say))
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
+            folder = StudyFolder.create(config)
             stack.enter_context(ray_for(config, log_file))
-            study = _open_study(config, cache)
+            study = _open_study(config, folder, cache)
         progress.say(
             f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
             f"results in {study.folder}"
@@ -126,16 +132,6 @@ def _first_sentence(box: str) -> str:
     return " ".join(message)
 
 
-def _storage(config: StudyConfig) -> Path:
-    check_storage_outlives_job(config.storage)
-    if "://" in config.storage:
-        raise InputError(f"`storage` must be a local folder, but is {config.storage}")
-    storage = Path(config.storage).absolute()
-    if storage.exists() and not storage.is_dir():
-        raise InputError(f"`storage` must be a folder, but {storage} is a file")
-    return storage
-
-
 def _check_inputs(config: StudyConfig, cache: Path) -> None:
     from perpeft_ray.data.sources import open_dataset
     from perpeft_ray.data.split import leave_one_out
@@ -147,15 +143,13 @@ def _check_inputs(config: StudyConfig, cache: Path) -> None:
     check_study(config, num_users, has_images=has_images)
 
 
-def _open_study(config: StudyConfig, cache: Path) -> Study:
-    from perpeft_ray.results.folder import StudyFolder
+def _open_study(config: StudyConfig, folder: StudyFolder, cache: Path) -> Study:
     from perpeft_ray.study.trainable import Study
     from perpeft_ray.train.ray_train import run_distributed
     from perpeft_ray.train.trial import run_trial
     from perpeft_ray.train.workspace import prepare
 
     workspace = prepare(config.dataset, config.encoder, cache)
-    folder = StudyFolder.create(config)
     return Study(
         config=config,
         folder=folder.path,
@@ -167,12 +161,12 @@ def _open_study(config: StudyConfig, cache: Path) -> Study:
 
 
 @contextlib.contextmanager
-def _leaving_nothing_behind(storage: Path) -> Iterator[None]:
-    """Remove a storage folder that did not exist before, where the input turns out to be bad."""
-    existed = storage.exists()
+def _leaving_nothing_behind(folder: Path) -> Iterator[None]:
+    """Remove a folder that did not exist before, where the input turns out to be bad."""
+    existed = folder.exists()
     try:
         yield
     except InputError:
         if not existed:
-            shutil.rmtree(storage, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         raise

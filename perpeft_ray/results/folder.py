@@ -22,6 +22,8 @@ from perpeft_ray.results.surroundings import git_revision, machine, versions
 from perpeft_ray.study.record import TrialRecord
 
 DESCRIPTION = "study.json"
+NO_PART = {"storage"}
+"""Settings of a study that may change when it goes on: they are no part of its results."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,7 @@ class StudyFolder:
         `scientific`: fields of `TrialConfig` whose effect the study is about. Raises `InputError`
         where the folder has another study or cannot be made.
         """
-        if "://" in config.storage:
-            raise InputError(f"`storage` must be a local folder, but is {config.storage}")
-        folder = cls(Path(config.storage).resolve() / config.study)
+        folder = cls(storage_folder(config.storage).resolve() / config.study)
         values = json.loads(json.dumps(dataclasses.asdict(config)))
         if (folder.path / DESCRIPTION).exists():
             _check_same(folder.description["config"], values, folder.path)
@@ -134,6 +134,19 @@ class StudyFolder:
         return pd.read_parquet(folder, columns=columns)
 
 
+def storage_folder(storage: str) -> Path:
+    """The absolute path of a `storage` setting.
+
+    Raises InputError for a URI, and for a path that is no folder.
+    """
+    if "://" in storage:
+        raise InputError(f"`storage` must be a local or mounted folder, but is {storage}")
+    path = Path(storage).absolute()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"`storage` must be a folder, but {path} is a file")
+    return path
+
+
 def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dict[str, list[str]]:
     """The fields of `TrialConfig` by their part in a study.
 
@@ -164,10 +177,10 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def _check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
-    """Raise `InputError` for the first field that differs; where the folder lies is no part."""
+    """Raise `InputError` for the first field that differs and is a part of the results."""
     old, new = _dotted(there), _dotted(here)
     for name in sorted(old.keys() | new.keys(), key=[*new, *old].index):
-        if name != "storage" and old.get(name) != new.get(name):
+        if name not in NO_PART and old.get(name) != new.get(name):
             raise InputError(
                 f"`{name}` must be {old.get(name)} as in the study that {path} holds, but is "
                 f"{new.get(name)}; another `study` name keeps both"

@@ -42,8 +42,9 @@ def run_ablation(study: Study, progress: Progress) -> None:
     finished = study.recorder.finished()
     tried = {spec.config.config_hash for spec in searched if spec.key in finished}
     to_search = max(0, min(config.search.trials, len(searched)) - len(tried))
-    later = count_later_trials(config) - len(finished - {spec.key for spec in searched})
-    progress.plan(to_search + max(later, 0))
+    done_later = len(finished - {spec.key for spec in searched})
+    later = max(count_later_trials(config), done_later)
+    progress.plan(len(tried) + to_search + later, done=len(tried) + done_later)
 
     def ready(ended: Collection[Key], searching: bool) -> list[TrialSpec]:
         scores = study.recorder.search_scores()

@@ -24,7 +24,7 @@ class Progress:
         self._every = every
         self._began = self._last = time.monotonic()
         self._planned: int | None = None
-        self._done = 0
+        self._done = self._before = 0
         self._running = 0
         self._best: float | None = None
         self._spinner: Spinner | None = None
@@ -50,9 +50,14 @@ class Progress:
         self._console.print(text)
         self._stream.flush()
 
-    def plan(self, trials: int) -> None:
-        """Set how many trials are still to be run."""
-        self._planned = self._done + trials
+    def plan(self, trials: int, done: int) -> None:
+        """Set how many trials the study has, and how many of them an earlier run has done.
+
+        A study that goes on says so.
+        """
+        self._planned, self._done, self._before = trials, done, done
+        if done:
+            self.say(f"continuing: {done} of {trials} trials are done")
 
     def start(self) -> None:
         """A trial began."""
@@ -95,8 +100,9 @@ class Progress:
             return f"getting ready, {_clock(elapsed)} elapsed"
         best = "-" if self._best is None else f"{self._best:.4f}"
         left = "-"
-        if self._done:
-            left = _clock(elapsed / self._done * (self._planned - self._done))
+        if self._done > self._before:
+            each = elapsed / (self._done - self._before)
+            left = _clock(each * (self._planned - self._done))
         return (
             f"{self._done}/{self._planned} trials, {self._running} running, "
             f"best validation NDCG@20 {best}, {_clock(elapsed)} elapsed, {left} left"

@@ -248,10 +248,14 @@ def test_a_study_that_was_moved_goes_on(folder: StudyFolder, study: StudyConfig)
 
 def test_storage_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="`storage` must be a folder that can be written"):
+    with pytest.raises(InputError, match="`storage` must be a folder, but .* is a file"):
         StudyFolder.create(StudyConfig(storage=str(tmp_path / "file")))
-    with pytest.raises(InputError, match="`storage` must be a local folder, but is s3://x"):
+    with pytest.raises(InputError, match="must be a local or mounted folder, but is s3://x"):
         StudyFolder.create(StudyConfig(storage="s3://x"))
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "ablation_peft").touch()
+    with pytest.raises(InputError, match="`storage` must be a folder that can be written"):
+        StudyFolder.create(StudyConfig(storage=str(tmp_path / "good")))
 
 
 def test_only_a_study_opens(tmp_path: Path) -> None:

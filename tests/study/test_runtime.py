@@ -88,7 +88,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     out = io.StringIO()
     [spec, *_] = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
     with Progress(out, every=0.0) as progress:
-        progress.plan(4)
+        progress.plan(4, done=0)
         progress.start()
         progress.score(None)
         progress.score(0.25)
