@@ -32,6 +32,7 @@ LORA = TrialConfig(
     method="perpeft",
     variant="lora",
     rank=4,
+    last_layers=None,
     bottleneck=None,
     adapter_dropout=0.1,
     groups=8,
@@ -65,6 +66,12 @@ LORA = TrialConfig(
         ({"rank": 0}, "`peft.rank` must be a whole number of at least 1, but is 0"),
         ({"rank": None}, "`peft.rank` must be given for this method and variant, but is None"),
         ({"rank": 2.0}, "`peft.rank` must be a whole number of at least 1, but is 2.0"),
+        ({"last_layers": 0}, "`peft.last_layers` must be a whole number of at least 1, but is 0"),
+        (
+            {"variant": "iisan", "rank": None, "adapter_dropout": None, "bottleneck": 32}
+            | {"last_layers": 1},
+            "`peft.last_layers` must be None for this method and variant, but is 1",
+        ),
         ({"bottleneck": 32}, "`peft.bottleneck` must be None for this method and variant"),
         ({"groups": 0}, "`grouping.groups` must be a whole number of at least 1, but is 0"),
         ({"groups": True}, "`grouping.groups` must be a whole number of at least 1, but is True"),
@@ -123,7 +130,7 @@ def test_a_bad_trial_is_refused_in_one_line(change: dict[str, Any], message: str
         ),
         (
             {"peft": PeftSettings(variant=cast(Variant, "adapter"))},
-            "`peft.variant` must be one of lora, ia3, iisan, but is adapter",
+            "`peft.variant` must be one of lora, ia3, iisan, rslora, .*, but is adapter",
         ),
         ({"peft": PeftSettings(variant="ia3", rank=0)}, "`peft.rank` must be .*, but is 0"),
         ({"grouping": GroupingSettings(groups=0)}, "`grouping.groups` must be .*, but is 0"),
@@ -156,15 +163,18 @@ def trial(method: Method, variant: Variant, **settings: Any) -> TrialConfig:
 def test_a_trial_keeps_what_applies_and_drops_the_rest(method: Method, variant: Variant) -> None:
     if not exists(method, variant):
         pytest.skip("no such cell")
-    config = trial(method, variant)
+    config = trial(method, variant, peft=PeftSettings(last_layers=2))
     peft = method not in ("without_mm", "frozen_mm")
     one_module = ("global", "large_global", "user_level_1", "user_level_2")
     grouped = peft and method not in one_module
     personal = grouped and not method.startswith("group_level")
     times = 6 if method == "large_global" else 1
     assert config.variant == (variant if peft else None)
-    assert config.rank == (8 * times if peft and variant == "lora" else None)
-    assert config.adapter_dropout == (0.1 if peft and variant == "lora" else None)
+    low_rank = {"lora", "rslora", "dora", "vera", "randlora"}
+    ranked = low_rank | {"loha", "lokr", "oft"}
+    assert config.rank == (8 * times if peft and variant in ranked else None)
+    assert config.adapter_dropout == (0.1 if peft and variant in low_rank else None)
+    assert config.last_layers == (2 if peft and variant != "iisan" else None)
     assert config.bottleneck == (32 * times if peft and variant == "iisan" else None)
     assert config.groups == (6 if grouped else None)
     weight = {"without_group_negatives": 0.0}.get(method, 0.75 if personal else None)
@@ -174,8 +184,9 @@ def test_a_trial_keeps_what_applies_and_drops_the_rest(method: Method, variant: 
 
 
 def test_only_a_module_with_a_size_can_be_made_larger() -> None:
-    assert [v for v in VARIANTS if not exists("large_global", v)] == ["ia3"]
-    with pytest.raises(InputError, match="large_global needs a variant with a rank or bottleneck"):
+    scalable = {"lora", "rslora", "dora", "loha", "iisan"}
+    assert {v for v in VARIANTS if exists("large_global", v)} == scalable
+    with pytest.raises(InputError, match="needs a variant whose size follows its rank"):
         trial("large_global", "ia3")
 
 
@@ -217,6 +228,7 @@ def test_every_field_is_in_the_hash() -> None:
         "mode": "parallel",
         "dtype": "float32",
         "heads": 8,
+        "last_layers": 2,
         "dataset": "toyshop:1",
         "encoder": "text:x",
     }

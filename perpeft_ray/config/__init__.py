@@ -22,24 +22,23 @@ from perpeft_ray.config.trial import (
     METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
-    RANKED_VARIANTS,
-    VARIANTS,
     VECTOR_METHODS,
     Dtype,
     Method,
     Mode,
     TrialConfig,
-    Variant,
     canonical_hash,
     exists,
 )
+from perpeft_ray.config.variants import FACTS, PAPER_VARIANTS, VARIANTS, Variant, VariantFacts
 
 __all__ = [
+    "FACTS",
     "GROUPED_METHODS",
     "METHODS",
+    "PAPER_VARIANTS",
     "PEFT_METHODS",
     "PERSONAL_METHODS",
-    "RANKED_VARIANTS",
     "SEARCH",
     "VARIANTS",
     "VECTOR_METHODS",
@@ -56,6 +55,7 @@ __all__ = [
     "TrainSettings",
     "TrialConfig",
     "Variant",
+    "VariantFacts",
     "canonical_hash",
     "exists",
 ]

@@ -11,15 +11,13 @@ from perpeft_ray.config.trial import (
     GROUPED_METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
-    RANKED_VARIANTS,
-    VARIANTS,
     Dtype,
     Method,
     Mode,
     TrialConfig,
-    Variant,
     exists,
 )
+from perpeft_ray.config.variants import FACTS, PAPER_VARIANTS, Variant
 from perpeft_ray.errors import InputError
 
 Search = Literal["search"]
@@ -32,13 +30,15 @@ class PeftSettings:
     """The PEFT module that every group has one of."""
 
     variant: Variant | Search = SEARCH
-    """PEFT variant: lora, ia3, iisan, or search."""
+    """PEFT variant, or search. `perpeft variants` says what each is."""
     rank: int | Search = SEARCH
-    """Rank of LoRA (alpha = 2 x rank); ignored by variants without one. Paper: 4."""
+    """Rank, whose meaning is the variant's; ignored by variants without one. Paper: 4."""
+    last_layers: int | None = None
+    """Adapt only so many last layers of each tower; None: all. Ignored by IISAN."""
     bottleneck: int = 32
     """Width of IISAN's bottleneck blocks. Paper: 32."""
     dropout: float = 0.1
-    """Dropout on LoRA's input. Paper: 0.1."""
+    """Dropout on the input of adapters that have one (LoRA and its kin). Paper: 0.1."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class SearchSettings:
     """Trials at a time."""
     seed: int = 0
     """Seed of Optuna's sampler."""
-    variants: tuple[Variant, ...] = VARIANTS
+    variants: tuple[Variant, ...] = PAPER_VARIANTS
     """Values of peft.variant."""
     ranks: tuple[int, ...] = (4, 8)
     """Values of peft.rank."""
@@ -220,15 +220,17 @@ class StudyConfig:
         uses_peft = method in PEFT_METHODS
         personal = method in PERSONAL_METHODS
         variant = variant if uses_peft else None
+        facts = FACTS.get(variant) if variant else None
         times = groups or 1 if method == "large_global" else 1
         return TrialConfig(
             dataset=self.dataset,
             encoder=self.encoder,
             method=method,
             variant=variant,
-            rank=times * rank if variant in RANKED_VARIANTS and rank is not None else None,
+            rank=times * rank if facts and facts.rank and rank is not None else None,
+            last_layers=self.peft.last_layers if facts and facts.in_towers else None,
             bottleneck=times * self.peft.bottleneck if variant == "iisan" else None,
-            adapter_dropout=self.peft.dropout if variant == "lora" else None,
+            adapter_dropout=self.peft.dropout if facts and facts.dropout else None,
             groups=groups if method in GROUPED_METHODS else None,
             conditioning_weight=(
                 0.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from perpeft_ray.config.rules import applies, at_least, between, one_of, positive
+from perpeft_ray.config.variants import FACTS, VARIANTS, Variant
 from perpeft_ray.errors import InputError
 
-Variant = Literal["lora", "ia3", "iisan"]
 Method = Literal[
     "without_mm",
     "frozen_mm",
@@ -31,11 +31,7 @@ Method = Literal[
 Mode = Literal["sequential", "parallel"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
 METHODS: tuple[Method, ...] = get_args(Method)
-
-RANKED_VARIANTS: frozenset[Variant] = frozenset({"lora"})
-"""Variants that have a rank."""
 
 PERSONAL_METHODS: frozenset[Method] = frozenset(
     {"perpeft", "random_grouping", "without_group_negatives", "without_text", "without_image"}
@@ -56,7 +52,7 @@ PEFT_METHODS: frozenset[Method] = PERSONAL_METHODS | VECTOR_METHODS | {"global",
 
 def exists(method: Method, variant: Variant | None) -> bool:
     """Whether there is such a cell: only a module with a size can be made larger."""
-    return method != "large_global" or variant in RANKED_VARIANTS or variant == "iisan"
+    return method != "large_global" or (variant is not None and FACTS[variant].scalable)
 
 
 _FLOATS = (
@@ -85,6 +81,8 @@ class TrialConfig:
     method: Method
     variant: Variant | None
     rank: int | None
+    last_layers: int | None
+    """None: all layers."""
     bottleneck: int | None
     adapter_dropout: float | None
     groups: int | None
@@ -118,13 +116,16 @@ class TrialConfig:
         applies("peft.variant", self.variant, self.method in PEFT_METHODS)
         if self.variant is not None:
             one_of("peft.variant", self.variant, VARIANTS)
-        applies("peft.rank", self.rank, self.variant in RANKED_VARIANTS)
+        facts = FACTS.get(self.variant) if self.variant else None
+        applies("peft.rank", self.rank, facts is not None and facts.rank is not None)
         applies("peft.bottleneck", self.bottleneck, self.variant == "iisan")
-        applies("peft.dropout", self.adapter_dropout, self.variant == "lora")
+        applies("peft.dropout", self.adapter_dropout, facts is not None and facts.dropout)
+        if facts is None or not facts.in_towers:
+            applies("peft.last_layers", self.last_layers, False)
         if not exists(self.method, self.variant):
             raise InputError(
-                f"`methods` large_global needs a variant with a rank or bottleneck, but "
-                f"`peft.variant` is {self.variant}"
+                "`methods` large_global needs a variant whose size follows its rank or bottleneck, "
+                f"but `peft.variant` is {self.variant}"
             )
         applies("grouping.groups", self.groups, self.method in GROUPED_METHODS)
         applies(
@@ -132,6 +133,7 @@ class TrialConfig:
         )
         for name, whole in (
             ("peft.rank", self.rank),
+            ("peft.last_layers", self.last_layers),
             ("peft.bottleneck", self.bottleneck),
             ("grouping.groups", self.groups),
             ("train.batch_size", self.batch_size),

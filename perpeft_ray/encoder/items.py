@@ -1,8 +1,8 @@
 """Item encoders: item indices in, features out, whatever lies between.
 
-One small interface over what the methods need: live towers with an adapter (LoRA, (IA)³), a side
-network on cached hidden states (IISAN), or cached features (frozen). A module's trainable
-parameters are exactly what one group's PEFT module is.
+One small interface over what the methods need: live towers with an adapter (LoRA, (IA)³ and
+others), a side network on cached hidden states (IISAN), or cached features (frozen). A module's
+trainable parameters are exactly what one group's PEFT module is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.iisan import Iisan
+from perpeft_ray.encoder.variants import adapter_modules
 
 
 class TowerItemEncoder(nn.Module):
@@ -27,12 +28,11 @@ class TowerItemEncoder(nn.Module):
         self._catalogue = catalogue
 
     def train(self, mode: bool = True) -> TowerItemEncoder:
-        """Training mode for the adapter's dropout only: frozen towers keep theirs off."""
+        """Training mode for the adapter and its dropout only: frozen towers keep theirs off."""
         super().train(False)
         self.training = mode
-        for name, module in self.named_modules():
-            if ".lora_dropout." in name:
-                module.train(mode)
+        for module in adapter_modules(self.towers):
+            module.training = mode
         return self
 
     def forward(self, items: NDArray[np.int64]) -> Tensor:

@@ -1,68 +1,131 @@
 """PEFT variants that live inside the towers, placed there by the `peft` library.
 
-Each variant names its target modules per family; `peft` does the rest. The towers' own weights stay
-frozen and in their dtype, the adapters are trained in float32. Source: the paper, section 4.
+`config/variants.py` says what each is; here each is a configuration of `peft` over the model's own
+modules (`targets.py`). The towers' own weights stay frozen and in their dtype, the adapters are
+trained in float32, and an untrained one leaves the towers' output as it was. What is random in a
+variant, and frozen, comes from the seed: all workers have the same.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from perpeft_ray.config import Variant
 from perpeft_ray.encoder.dropout import replace_dropout
 from perpeft_ray.encoder.foundation import Towers
+from perpeft_ray.encoder.targets import find_targets
 from perpeft_ray.errors import InputError
 
-_QUERY_VALUE = {"clip": ["q_proj", "v_proj"], "bert": ["query", "value"]}
-_KEY_VALUE = {"clip": ["k_proj", "v_proj"], "bert": ["key", "value"]}
-_FEED_FORWARD = {"clip": ["fc1"], "bert": ["intermediate.dense"]}
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What an adapter is made from; None where it does not apply to the variant."""
+
+    variant: Variant
+    rank: int | None
+    dropout: float | None
+    last_layers: int | None
+    """Adapt only so many last layers of each tower; None: all."""
+    seed: int
 
 
-def add_adapter(
-    towers: Towers,
-    variant: Literal["lora", "ia3"],
-    *,
-    rank: int | None,
-    dropout: float | None,
-    seed: int,
-) -> None:
+def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
     """Put an adapter into the towers, in place; only its parameters require gradients.
 
-    `rank` and `dropout` apply to LoRA (alpha = 2 x rank). An untrained adapter leaves the towers'
-    output as it was. Raises InputError where the model's family is not known.
+    Raises InputError where the variant does not fit the model.
     """
     import peft
 
-    names = {name for name, _ in towers.model.named_modules()}
-    family = next((key for key, targets in _QUERY_VALUE.items() if _found(targets, names)), None)
-    if family is None:
-        raise InputError(
-            f"`peft.variant` {variant} needs attention layers named as in "
-            f"{', '.join(_QUERY_VALUE)}, but {type(towers.model).__name__} has none"
-        )
-    config: Any
-    if variant == "lora":
-        assert rank is not None
-        assert dropout is not None
-        config = peft.LoraConfig(
-            r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=_QUERY_VALUE[family]
-        )
-    else:
-        config = peft.IA3Config(
-            target_modules=_KEY_VALUE[family] + _FEED_FORWARD[family],
-            feedforward_modules=_FEED_FORWARD[family],
-        )
+    config = peft_config(towers, settings)
     device = next(towers.model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, towers.model)
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
+        # peft does not know a LayerNorm's sizes, which LN tuning does not need, and asks
+        # transformers by an old name.
+        warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        torch.manual_seed(settings.seed)
+        peft.get_peft_model(towers.model, config)  # in place; its wrapper is not needed
     for name, module in towers.model.named_modules():
-        if name.endswith("lora_dropout") and device.type == "cpu":
+        if isinstance(module, nn.ModuleDict) and name.endswith("_dropout") and device.type == "cpu":
             replace_dropout(module)
+        if name.endswith("ln_tuning_layers.default"):
+            _compute_in_float32(module)
     for parameter in trainable(towers).values():
         parameter.data = parameter.data.float()
+    towers.eval()
+
+
+def peft_config(towers: Towers, settings: AdapterSettings) -> Any:
+    """The variant's `peft.PeftConfig` for these towers.
+
+    Raises InputError where the variant does not fit the model.
+    """
+    import peft
+
+    targets = find_targets(towers.model, settings.last_layers)
+    query_value = targets.query + targets.value
+    rank, dropout = settings.rank or 0, settings.dropout or 0.0
+    match settings.variant:
+        case "lora" | "rslora" | "dora":
+            return peft.LoraConfig(
+                r=rank,
+                lora_alpha=2 * rank,
+                lora_dropout=dropout,
+                use_rslora=settings.variant == "rslora",
+                use_dora=settings.variant == "dora",
+                target_modules=query_value,
+            )
+        case "ia3":
+            return peft.IA3Config(
+                target_modules=targets.key + targets.value + targets.feed_forward,
+                feedforward_modules=targets.feed_forward,
+            )
+        case "loha":
+            return peft.LoHaConfig(r=rank, alpha=2 * rank, target_modules=query_value)
+        case "lokr":
+            return peft.LoKrConfig(r=rank, alpha=2 * rank, target_modules=query_value)
+        case "vera":
+            return peft.VeraConfig(
+                r=rank,
+                vera_dropout=dropout,
+                projection_prng_key=settings.seed,
+                target_modules=query_value,
+            )
+        case "randlora":
+            return peft.RandLoraConfig(
+                r=rank,
+                randlora_alpha=2 * rank,
+                randlora_dropout=dropout,
+                projection_prng_key=settings.seed,
+                target_modules=query_value,
+            )
+        case "oft":
+            _check_block(towers.model, query_value, rank)
+            return peft.OFTConfig(r=0, oft_block_size=rank, target_modules=query_value)
+        case "ln_tuning":
+            return peft.LNTuningConfig(target_modules=targets.norms)
+        case "bitfit":
+            # Offsets that start at 0: the biases themselves are frozen in the towers' dtype.
+            return peft.BeftConfig(target_modules=targets.biased)
+    raise ValueError(f"{settings.variant} does not live in the towers")
+
+
+def adapter_modules(towers: nn.Module) -> Iterator[nn.Module]:
+    """Modules whose training mode is the adapter's own: peft's layers and their dropout."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in towers.named_modules():
+        if isinstance(module, BaseTunerLayer) or name.endswith("_dropout.default"):
+            yield module
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -70,5 +133,26 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _found(targets: list[str], names: set[str]) -> bool:
-    return any(name.split(".")[-1] == targets[0] for name in names)
+def _check_block(model: nn.Module, names: list[str], size: int) -> None:
+    """OFT's blocks must fit; peft would quietly take another size."""
+    layers: list[Any] = [model.get_submodule(name) for name in names]
+    widths = sorted({layer.in_features for layer in layers})
+    if size < 2 or any(width % size for width in widths):
+        raise InputError(
+            "`peft.rank` of oft must be at least 2 and divide the encoder's widths "
+            f"({', '.join(map(str, widths))}), but is {size}"
+        )
+
+
+def _compute_in_float32(norm: nn.Module) -> None:
+    """Let a norm with float32 weights stand in towers of another dtype."""
+
+    def widen(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0].float(),)
+
+    def narrow(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output.to(dtype)
+
+    dtype = next(norm.parameters()).dtype
+    norm.register_forward_pre_hook(widen)
+    norm.register_forward_hook(narrow)

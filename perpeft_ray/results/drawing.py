@@ -8,11 +8,22 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from perpeft_ray.config import VARIANTS
+
 PANEL = (3.4, 2.8)
 """Width and height of a panel in inches, with 9 point text: two to a printed page's width."""
-VARIANT_COLOURS = {"lora": "#0072B2", "ia3": "#D55E00", "iisan": "#009E73", None: "#555555"}
+_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 """Source: Okabe and Ito, Color Universal Design (2008)."""
-VARIANT_MARKERS = {"lora": "o", "ia3": "s", "iisan": "^", None: "D"}
+_TOL_MUTED = ("#882255", "#999933", "#332288", "#44AA99", "#AA4499")
+"""Source: Paul Tol, Colour Schemes (2021)."""
+VARIANT_COLOURS: dict[str | None, str] = {
+    None: "#555555",
+    **dict(zip(VARIANTS, _OKABE_ITO + _TOL_MUTED, strict=True)),
+}
+VARIANT_MARKERS: dict[str | None, str] = {
+    None: "D",
+    **dict(zip(VARIANTS, "os^vP*X<>phd", strict=True)),
+}
 GREY = "#767676"
 
 mpl.rcParams.update(

@@ -99,11 +99,14 @@ def slices(trials: pd.DataFrame) -> StudyFigure | None:
         return None
     figure, grid = panels(len(names), wrap=2)
     places = [axes for row in grid for axes in row]
+    variants = [variant for variant in VARIANTS if (done.variant == variant).any()]
+    # Variants stand beside one another.
+    apart = min(0.12, 0.8 / len(variants))
+    shifts = {v: apart * (k - (len(variants) - 1) / 2) for k, v in enumerate(variants)}
     for axes, name in zip(places, names, strict=False):
         values = sorted(done[name].dropna().unique())
         for variant, rows in done.dropna(subset=name).groupby("variant"):
-            shift = 0.12 * (VARIANTS.index(variant) - 1)  # variants beside one another
-            x = rows[name].map(values.index) + shift
+            x = rows[name].map(values.index) + shifts[variant]
             axes.scatter(
                 x,
                 100 * rows[SELECTION],
@@ -117,7 +120,7 @@ def slices(trials: pd.DataFrame) -> StudyFigure | None:
         row[0].set_ylabel("valid NDCG@20 × 100")
     for axes in places[len(names) :]:
         axes.remove()
-    for variant in done.variant.unique():
+    for variant in variants:
         places[0].scatter(
             [], [], color=VARIANT_COLOURS[variant], marker=VARIANT_MARKERS[variant], label=variant
         )

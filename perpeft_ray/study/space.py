@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from perpeft_ray.config import RANKED_VARIANTS, StudyConfig
+from perpeft_ray.config import FACTS, StudyConfig, Variant
 
 Setting = dict[str, Any]
 
@@ -42,5 +42,5 @@ def suggest_setting(study: StudyConfig, trial: optuna.Trial) -> Setting:
     return {"variant": variant, **{name: value(name) for name in _names(variant)}}
 
 
-def _names(variant: str) -> tuple[str, ...]:
-    return ("rank", *_COMMON) if variant in RANKED_VARIANTS else _COMMON
+def _names(variant: Variant) -> tuple[str, ...]:
+    return ("rank", *_COMMON) if FACTS[variant].rank else _COMMON

@@ -13,7 +13,7 @@ from perpeft_ray.config import PERSONAL_METHODS, Method, TrialConfig
 from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Modality, Towers, load_towers, parse_encoder
 from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
-from perpeft_ray.encoder.variants import add_adapter
+from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
 from perpeft_ray.recommender.model import ItemTower, Recommender
 from perpeft_ray.recommender.projector import Projector
 from perpeft_ray.recommender.sasrec import SASRec
@@ -83,13 +83,14 @@ def _item_encoder(
             config.bottleneck,
         )
     live = load_towers(workspace.encoder, config.dtype, device, modality)
-    add_adapter(
-        live,
-        config.variant,
+    settings = AdapterSettings(
+        variant=config.variant,
         rank=config.rank,
         dropout=config.adapter_dropout,
+        last_layers=config.last_layers,
         seed=config.seed + 2,
     )
+    add_adapter(live, settings)
     return TowerItemEncoder(live, catalogue)
 
 

@@ -1,0 +1,109 @@
+"""The PEFT variants by name, and what holds of each; `encoder/variants.py` makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Variant = Literal[
+    "lora",
+    "ia3",
+    "iisan",
+    "rslora",
+    "dora",
+    "loha",
+    "lokr",
+    "vera",
+    "randlora",
+    "oft",
+    "ln_tuning",
+    "bitfit",
+]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+"""In the order in which tables and figures have them."""
+
+PAPER_VARIANTS: tuple[Variant, ...] = ("lora", "ia3", "iisan")
+"""What the paper compares, and what a study searches where it is not told otherwise."""
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """What a variant is and what applies to it."""
+
+    summary: str
+    rank: str | None = None
+    """What its rank means; None: it has none."""
+    dropout: bool = False
+    """Whether `peft.dropout` applies: to the input of the adapter."""
+    in_towers: bool = True
+    """Whether it lives in the towers, so that gradients pass through them and `peft.last_layers`
+    applies."""
+    scalable: bool = False
+    """Whether its size is proportional to its rank or bottleneck, as `large_global` needs."""
+    limits: str = ""
+    """What it cannot do."""
+
+
+FACTS: dict[Variant, VariantFacts] = {
+    "lora": VariantFacts(
+        "low-rank update of query and value (Hu et al. 2022)",
+        "of the trained update, scaled by alpha / rank with alpha = 2 x rank",
+        dropout=True,
+        scalable=True,
+    ),
+    "ia3": VariantFacts(
+        "trained scales of key, value and the feed-forward's input (Liu et al. 2022)"
+    ),
+    "iisan": VariantFacts(
+        "side network on cached hidden states (Fu et al. 2024)",
+        in_towers=False,
+        scalable=True,
+        limits="needs hidden states of one width a tower; size set by peft.bottleneck",
+    ),
+    "rslora": VariantFacts(
+        "LoRA scaled by alpha / sqrt(rank) (Kalajdzievski 2023)",
+        "of the trained update, alpha = 2 x rank",
+        dropout=True,
+        scalable=True,
+    ),
+    "dora": VariantFacts(
+        "LoRA on a weight's direction, its magnitude trained beside (Liu et al. 2024)",
+        "of the direction's update, alpha = 2 x rank",
+        dropout=True,
+        scalable=True,
+        limits="in bfloat16 an untrained module changes outputs by rounding",
+    ),
+    "loha": VariantFacts(
+        "update as the Hadamard product of two low-rank ones (Hyeon-Woo et al. 2022)",
+        "of both factors, so that the update's is up to its square; alpha = 2 x rank",
+        scalable=True,
+        limits="makes the whole update matrix in every forward",
+    ),
+    "lokr": VariantFacts(
+        "update as a Kronecker product (Yeh et al. 2024)",
+        "of the larger factor, alpha = 2 x rank; from half the factor's size on it is ignored",
+        limits="makes the whole update matrix in every forward",
+    ),
+    "vera": VariantFacts(
+        "trained vectors around random matrices that all layers share (Kopiczko et al. 2024)",
+        "of the frozen random matrices",
+        dropout=True,
+        limits="modules fit only the seed that drew the matrices",
+    ),
+    "randlora": VariantFacts(
+        "trained scales of many frozen random low-rank bases (Albert et al. 2025)",
+        "of one basis: the lower, the more bases and trained parameters; alpha = 2 x rank",
+        dropout=True,
+        limits="modules fit only the seed that drew the bases",
+    ),
+    "oft": VariantFacts(
+        "block-diagonal rotation of query's and value's inputs (Qiu et al. 2023)",
+        "size of a block",
+        limits="the rank must divide the layers' input widths and be at least 2",
+    ),
+    "ln_tuning": VariantFacts("own scales and shifts of the LayerNorms (Zhao et al. 2024)"),
+    "bitfit": VariantFacts(
+        "trained offsets of the linear layers' biases (after Ben Zaken et al. 2022)",
+        limits="biases of LayerNorms, convolutions and projections stay: ln_tuning has the first",
+    ),
+}
