@@ -24,6 +24,7 @@ from perpeft_ray.study.presets import Preset, preset
 
 if TYPE_CHECKING:
     from perpeft_ray.results.folder import StudyFolder
+    from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.trainable import Study
 
 
@@ -79,7 +80,7 @@ def run_study(config: StudyConfig) -> None:
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             folder = StudyFolder.create(config)
             stack.enter_context(ray_for(config, log_file))
-            study = _open_study(config, folder, cache)
+            study = _open_study(config, folder, cache, progress)
         progress.say(
             f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
             f"results in {study.folder}"
@@ -143,13 +144,14 @@ def _check_inputs(config: StudyConfig, cache: Path) -> None:
     check_study(config, num_users, has_images=has_images)
 
 
-def _open_study(config: StudyConfig, folder: StudyFolder, cache: Path) -> Study:
+def _open_study(config: StudyConfig, folder: StudyFolder, cache: Path, progress: Progress) -> Study:
+    from perpeft_ray.study.ray_items import telling
     from perpeft_ray.study.trainable import Study
     from perpeft_ray.train.ray_train import run_distributed
     from perpeft_ray.train.trial import run_trial
     from perpeft_ray.train.workspace import prepare
 
-    workspace = prepare(config.dataset, config.encoder, cache)
+    workspace = prepare(config.dataset, config.encoder, cache, telling(progress.prepared))
     return Study(
         config=config,
         folder=folder.path,

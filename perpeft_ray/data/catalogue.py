@@ -9,54 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
-from PIL import Image
+from numpy.typing import DTypeLike, NDArray
 
-from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, write_mark
-from perpeft_ray.data.images import read_rgb
+from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, settle, write_mark
 from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.item_arrays import (
+    ItemArrays,
+    ItemMap,
+    ItemPreprocessor,
+    ItemStep,
+    in_this_process,
+)
 
-_FORMAT = "2"
+_FORMAT = "3"
 """Part of the fingerprint: change it with the files' layout or the way images are read."""
-_CHUNK = 1024
-"""Items done between two notes of how far a build has come."""
+BLOCK = 256
+"""Items prepared at a time, between two notes of how far a build has come."""
 
 _log = logging.getLogger(__name__)
-
-
-class ItemPreprocessor(Protocol):
-    """An encoder's own preprocessing of images and titles."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that determines the results of `image` and `tokens`."""
-
-    @property
-    def image_size(self) -> int:
-        """S; 0 for an encoder without images."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a title."""
-
-    @property
-    def pad_token_id(self) -> int:
-        """Fills token ids behind a title's end."""
-
-    def image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """An RGB image as uint8 [3, S, S], not yet normalised. Called from several threads."""
-
-    def tokens(self, titles: list[str]) -> list[list[int]]:
-        """Token ids of each title with special tokens, at most `max_tokens`, not padded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +61,7 @@ class Catalogue:
     pixel_row: NDArray[np.int32]
     """[I+1]: each item's row of `pixels`, 0 for items without image."""
     token_ids: NDArray[np.int32]
-    """[I+1, longest title], memory-mapped, padded at the right."""
+    """[I+1, most tokens of a title], memory-mapped, padded at the right."""
     token_counts: NDArray[np.int32]
     """[I+1]: tokens of each title."""
     has_title: NDArray[np.bool_]
@@ -132,85 +108,97 @@ class Catalogue:
         )
 
 
-def build_catalogue(dataset: Dataset, preprocessor: ItemPreprocessor, cache: Path) -> Catalogue:
+def build_catalogue(
+    dataset: Dataset,
+    preprocessor: ItemPreprocessor,
+    cache: Path,
+    item_map: ItemMap = in_this_process,
+) -> Catalogue:
     """Open the store of these items under `cache/catalogue/<fingerprint>/`, made where missing.
 
-    Of processes that ask at once one makes it and the others wait; a build that was stopped goes
-    on. A file that is no readable image counts as a missing image and is named in a logged warning;
-    an empty or blank title counts as missing. What is missing is masked wherever items are encoded,
-    in training as in ranking: that half of an item's features is zero.
+    `item_map` decides where images are decoded and titles tokenised; this process writes what comes
+    back, so the store is the same, byte for byte, and a build that was stopped goes on with either.
+    Of processes that ask at once one makes it and the others wait. A file that is no readable image
+    counts as a missing image and is named in a logged warning; an empty or blank title counts as
+    missing. What is missing is masked wherever items are encoded, in training as in ranking: that
+    half of an item's features is zero.
     """
     key = "\n".join([_FORMAT, dataset.items_fingerprint, preprocessor.fingerprint])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
     folder = cache / "catalogue" / fingerprint
     with resumed_folder(folder) as working:
         if working is not None:
-            titles = _write_titles(working, dataset.items["title"].tolist(), preprocessor)
-            images, unreadable = _write_images(working, dataset, preprocessor)
-            _log.info(
-                "catalogue of %d items: %d titles, %d images, %d unreadable images",
-                len(dataset.items),
-                titles,
-                images,
-                unreadable,
-            )
+            _build(working, dataset, preprocessor, item_map)
     return Catalogue.open(folder)
 
 
-def _write_titles(
-    folder: Path, titles: Sequence[str | None], preprocessor: ItemPreprocessor
-) -> int:
-    """Write the titles' tokens; how many titles there are."""
-    # Item 0 and items without title get the tokens of '', so that a text encoder always has some.
-    rows = ["", *(title or "" for title in titles)]
-    counts = np.zeros(len(rows), dtype=np.int32)  # [I+1]
-    flat = []
-    for at in range(0, len(rows), _CHUNK):
-        tokens = preprocessor.tokens(rows[at : at + _CHUNK])
-        counts[at : at + _CHUNK] = [len(row) for row in tokens]
-        flat.append(np.concatenate(tokens).astype(np.int32))
-    longest = int(counts.max(initial=1))
-    if longest > preprocessor.max_tokens:
-        raise ValueError(f"a title has {longest} tokens, more than {preprocessor.max_tokens}")
-    token_ids = np.full((len(rows), longest), preprocessor.pad_token_id, dtype=np.int32)
-    token_ids[np.arange(longest) < counts[:, None]] = np.concatenate(flat)
-    has_title = np.array([bool(row.strip()) for row in rows])
-    np.save(folder / "token_ids.npy", token_ids)
-    np.save(folder / "token_counts.npy", counts)
-    np.save(folder / "has_title.npy", has_title)
-    return int(has_title.sum())
-
-
-def _write_images(
-    folder: Path, dataset: Dataset, preprocessor: ItemPreprocessor
-) -> tuple[int, int]:
-    """Write the images' pixels, or what is missing of them; how many, and how many unreadable."""
-    num_items, size = len(dataset.items), preprocessor.image_size
-    if not size:
-        np.save(folder / "pixel_row.npy", np.zeros(num_items + 1, dtype=np.int32))
-        return 0, 0
-    paths = [(item, path) for item, path in enumerate(dataset.items["image"], start=1) if path]
-    mark = folder / "images.done"
+def _build(
+    folder: Path, dataset: Dataset, preprocessor: ItemPreprocessor, item_map: ItemMap
+) -> None:
+    """Make the store, or what is missing of it."""
+    # Item 0 has the tokens of '', as items without title have: a text encoder always has some.
+    padding = pd.DataFrame({"title": [""], "image": [""]})
+    items = pd.concat([padding, dataset.items[["title", "image"]].fillna("")], ignore_index=True)
+    mark = folder / "items.done"
     done = read_mark(mark)
-    # Row 0 and the rows of unreadable images stay zeros.
-    shape = (len(paths) + 1, 3, size, size)
-    pixels = resumed_array(folder / "pixels.npy", np.uint8, shape, resume=done > 0)
-    rows = resumed_array(folder / "pixel_row.npy", np.int32, (num_items + 1,), resume=done > 0)
+    step = ItemStep(dataset.root, preprocessor)
+    store = _Store(folder, items, step, resume=done > 0)
+    blocks = [items[at : at + BLOCK] for at in range(done, len(items), BLOCK)]
+    for arrays in item_map(step, blocks):
+        store.write(done, arrays)
+        done += len(arrays["token_counts"])
+        write_mark(mark, done)
+    if done < len(items):
+        raise RuntimeError(f"{len(items)} items were to be prepared, but {done} came back")
+    mark.unlink()
+    _log.info("catalogue of %d items: %s", len(items) - 1, store.summary())
 
-    def write(at: int) -> None:
-        item, path = paths[at]
-        rgb = read_rgb(dataset.root / path)
-        if rgb is not None:
-            pixels[at + 1] = preprocessor.image(rgb)
-            rows[item] = at + 1
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(done, len(paths), _CHUNK):
-            stop = min(start + _CHUNK, len(paths))
-            list(pool.map(write, range(start, stop)))
-            pixels.flush()
-            rows.flush()
-            write_mark(mark, stop)
-    mark.unlink(missing_ok=True)
-    images = int(np.count_nonzero(rows))
-    return images, len(paths) - images
+class _Store:
+    """The store's files while they are written."""
+
+    def __init__(self, folder: Path, items: pd.DataFrame, step: ItemStep, *, resume: bool) -> None:
+        def array(name: str, dtype: DTypeLike, *shape: int) -> np.memmap:
+            return resumed_array(folder / f"{name}.npy", dtype, shape, resume=resume)
+
+        count, size = len(items), step.preprocessor.image_size
+        self._root = step.root
+        self._images = items["image"].to_numpy()
+        has_image = self._images != ""
+        self._row = np.cumsum(has_image)  # [I+1], of items with image; kept for unreadable ones too
+        self._has_title = array("has_title", np.bool_, count)
+        self._token_counts = array("token_counts", np.int32, count)
+        self._token_ids = array("token_ids", np.int32, count, step.preprocessor.max_tokens)
+        self._pixel_row = array("pixel_row", np.int32, count)
+        self._pixels = None
+        if size:
+            self._pixels = array("pixels", np.uint8, int(has_image.sum()) + 1, 3, size, size)
+        self._has_title[:] = items["title"].str.strip() != ""
+
+    def write(self, start: int, arrays: ItemArrays) -> None:
+        """Write the arrays of the items from `start` on, to stay after a kill."""
+        stop = start + len(arrays["token_counts"])
+        self._token_counts[start:stop] = arrays["token_counts"]
+        self._token_ids[start:stop] = arrays["token_ids"]
+        settle(self._token_counts)
+        settle(self._token_ids)
+        if self._pixels is None:
+            return
+        for item in np.flatnonzero(arrays["unreadable"] != "").tolist():
+            _log.warning(
+                "%s is not a readable image and counts as missing: %s",
+                self._root / self._images[start + item],
+                arrays["unreadable"][item],
+            )
+        present = (self._images[start:stop] != "") & (arrays["unreadable"] == "")
+        rows = self._row[start:stop][present]
+        self._pixels[rows] = arrays["pixels"][present]
+        self._pixel_row[start:stop][present] = rows
+        settle(self._pixels)
+        settle(self._pixel_row)
+
+    def summary(self) -> str:
+        """Titles, images and unreadable images, counted."""
+        titles, images = np.count_nonzero(self._has_title), np.count_nonzero(self._pixel_row)
+        asked = np.count_nonzero(self._images != "") if self._pixels is not None else 0
+        return f"{titles} titles, {images} images, {asked - images} unreadable images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -59,6 +60,13 @@ def resumed_array(file: Path, dtype: DTypeLike, shape: tuple[int, ...], resume: 
         return np.lib.format.open_memmap(file, mode="r+")
     # A fresh file reads as zeros.
     return np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+
+def settle(array: np.memmap) -> None:
+    """Write what was set in a memory-mapped file to disk, and give its memory back."""
+    array.flush()
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def read_mark(file: Path) -> int:

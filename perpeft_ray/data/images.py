@@ -32,8 +32,12 @@ _UNREADABLE = (
 )
 
 
-def read_rgb(path: Path) -> Image.Image | None:
-    """The image upright in mode RGB; None, with a logged warning, where the file is no image.
+class UnreadableImageError(Exception):
+    """A file that is no readable image, and why."""
+
+
+def decode_rgb(path: Path) -> Image.Image:
+    """The image upright in mode RGB; raises UnreadableImageError where the file is no image.
 
     EXIF's orientation is applied, transparency is laid onto white, 16-bit grey is scaled to 8 bits;
     of an animation the first frame counts, of a strip longer than `MAX_ASPECT` its middle. More
@@ -45,6 +49,14 @@ def read_rgb(path: Path) -> Image.Image | None:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             return _to_rgb(_middle(ImageOps.exif_transpose(image)))
     except _UNREADABLE as error:
+        raise UnreadableImageError(str(error)) from error
+
+
+def read_rgb(path: Path) -> Image.Image | None:
+    """As `decode_rgb`; None, with a logged warning, where the file is no image."""
+    try:
+        return decode_rgb(path)
+    except UnreadableImageError as error:
         _log.warning("%s is not a readable image and counts as missing: %s", path, error)
         return None
 

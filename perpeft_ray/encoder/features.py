@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor
 
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
-from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, write_mark
+from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, settle, write_mark
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.iisan import kept_layers
 from perpeft_ray.encoder.items import batch_on
@@ -117,7 +117,7 @@ def _fill(
         rows = encode(batch_on(catalogue, items, device))
         for array, values in zip(arrays, rows, strict=True):
             array[items] = values
-            array.flush()
+            settle(array)
         write_mark(mark, start + len(items))
     mark.unlink(missing_ok=True)
 

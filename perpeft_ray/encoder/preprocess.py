@@ -19,7 +19,7 @@ MAX_TOKENS = 128
 
 
 class FoundationPreprocessor:
-    """Implements `perpeft_ray.data.catalogue.ItemPreprocessor` for an encoder.
+    """Implements `perpeft_ray.data.item_arrays.ItemPreprocessor` for an encoder.
 
     Pixels are those of transformers' Pillow image processor before it rescales and normalises, so
     that they can be kept as uint8; `DualTowers` does the rest in the training step.

@@ -25,6 +25,7 @@ class Progress:
         self._began = self._last = time.monotonic()
         self._planned: int | None = None
         self._done = self._before = 0
+        self._preparing = ""
         self._running = 0
         self._best: float | None = None
         self._spinner: Spinner | None = None
@@ -49,6 +50,11 @@ class Progress:
         """Print a line."""
         self._console.print(text)
         self._stream.flush()
+
+    def prepared(self, items: int, total: int) -> None:
+        """So many of the catalogue's items are ready."""
+        self._preparing = f": {items:,} of {total:,} items prepared"
+        self.tick()
 
     def plan(self, trials: int, done: int) -> None:
         """Set how many trials the study has, and how many of them an earlier run has done.
@@ -97,7 +103,7 @@ class Progress:
     def _status(self) -> str:
         elapsed = time.monotonic() - self._began
         if self._planned is None:
-            return f"getting ready, {_clock(elapsed)} elapsed"
+            return f"getting ready{self._preparing}, {_clock(elapsed)} elapsed"
         best = "-" if self._best is None else f"{self._best:.4f}"
         left = "-"
         if self._done > self._before:

@@ -15,6 +15,7 @@ import numpy as np
 
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.item_arrays import ItemMap, in_this_process
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Histories, LeaveOneOut, leave_one_out
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
@@ -41,10 +42,11 @@ class Workspace:
     num_items: int
 
 
-def prepare(uri: str, encoder: str, cache: Path) -> Workspace:
+def prepare(uri: str, encoder: str, cache: Path, item_map: ItemMap = in_this_process) -> Workspace:
     """Build, or find under `cache`, what the trials on a dataset with an encoder share.
 
-    Raises InputError for a dataset or encoder that cannot be used.
+    `item_map` decides where images are decoded and titles tokenised. Raises InputError for a
+    dataset or encoder that cannot be used.
     """
     cache = cache.resolve()
     preprocessor = FoundationPreprocessor(encoder)
@@ -54,7 +56,7 @@ def prepare(uri: str, encoder: str, cache: Path) -> Workspace:
     if not split_folder.is_dir():
         with new_folder(split_folder) as temporary:
             _write_split(split, temporary)
-    catalogue = build_catalogue(dataset, preprocessor, cache)
+    catalogue = build_catalogue(dataset, preprocessor, cache, item_map)
     towers = encoder_fingerprint(encoder)
     key = "\n".join([dataset.fingerprint, catalogue.fingerprint, towers])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]

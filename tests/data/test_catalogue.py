@@ -205,7 +205,7 @@ def _build_shop(folder: Path, cache: Path, pause: float) -> None:
 
 def test_a_killed_build_goes_on_to_the_same_store(tmp_path, monkeypatch):
     """kill -9 while images are decoded; what was done is not done again."""
-    monkeypatch.setattr("perpeft_ray.data.catalogue._CHUNK", 8)
+    monkeypatch.setattr("perpeft_ray.data.catalogue.BLOCK", 8)
     shop = write_small_shop(tmp_path / "shop", items=60)
     alone = build_catalogue(load_folder(shop, ""), Letters(), tmp_path / "alone")
     cache = tmp_path / "cache"
@@ -215,11 +215,11 @@ def test_a_killed_build_goes_on_to_the_same_store(tmp_path, monkeypatch):
     )
     process.start()
     deadline = time.monotonic() + 60
-    while read_mark(working / "images.done") < 16 and time.monotonic() < deadline:
+    while read_mark(working / "items.done") < 16 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.join(timeout=60)
-    done = read_mark(working / "images.done")
+    done = read_mark(working / "items.done")
     assert 16 <= done < 60
     assert finished(cache) == []
 
@@ -231,7 +231,7 @@ def test_a_killed_build_goes_on_to_the_same_store(tmp_path, monkeypatch):
             return super().image(image)
 
     again = build_catalogue(load_folder(shop, ""), Counted(), cache)
-    assert len(decoded) == np.count_nonzero(alone.pixel_row) - done
+    assert len(decoded) == np.count_nonzero(alone.pixel_row[done:])
     assert finished(cache) == [again.folder]
     files = sorted(path.name for path in alone.folder.iterdir())
     assert files == sorted(path.name for path in again.folder.iterdir())

@@ -1,0 +1,59 @@
+"""Ray Data for the catalogue store: items become arrays on the nodes of the study's Ray.
+
+A thin adapter: the step is `perpeft_ray.data.item_arrays.ItemStep`, the writer the process that
+builds the store. Workers send arrays back instead of writing to the shared folder: several nodes
+that map one file over a network file system may undo each other's pages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import pandas as pd
+
+from perpeft_ray.data.item_arrays import ItemArrays, ItemMap, ItemStep, in_this_process
+
+LEAST_IMAGES = 5_000
+"""Fewer images are done in this process: Ray Data's workers take longer to start."""
+
+
+def telling(tell: Callable[[int, int], None]) -> ItemMap:
+    """`on_ray_if_many`; `tell` is called with the items done and all items after every block."""
+
+    def mapped(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
+        done, total = 0, sum(map(len, blocks))
+        for arrays in on_ray_if_many(step, blocks):
+            yield arrays
+            done += len(arrays["token_counts"])
+            tell(done, total)
+
+    return mapped
+
+
+def on_ray_if_many(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterable[ItemArrays]:
+    """An `ItemMap`: Ray Data where there are images enough to pay for it."""
+    images = sum(int((block["image"] != "").sum()) for block in blocks)
+    if not step.preprocessor.image_size or images < LEAST_IMAGES:
+        return in_this_process(step, blocks)
+    return on_ray(step, blocks)
+
+
+def on_ray(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
+    """An `ItemMap`: every block is a task of one CPU on any node of the Ray that is running.
+
+    Every node must see the images' folder under the same path. Blocks of a node that dies are done
+    again elsewhere. Memory is bounded by Ray's object store, whatever the number of items.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's own log folder
+            handler.setLevel(logging.ERROR)
+    items = ray.data.from_pandas(list(blocks))
+    arrays = items.map_batches(step, batch_size=None, batch_format="pandas", num_cpus=1)
+    yield from arrays.iter_batches(batch_size=None, batch_format="numpy")

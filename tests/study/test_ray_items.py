@@ -1,0 +1,137 @@
+"""The catalogue store made by Ray Data, against the one that this process makes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from perpeft_ray.data.catalogue import Catalogue, build_catalogue
+from perpeft_ray.data.interactions import Dataset, load_folder
+from perpeft_ray.data.item_arrays import ItemArrays, ItemStep, in_this_process
+from perpeft_ray.study import ray_items
+from perpeft_ray.study.ray_items import on_ray, on_ray_if_many, telling
+from tests.small_shop import write_small_shop
+
+
+@dataclass(frozen=True)
+class Small:
+    """A preprocessor without a model: a token a letter."""
+
+    image_size: int = 4
+    fingerprint: str = "small"
+    max_tokens: int = 12
+    pad_token_id: int = 99
+
+    def image(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((4, 4))).transpose(2, 0, 1)
+
+    def tokens(self, titles: list[str]) -> list[list[int]]:
+        return [[1, *(ord(c) for c in title[:10]), 2] for title in titles]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """60 items, one without image, one without title, two with broken images; blocks of 8."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+    monkeypatch.setattr("perpeft_ray.data.catalogue.BLOCK", 8)
+    folder = write_small_shop(tmp_path / "shop", items=60)
+    (folder / "images" / "7.png").write_bytes(b"no image")
+    whole = (folder / "images" / "20.png").read_bytes()
+    (folder / "images" / "20.png").write_bytes(whole[:60])
+    return load_folder(folder, "")
+
+
+def contents(catalogue: Catalogue) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in catalogue.folder.iterdir()}
+
+
+@pytest.mark.usefixtures("ray_runtime")
+@pytest.mark.parametrize("size", [4, 0])
+def test_byte_for_byte_as_in_this_process(shop, tmp_path, caplog, size) -> None:
+    alone = build_catalogue(shop, Small(size), tmp_path / "alone")
+    caplog.clear()
+    on_workers = build_catalogue(shop, Small(size), tmp_path / "ray", on_ray)
+    assert contents(on_workers) == contents(alone)
+    assert on_workers.fingerprint == alone.fingerprint
+    # What a worker could not read is told here.
+    for name in ("7.png", "20.png"):
+        told = [
+            record
+            for record in caplog.records
+            if str(shop.root / "images" / name) in str(record.getMessage())
+        ]
+        assert len(told) == (1 if size else 0)
+
+
+def stopped_after(blocks: int):
+    def mapped(step: ItemStep, all_blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
+        yield from in_this_process(step, all_blocks[:blocks])
+        raise KeyboardInterrupt
+
+    return mapped
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_goes_on_where_this_process_was_stopped(shop, tmp_path) -> None:
+    alone = build_catalogue(shop, Small(), tmp_path / "alone")
+    with pytest.raises(KeyboardInterrupt):
+        build_catalogue(shop, Small(), tmp_path / "both", stopped_after(3))
+    given = []
+
+    def counted(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
+        given.append(sum(map(len, blocks)))
+        return on_ray(step, blocks)
+
+    both = build_catalogue(shop, Small(), tmp_path / "both", counted)
+    assert given == [61 - 24]
+    assert contents(both) == contents(alone)
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_an_image_that_a_node_does_not_see_is_no_missing_image(shop, tmp_path) -> None:
+    (shop.root / "images" / "33.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"33\.png' is not seen by "):
+        build_catalogue(shop, Small(), tmp_path / "ray", on_ray)
+    assert not [path for path in (tmp_path / "ray" / "catalogue").iterdir() if path.name[0] != "."]
+
+
+def test_few_images_and_texts_alone_stay_in_this_process(shop, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(ray_items, "on_ray", lambda step, blocks: asked.append(len(blocks)) or [])
+    items = shop.items.fillna("")
+    pictured = int((items["image"] != "").sum())
+    for least, size, expected in ((pictured, 4, [1]), (pictured + 1, 4, []), (1, 0, [])):
+        monkeypatch.setattr(ray_items, "LEAST_IMAGES", least)
+        asked.clear()
+        arrays = list(on_ray_if_many(ItemStep(shop.root, Small(size)), [items]))
+        assert asked == expected
+        assert len(arrays) == 1 - len(expected)
+
+
+def test_progress_is_told(shop, tmp_path) -> None:
+    told = []
+    build_catalogue(shop, Small(), tmp_path, telling(lambda *counts: told.append(counts)))
+    assert told == [*((done, 61) for done in range(8, 61, 8)), (61, 61)]
+
+
+def test_a_real_preprocessor_travels(shop) -> None:
+    from ray import cloudpickle
+
+    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+
+    step = ItemStep(shop.root, FoundationPreprocessor("toyshop-clip"))
+    there = cloudpickle.loads(cloudpickle.dumps(step))
+    block = shop.items.fillna("")[:8]
+    here, over_there = step(block), there(block)
+    assert here.keys() == over_there.keys()
+    for name, array in here.items():
+        np.testing.assert_array_equal(array, over_there[name])
