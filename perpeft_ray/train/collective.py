@@ -27,6 +27,12 @@ class Collective(Protocol):
     def broadcast_(self, tensor: Tensor) -> None:
         """Copy worker 0's tensor to all, in place."""
 
+    def agree(self, value: int) -> int:
+        """Worker 0's value, on every worker."""
+
+    def wait(self) -> None:
+        """Return when every worker has called this."""
+
 
 class Alone:
     """A single worker: nothing to do."""
@@ -40,9 +46,22 @@ class Alone:
     def broadcast_(self, tensor: Tensor) -> None:
         """Leave the tensor as it is."""
 
+    def agree(self, value: int) -> int:
+        """The value."""
+        return value
+
+    def wait(self) -> None:
+        """Return at once."""
+
 
 class TorchCollective:
-    """The default process group of torch.distributed, which the caller has set up."""
+    """The default process group of torch.distributed, which the caller has set up.
+
+    Tensors are on `device`, as the group's backend needs them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
     @property
     def rank(self) -> int:
@@ -65,3 +84,13 @@ class TorchCollective:
     def broadcast_(self, tensor: Tensor) -> None:
         """Copy worker 0's tensor to all, in place."""
         dist.broadcast(tensor, src=0)
+
+    def agree(self, value: int) -> int:
+        """Worker 0's value, on every worker."""
+        tensor = torch.tensor(value, device=self._device)
+        self.broadcast_(tensor)
+        return int(tensor)
+
+    def wait(self) -> None:
+        """Return when every worker has called this."""
+        self.sum_([torch.zeros(1, device=self._device)])

@@ -84,7 +84,8 @@ def run_distributed(
 def _worker(loop: dict[str, Any]) -> None:
     """What each worker runs; worker 0 speaks for all."""
     torch.set_num_threads(loop["threads"])
-    collective = TorchCollective()
+    device = ray.train.torch.get_device()
+    collective = TorchCollective(device)
     first = collective.rank == 0
     channel: Queue = loop["channel"]
 
@@ -99,7 +100,7 @@ def _worker(loop: dict[str, Any]) -> None:
         report,
         test=loop["test"],
         collective=collective,
-        device=ray.train.torch.get_device(),
+        device=device,
     )
     if first:
         channel.put(outcome)

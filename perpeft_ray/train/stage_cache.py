@@ -12,19 +12,22 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from filelock import FileLock
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perpeft_ray.config import TrialConfig, canonical_hash
 from perpeft_ray.data.folders import new_folder
-from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.progress import (
+    Best,
+    as_shared,
+    best_from,
+    best_record,
+    records_from,
+    savable,
+)
 
 VERSION = 1
 """Part of every key: change it with anything that changes what stage 1 computes."""
@@ -39,16 +42,6 @@ _NOT_IN_STAGE_1 = (
 )
 _OWN_STAGE_1 = ("without_text", "without_image")
 """Methods with a PEFT module whose content differs from that of the others."""
-
-
-@dataclass(frozen=True, eq=False)
-class Best:
-    """The validated epoch with the highest validation NDCG@20 so far."""
-
-    epoch: int
-    valid: RankingMetrics
-    weights: dict[str, Tensor]
-    valid_ranks: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,33 +96,6 @@ def read_stage_one(folder: Path, key: str) -> StageOne | None:
     return _read(entry) if entry.is_dir() else None
 
 
-def best_record(best: Best) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An epoch as a JSON record and as tensors, the ranks of users among them."""
-    ranks = {"valid_ranks": torch.from_numpy(best.valid_ranks)}
-    record = {"best_epoch": best.epoch, "best_valid": dataclasses.asdict(best.valid)}
-    return record, savable({**best.weights, **ranks})
-
-
-def best_from(record: dict[str, Any], tensors: dict[str, Tensor]) -> Best:
-    """What `best_record` was given."""
-    ranks = tensors.pop("valid_ranks").numpy()
-    return Best(record["best_epoch"], RankingMetrics(**record["best_valid"]), tensors, ranks)
-
-
-def records_from(record: dict[str, Any]) -> list[EpochRecord]:
-    """The epochs of a JSON record, marked as read from a cache."""
-    epochs = []
-    for fields in record["epochs"]:
-        valid = RankingMetrics(**fields["valid"]) if fields["valid"] else None
-        epochs.append(EpochRecord(**{**fields, "valid": valid, "shared": True}))
-    return epochs
-
-
-def savable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: on the CPU, contiguous, without history."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _write(stage: StageOne, folder: Path) -> None:
     record, tensors = best_record(stage.best)
     save_file(savable(stage.weights), folder / "last.safetensors")
@@ -147,7 +113,7 @@ def _read(folder: Path) -> StageOne:
         weights=load_file(folder / "last.safetensors"),
         optimizers=load_file(folder / "optimizers.safetensors"),
         best=best_from(record, load_file(folder / "best.safetensors")),
-        epochs=records_from(record),
+        epochs=as_shared(records_from(record)),
         train_seconds=record["train_seconds"],
         evaluate_seconds=record["evaluate_seconds"],
     )

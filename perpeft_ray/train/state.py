@@ -14,6 +14,7 @@ from torch.optim import AdamW
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.recommender.model import Recommender
+from perpeft_ray.train.collective import Collective
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,26 @@ def load_weights(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
         for group, module in state.modules.items():
             for name, parameter in module.items():
                 parameter.copy_(tensors[f"modules.{group}.{name}"])
+
+
+def with_all_groups(
+    tensors: Mapping[str, Tensor], module: Mapping[str, Tensor], groups: int, collective: Collective
+) -> dict[str, Tensor]:
+    """`weights` of every worker as one: all groups' modules, on every worker.
+
+    `tensors` are SASRec's and those of the groups that this worker owns; `module` has the names
+    and shapes of any group's.
+    """
+    out = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
+    for group in range(groups):
+        own = {
+            full: tensors[full].clone() if full in tensors else torch.zeros_like(tensor)
+            for full, tensor in ((f"modules.{group}.{name}", t) for name, t in module.items())
+        }
+        if own:
+            collective.sum_(list(own.values()))  # zeros from all but the owner
+        out |= own
+    return out
 
 
 def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:

@@ -12,15 +12,23 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 
 from perpeft_ray.config import TrialConfig, canonical_hash
 from perpeft_ray.data.folders import new_folder
 from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.outcome import EpochRecord
-from perpeft_ray.train.stage_cache import VERSION, Best, best_from, best_record, records_from
+from perpeft_ray.train.progress import (
+    Best,
+    as_shared,
+    best_from,
+    best_record,
+    grouping_from,
+    grouping_tensors,
+    records_from,
+    savable,
+)
+from perpeft_ray.train.stage_cache import VERSION
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +58,16 @@ def read_trained(entry: Path) -> Trained | None:
         return None
     record = json.loads((entry / "record.json").read_text())
     tensors = load_file(entry / "best.safetensors")
-    grouping = None
-    if "grouping.valid" in tensors:
-        centroids = tensors.pop("grouping.centroids", None)
-        grouping = Grouping(
-            valid=tensors.pop("grouping.valid").numpy(),
-            test=tensors.pop("grouping.test").numpy(),
-            states=tensors.pop("grouping.states").numpy(),
-            centroids=None if centroids is None else centroids.numpy(),
-        )
+    prefix = "grouping."
+    grouping = {
+        name.removeprefix(prefix): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith(prefix)
+    }
     return Trained(
         best=best_from(record, tensors),
-        grouping=grouping,
-        epochs=records_from(record),
+        grouping=grouping_from(grouping) if grouping else None,
+        epochs=as_shared(records_from(record)),
         **{name: record[name] for name in _SECONDS},
     )
 
@@ -73,10 +78,8 @@ def write_trained(trained: Trained, entry: Path) -> None:
         return
     record, tensors = best_record(trained.best)
     if trained.grouping is not None:
-        for field in dataclasses.fields(trained.grouping):
-            array = getattr(trained.grouping, field.name)
-            if array is not None:
-                tensors[f"grouping.{field.name}"] = torch.from_numpy(np.array(array))
+        parts = savable(grouping_tensors(trained.grouping))
+        tensors |= {f"grouping.{name}": tensor for name, tensor in parts.items()}
     record["epochs"] = [dataclasses.asdict(epoch) for epoch in trained.epochs]
     record |= {name: getattr(trained, name) for name in _SECONDS}
     with new_folder(entry) as temporary:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from perpeft_ray.recommender.sampling import TrainingSampler
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import ID_NORM_WEIGHT, StageData, steps_of, train_epoch
@@ -18,7 +19,6 @@ from perpeft_ray.train.state import (
     optimizer_tensors,
     weights,
 )
-from perpeft_ray.train.trial import TrainingSampler
 from perpeft_ray.train.workspace import Workspace, open_split
 from tests.train.conftest import MakeTrial
 

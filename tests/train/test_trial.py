@@ -24,10 +24,13 @@ from perpeft_ray.config import (
 from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ranking_metrics
-from perpeft_ray.train import trial as trial_module
-from perpeft_ray.train.collective import Collective, TorchCollective
+from perpeft_ray.train import fit
+from perpeft_ray.train.collective import Alone, Collective, TorchCollective
+from perpeft_ray.train.job import open_job
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
-from perpeft_ray.train.trial import run_trial
+from perpeft_ray.train.state import weights
+from perpeft_ray.train.trial import run_trial, train
+from perpeft_ray.train.trial_cache import read_trained, trial_key
 from perpeft_ray.train.workspace import Workspace, open_split, prepare
 from tests.small_shop import write_small_shop
 from tests.train.conftest import MakeTrial
@@ -160,7 +163,7 @@ def test_a_trained_trial_is_not_trained_again(
     straight = _run(config, _without_cache(workspace, tmp_path / "a"))
     fresh = _without_cache(workspace, tmp_path / "b")
     searched = run_trial(config, fresh, lambda record: None, test=False)
-    monkeypatch.setattr(trial_module, "train_epoch", None)
+    monkeypatch.setattr(fit, "train_epoch", None)
     records: list[EpochRecord] = []
     read = run_trial(config, fresh, records.append, test=True)
     assert [(r.epoch, r.shared) for r in records] == [(1, True), (2, True), (3, True), (4, True)]
@@ -178,13 +181,13 @@ def test_test_is_read_once_and_only_when_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parts: list[str] = []
-    real = trial_module.evaluate
+    real = fit.evaluate
 
     def spy(*args: Any) -> Any:
         parts.append(args[4])
         return real(*args)
 
-    monkeypatch.setattr(trial_module, "evaluate", spy)
+    monkeypatch.setattr(fit, "evaluate", spy)
     config = make_trial(personal_epochs=3)
     workspace = _without_cache(workspace, tmp_path)
     outcome = run_trial(config, workspace, lambda record: None, test=False)
@@ -217,30 +220,24 @@ def test_what_report_raises_stops_the_trial(workspace: Workspace, make_trial: Ma
         run_trial(make_trial(), workspace, stop, test=True)
 
 
-class _Keeps:
-    """Runs a trial and keeps the weights that it ended with."""
-
-    def __init__(self, config: TrialConfig, workspace: Workspace, collective: Collective) -> None:
-        self.trial = trial_module._Trial(config, workspace, lambda record: None, collective, None)
-        self.tensors: dict[str, torch.Tensor] = {}
-        real = self.trial._train
-
-        def train(state: Any, *args: Any) -> Any:
-            best = real(state, *args)
-            self.tensors = trial_module.weights(state)
-            return best
-
-        self.trial._train = train  # type: ignore[method-assign]
-        self.outcome = self.trial.run(test=True)
+def _trained_weights(
+    config: TrialConfig, workspace: Workspace, collective: Collective
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The weights that a trial ended with, this worker's groups among them, and its test ranks."""
+    torch.set_num_threads(1)
+    job = open_job(config, workspace, collective, torch.device("cpu"))
+    _, state = train(job, lambda record: None)
+    last = {name: tensor.numpy() for name, tensor in weights(state).items()}
+    ranks = _run(config, workspace, collective=collective).users.test_rank
+    return last, ranks
 
 
 def _worker(rank: int, world: int, config: TrialConfig, workspace: Workspace, folder: Path) -> None:
-    torch.set_num_threads(1)
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    kept = _Keeps(config, workspace, TorchCollective())
-    np.save(folder / f"ranks{rank}.npy", kept.outcome.users.test_rank)
-    np.savez(folder / f"weights{rank}.npz", **{n: t.numpy() for n, t in kept.tensors.items()})
+    last, ranks = _trained_weights(config, workspace, TorchCollective(torch.device("cpu")))
+    np.save(folder / f"ranks{rank}.npy", ranks)
+    np.savez(folder / f"weights{rank}.npz", **last)
     dist.destroy_process_group()
 
 
@@ -251,21 +248,32 @@ def test_workers_agree_with_one_process(
     """Parallel mode with uneven groups, and with a worker that owns none: every parameter."""
     config = make_trial(mode="parallel", groups=groups, personal_epochs=2)
     workspace = _without_cache(workspace, tmp_path)
-    alone = _Keeps(config, workspace, trial_module.Alone())
-    mp.spawn(_worker, (world, config, workspace, tmp_path), nprocs=world)
+    expected, expected_ranks = _trained_weights(config, workspace, Alone())
+    fresh = _without_cache(workspace, tmp_path / "workers")
+    mp.spawn(_worker, (world, config, fresh, tmp_path), nprocs=world)
     found: dict[str, np.ndarray] = {}
     for rank in range(world):
         for name, value in np.load(tmp_path / f"weights{rank}.npz").items():
             np.testing.assert_allclose(value, found.setdefault(name, value), atol=1e-6)
         ranks = np.load(tmp_path / f"ranks{rank}.npy")
-        assert np.array_equal(ranks, alone.outcome.users.test_rank)
-    assert set(found) == set(alone.tensors)
-    for name, value in alone.tensors.items():
-        np.testing.assert_allclose(found[name], value.numpy(), atol=1e-5, err_msg=name)
+        assert np.array_equal(ranks, expected_ranks)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+    entries = [
+        read_trained(folder / trial_key(config, workspace.fingerprint))
+        for folder in (workspace.trials, fresh.trials)
+    ]
+    assert entries[0] is not None
+    assert entries[1] is not None
+    whole = entries[1].best.weights  # written by worker 0 with what the owners contributed
+    assert set(whole) == set(entries[0].best.weights)
+    for name, tensor in entries[0].best.weights.items():
+        np.testing.assert_allclose(whole[name], tensor, atol=1e-5, err_msg=name)
 
 
 def test_sequential_mode_is_for_one_worker(workspace: Workspace, make_trial: MakeTrial) -> None:
-    class Two(trial_module.Alone):
+    class Two(Alone):
         world_size = 2
 
     with pytest.raises(InputError, match="`workers` must be 0 or 1"):

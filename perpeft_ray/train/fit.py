@@ -1,0 +1,99 @@
+"""The epochs of a stage: train, validate, keep the best, write the checkpoint, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perpeft_ray.recommender.vectors import VectorRecommender
+from perpeft_ray.train.checkpoint import Checkpoints
+from perpeft_ray.train.collective import Collective
+from perpeft_ray.train.epoch import StageData, train_epoch
+from perpeft_ray.train.evaluation import evaluate, metrics_of
+from perpeft_ray.train.grouping import Grouping
+from perpeft_ray.train.job import Job
+from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.progress import Best, Progress
+from perpeft_ray.train.state import TrainState, weights
+
+Report = Callable[[EpochRecord], None]
+
+
+def fit(
+    job: Job,
+    state: TrainState,
+    data: StageData,
+    grouping: Grouping | None,
+    epochs: range,
+    *,
+    stage: int,
+    start: Progress,
+    collective: Collective,
+    checkpoints: Checkpoints | None,
+    report: Report,
+) -> Progress:
+    """Train for these epochs, in place, and validate every `validate_every`th and the last.
+
+    With checkpoints it goes on after the last epoch that they hold; every epoch is reported, also
+    those. An epoch's checkpoint is written before it is reported, so one that was reported is
+    never trained again.
+
+    Args:
+        grouping: the users' groups for validation; None: all in group 0.
+        stage: what the records say; `data.stage` is what randomness is drawn from.
+        start: before the first of these epochs; its best may be of an earlier stage.
+    """
+    progress = start if checkpoints is None else checkpoints.restore(state, start)
+    for record in progress.epochs:
+        report(record)
+    for epoch in epochs[len(progress.epochs) :]:
+        started = time.perf_counter()
+        loss = train_epoch(state, data, epoch, job.config, collective)
+        valid, best, evaluate_seconds = None, progress.best, progress.evaluate_seconds
+        if (epoch - epochs.start + 1) % job.config.validate_every == 0 or epoch == epochs[-1]:
+            before = time.perf_counter()
+            ranks = ranks_of(job, state, grouping, "valid", collective)
+            evaluate_seconds += time.perf_counter() - before
+            valid = metrics_of(ranks)
+            if best is None or valid.ndcg_at_20 > best.valid.ndcg_at_20:
+                best = Best(epoch, valid, weights(state), ranks)
+        record = EpochRecord(
+            stage=stage,
+            epoch=epoch,
+            loss=loss,
+            seconds=time.perf_counter() - started,
+            valid=valid,
+            best_valid_ndcg_at_20=best.valid.ndcg_at_20 if best else None,
+            shared=False,
+        )
+        progress = Progress((*progress.epochs, record), best, evaluate_seconds)
+        if checkpoints is not None:
+            checkpoints.save(state, progress)
+        report(record)
+    return progress
+
+
+def ranks_of(
+    job: Job,
+    state: TrainState,
+    grouping: Grouping | None,
+    part: Literal["valid", "test"],
+    collective: Collective,
+) -> NDArray[np.int64]:
+    """Every user's rank under the module of their group, or with their group's vector.
+
+    int64 [U]; -1: not evaluated.
+    """
+    modules = np.zeros(job.split.num_users, dtype=np.int32)
+    if grouping is not None:
+        groups = grouping.valid if part == "valid" else grouping.test
+        if isinstance(state.model, VectorRecommender):
+            state.model.owners = groups
+        else:
+            modules = groups
+    length = job.config.sequence_length
+    return evaluate(state.model, state.modules, modules, job.split, part, length, collective)

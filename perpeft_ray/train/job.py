@@ -1,0 +1,79 @@
+"""What the stages of one trial work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.data.split import LeaveOneOut
+from perpeft_ray.errors import InputError
+from perpeft_ray.recommender.model import Recommender
+from perpeft_ray.recommender.sampling import TrainingSampler
+from perpeft_ray.train.build import build_model
+from perpeft_ray.train.collective import Collective
+from perpeft_ray.train.state import TrainState, new_state
+from perpeft_ray.train.workspace import Workspace, open_split
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A trial's configuration with its data, model and workers."""
+
+    config: TrialConfig
+    workspace: Workspace
+    split: LeaveOneOut
+    sampler: TrainingSampler
+    model: Recommender
+    device: torch.device
+    collective: Collective
+
+    @property
+    def stage_one_span(self) -> range:
+        """Epochs of stage 1; numbers go on over the whole trial."""
+        return range(1, self.config.stage1_epochs + 1)
+
+    @property
+    def stage_three_span(self) -> range:
+        """Epochs of stage 3, or of what continues stage 1 in its place."""
+        first = self.config.stage1_epochs + 1
+        return range(first, first + self.config.stage3_epochs)
+
+    def fresh_state(self, groups: Iterable[int], model: Recommender | None = None) -> TrainState:
+        """The model, or another in its place, with a module for each of these groups; untrained."""
+        model = model or self.model
+        return new_state(model, {g: model.new_module() for g in groups}, self.config)
+
+
+def open_job(
+    config: TrialConfig,
+    workspace: Workspace,
+    collective: Collective,
+    device: torch.device,
+) -> Job:
+    """Check a trial against its data and build its model, seeded.
+
+    Raises InputError for more groups than users, and for several workers in sequential mode.
+    """
+    split = open_split(workspace)
+    if collective.world_size > 1 and config.mode == "sequential":
+        raise InputError(
+            "`workers` must be 0 or 1 in sequential mode (a step is one group's batch), but "
+            f"is {collective.world_size}"
+        )
+    if config.groups is not None and config.groups > split.num_users:
+        raise InputError(
+            "`grouping.groups` must be between 1 and the number of users "
+            f"({split.num_users}), but is {config.groups}"
+        )
+    return Job(
+        config=config,
+        workspace=workspace,
+        split=split,
+        sampler=TrainingSampler(split.train, split.num_items, config.sequence_length),
+        model=build_model(config, workspace, device),
+        device=device,
+        collective=collective,
+    )

@@ -1,0 +1,191 @@
+"""The three stages of a trial. Every worker calls them in the same order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS
+from perpeft_ray.recommender.model import Recommender
+from perpeft_ray.train.build import build_vectors
+from perpeft_ray.train.checkpoint import Checkpoints
+from perpeft_ray.train.collective import Alone
+from perpeft_ray.train.epoch import StageData, batches_per_group
+from perpeft_ray.train.evaluation import user_states
+from perpeft_ray.train.fit import Report, fit
+from perpeft_ray.train.grouping import Grouping, group_items, group_users, owners
+from perpeft_ray.train.job import Job
+from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.progress import Progress
+from perpeft_ray.train.stage_cache import StageOne, cached_stage_one, stage_one_key
+from perpeft_ray.train.state import (
+    TrainState,
+    load_optimizers,
+    load_weights,
+    optimizer_tensors,
+    weights,
+)
+
+
+def stage_one(job: Job, report: Report) -> StageOne:
+    """The global module: from the stage cache, or trained by the first worker that asks for it.
+
+    Its checkpoints lie in the stage cache too, since stage 1 belongs to every trial that shares it:
+    whoever asks next goes on where one that was killed has stopped.
+    """
+    # Several workers must report together, so a stage 1 in progress is not reported live then.
+    live = job.collective.world_size == 1
+    key = stage_one_key(job.config, job.workspace.fingerprint)
+    unfinished = Checkpoints(job.workspace.stages / f".{key}.unfinished", key, Alone())
+    stage, found = cached_stage_one(
+        job.workspace.stages,
+        key,
+        lambda: _train_stage_one(job, unfinished, report if live else _in_silence),
+    )
+    if found or not live:
+        for record in stage.epochs:
+            report(record)
+    if not found:
+        unfinished.remove()
+    return stage
+
+
+def stage_two(job: Job, first: StageOne) -> Grouping:
+    """Group the users by their outputs under the global module; the same on every worker."""
+    config = job.config
+    assert config.groups is not None
+    state = job.fresh_state([0])
+    load_weights(state, first.weights)
+    module, length = state.modules[0], config.sequence_length
+    grouping = group_users(
+        user_states(job.model, module, job.split, "valid", length),
+        user_states(job.model, module, job.split, "test", length),
+        config.groups,
+        config.seed,
+        shuffle=config.method == "random_grouping",
+    )
+    both = torch.from_numpy(np.stack([grouping.valid, grouping.test])).to(job.device)
+    job.collective.broadcast_(both)  # machines may round differently
+    valid, test = both.cpu().numpy()
+    return dataclasses.replace(grouping, valid=valid, test=test)
+
+
+def stage_three(
+    job: Job, first: StageOne, grouping: Grouping, checkpoints: Checkpoints | None, report: Report
+) -> tuple[TrainState, Progress]:
+    """Personalised modules, each from a copy of the global one; SASRec goes on from stage 1."""
+    config = job.config
+    assert config.conditioning_weight is not None
+    users = _users_by_group(job, grouping)
+    pools = group_items(job.split.train, grouping.valid, len(users))
+    data = StageData(3, job.sampler, users, dict(enumerate(pools)), config.conditioning_weight)
+    mine = own_groups(job, grouping)
+    state = job.fresh_state(mine)
+    copies = {
+        name.replace("modules.0.", f"modules.{group}.", 1): tensor
+        for name, tensor in first.weights.items()
+        for group in (mine or [0])
+    }
+    load_weights(state, copies)
+    progress = fit(
+        job,
+        state,
+        data,
+        grouping,
+        job.stage_three_span,
+        stage=3,
+        start=Progress(),
+        collective=job.collective,
+        checkpoints=checkpoints,
+        report=report,
+    )
+    return state, progress
+
+
+def own_groups(job: Job, grouping: Grouping | None) -> list[int]:
+    """The groups whose modules this worker trains; one module for everyone is 0, and anyone's."""
+    if grouping is None or job.config.method not in PERSONAL_METHODS:
+        return [0]
+    batches = batches_per_group(_users_by_group(job, grouping), job.config.batch_size)
+    owner = owners(batches, job.collective.world_size)
+    return np.flatnonzero(owner == job.collective.rank).tolist()
+
+
+def final_model(job: Job, grouping: Grouping | None) -> Recommender:
+    """The model of stage 3: with vectors of users or groups where the method has them."""
+    if job.config.method not in VECTOR_METHODS:
+        return job.model
+    return build_vectors(job.config, job.model, grouping, job.split.num_users)
+
+
+def continue_stage_one(
+    job: Job,
+    first: StageOne,
+    grouping: Grouping | None,
+    checkpoints: Checkpoints | None,
+    report: Report,
+) -> tuple[TrainState, Progress]:
+    """For methods with one module: as many epochs more as PerPEFT has in all."""
+    state = job.fresh_state([0], final_model(job, grouping))
+    load_weights(state, {**weights(state), **first.weights})  # vectors begin here
+    load_optimizers(state, first.optimizers)
+    # Stage 1's best epoch is one of this method's, unless it lacks the method's vectors.
+    so_far = None if job.config.method in VECTOR_METHODS else first.best
+    progress = fit(
+        job,
+        state,
+        _global_data(job),
+        grouping,
+        job.stage_three_span,
+        stage=3,
+        start=Progress(best=so_far),
+        collective=Alone(),
+        checkpoints=checkpoints,
+        report=report,
+    )
+    return state, progress
+
+
+def _train_stage_one(job: Job, checkpoints: Checkpoints, report: Report) -> StageOne:
+    state = job.fresh_state([0])
+    progress = fit(
+        job,
+        state,
+        _global_data(job),
+        None,
+        job.stage_one_span,
+        stage=1,
+        start=Progress(),
+        collective=Alone(),
+        checkpoints=checkpoints,
+        report=report,
+    )
+    assert progress.best is not None  # the last epoch of a stage is always validated
+    return StageOne(
+        weights=weights(state),
+        optimizers=optimizer_tensors(state),
+        best=progress.best,
+        epochs=list(progress.epochs),
+        train_seconds=progress.train_seconds,
+        evaluate_seconds=progress.evaluate_seconds,
+    )
+
+
+def _users_by_group(job: Job, grouping: Grouping) -> dict[int, NDArray[np.int64]]:
+    """The trainable users of every group, ascending."""
+    assert job.config.groups is not None
+    trainable = job.sampler.trainable_users
+    of = grouping.valid[trainable]
+    return {group: trainable[of == group] for group in range(job.config.groups)}
+
+
+def _global_data(job: Job) -> StageData:
+    """Stage 1: one group of all users, negatives from all items."""
+    return StageData(1, job.sampler, {0: job.sampler.trainable_users}, {0: None}, 0.0)
+
+
+def _in_silence(record: EpochRecord) -> None:
+    """Report nothing."""
