@@ -48,6 +48,16 @@ COMMANDS = {
         "perpeft_ray.cli.results",
         "report",
     ),
+    "export": Command(
+        "a finished trial as a model of its own: perpeft export FOLDER DIR",
+        "perpeft_ray.cli.models",
+        "export",
+    ),
+    "recommend": Command(
+        "what users may want next: perpeft recommend DIR --history ID ...",
+        "perpeft_ray.cli.models",
+        "recommend",
+    ),
     "prepare": Command(
         "raw data into a folder: perpeft prepare amazon2023|release|parquet --help",
         "perpeft_ray.data.prepare.cli",

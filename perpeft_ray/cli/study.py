@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import tyro
 
+from perpeft_ray.cli.parsing import first_sentence
 from perpeft_ray.cli.results import print_tables, write_report
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
@@ -53,7 +53,7 @@ def parse_study(arguments: Sequence[str], description: str | None = None) -> Stu
     except SystemExit as ended:
         if ended.code in (0, None):
             raise
-        raise InputError(_first_sentence(errors.getvalue())) from None
+        raise InputError(first_sentence(errors.getvalue())) from None
     if unknown:
         raise InputError(_unknown(unknown[0]))
     return command.config
@@ -124,13 +124,6 @@ def _fields(settings: Any, prefix: str = "") -> Iterator[str]:
             yield from _fields(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name
-
-
-def _first_sentence(box: str) -> str:
-    """The message of tyro's error box as one line, without its frame, title and advice."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    message = itertools.takewhile(lambda line: line and not line.startswith("─"), lines)
-    return " ".join(message)
 
 
 def _check_inputs(config: StudyConfig, cache: Path) -> None:

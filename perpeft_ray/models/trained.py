@@ -12,15 +12,17 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from perpeft_ray.config import TrialConfig
+from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS, TrialConfig
 from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.errors import InputError
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import last_inputs
+from perpeft_ray.recommender.vectors import VectorRecommender
 from perpeft_ray.results.folder import StudyFolder
-from perpeft_ray.train.build import build_model
+from perpeft_ray.train.build import build_model, build_vectors
 from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.stage_cache import read_stage_one, stage_one_key
 from perpeft_ray.train.state import load_weights, new_state
@@ -39,18 +41,17 @@ class TrainedTrial:
     workspace: Workspace
     split: LeaveOneOut
     model: Recommender
-    """In evaluation mode, SASRec's weights are those of the selected epoch."""
+    """In evaluation mode; SASRec's weights are those of the selected epoch."""
     modules: dict[int, dict[str, nn.Parameter]]
-    """Each group's tensors of the selected epoch; group 0 alone for methods without groups."""
+    """Each group's tensors of the selected epoch; 0 alone for methods with one module for all."""
     grouping: Grouping | None
     """None for methods without groups."""
 
-    @property
-    def test_groups(self) -> np.ndarray:
-        """Every user's group while testing, int32 [U]; 0 for methods without groups."""
-        if self.grouping is None:
+    def modules_of_users(self, part: Literal["valid", "test"] = "test") -> NDArray[np.int32]:
+        """The number of every user's module while `part` is predicted, int32 [U]."""
+        if self.grouping is None or self.config.method not in PERSONAL_METHODS:
             return np.zeros(self.split.num_users, dtype=np.int32)
-        return self.grouping.test
+        return self.grouping.valid if part == "valid" else self.grouping.test
 
 
 def choose_trial(folder: StudyFolder, which: str, method: str = "perpeft") -> str:
@@ -89,13 +90,18 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     trained = read_trained(workspace.trials / trial_key(config, workspace.fingerprint))
     if trained is None:
         raise InputError(_gone(folder, trial_id))
-    model, modules = _with_weights(config, workspace, trained.best.weights, config.groups or 1)
+    model = _initial(config, workspace)
+    split = open_split(workspace)
+    if config.method in VECTOR_METHODS:
+        model = build_vectors(config, model, trained.grouping, split.num_users)
+    groups = config.groups or 1 if config.method in PERSONAL_METHODS else 1
+    modules = _put(model, config, trained.best.weights, groups)
     return TrainedTrial(
         trial_id=trial_id,
         config=config,
         workspace=workspace,
-        split=open_split(workspace),
-        model=model,
+        split=split,
+        model=model.eval(),
         modules=modules,
         grouping=trained.grouping,
     )
@@ -110,42 +116,51 @@ def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
     stage = read_stage_one(workspace.stages, stage_one_key(trial.config, workspace.fingerprint))
     if stage is None:
         raise InputError(_gone(folder, trial.trial_id))
-    model, modules = _with_weights(trial.config, workspace, stage.weights, 1)
+    model = _initial(trial.config, workspace)
+    modules = _put(model, trial.config, stage.weights, 1)
     return TrainedTrial(
         trial_id=trial.trial_id,
         config=trial.config,
         workspace=workspace,
         split=trial.split,
-        model=model,
+        model=model.eval(),
         modules=modules,
         grouping=None,
     )
 
 
 def item_embeddings(trial: TrainedTrial, group: int) -> Tensor:
-    """All items as a group sees them, float32 [I+1, D]; row 0, the padding, is zero."""
+    """All items as a group sees them, float32 [I+1, D]; row 0, the padding, is zero.
+
+    For methods with a vector a user or group, ids and content side by side, [I+1, 2D].
+    """
     return trial.model.embed_all(trial.modules[group])
 
 
 def item_embedding(trial: TrainedTrial, item: int, group: int) -> Tensor:
-    """Item 1..I as a group sees it, float32 [D]."""
+    """Item 1..I as a group sees it, float32 [D]; a user's or group's own vector is left out."""
     with torch.no_grad():
         return trial.model.embed(np.array([item]), trial.modules[group])[0]
 
 
 def user_states(
     trial: TrainedTrial,
-    users: np.ndarray,
+    users: NDArray[np.int64],
+    group: int,
     embeddings: Tensor,
     part: Literal["valid", "test"] = "test",
 ) -> Tensor:
-    """SASRec's outputs for users [n] over a group's `item_embeddings`, float32 [n, D].
+    """SASRec's outputs for users [n] under a group's module, float32, as wide as `embeddings`.
 
+    `embeddings`: the group's `item_embeddings`; the product with an item's row is its score.
     `part`: from what is known when it is predicted (training items; for test the validation item
-    too). The dot product with an item's embedding is the item's score.
+    too).
     """
     inputs = last_inputs(trial.split.known(part), users, trial.config.sequence_length)
-    return trial.model.states(inputs, embeddings)
+    if isinstance(trial.model, VectorRecommender) and trial.grouping is not None:
+        trial.model.owners = trial.grouping.valid if part == "valid" else trial.grouping.test
+    with torch.no_grad():
+        return trial.model.queries(users, inputs, embeddings, trial.modules[group])
 
 
 def config_of(folder: StudyFolder, trial_id: str) -> TrialConfig:
@@ -157,13 +172,17 @@ def config_of(folder: StudyFolder, trial_id: str) -> TrialConfig:
     return TrialConfig(**row.to_pylist()[0])
 
 
-def _with_weights(
-    config: TrialConfig, workspace: Workspace, weights: dict[str, Tensor], groups: int
-) -> tuple[Recommender, dict[int, dict[str, nn.Parameter]]]:
-    model = build_model(config, workspace, torch.device("cpu"))
+def _initial(config: TrialConfig, workspace: Workspace) -> Recommender:
+    return build_model(config, workspace, torch.device("cpu"))
+
+
+def _put(
+    model: Recommender, config: TrialConfig, weights: dict[str, Tensor], groups: int
+) -> dict[int, dict[str, nn.Parameter]]:
+    """SASRec's weights into the model, the groups' into modules of their own."""
     state = new_state(model, {group: model.new_module() for group in range(groups)}, config)
     load_weights(state, weights)
-    return model.eval(), state.modules
+    return state.modules
 
 
 def _gone(folder: StudyFolder, trial_id: str) -> str:

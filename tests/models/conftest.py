@@ -33,7 +33,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study_folder(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     storage = tmp_path_factory.mktemp("results")
     train = TrainSettings(
-        epochs=2, personal_epochs=2, validate_every=1, batch_size=8, dtype="float32"
+        epochs=1, personal_epochs=1, validate_every=1, batch_size=8, dtype="float32"
     )
     config = StudyConfig(
         dataset=f"parquet:{shop}", storage=str(storage), study="small", train=train
@@ -80,3 +80,17 @@ def finished_trial(study_folder: StudyFolder) -> FinishedTrial:
         return spec.trial_id
 
     return finish
+
+
+@pytest.fixture(scope="session")
+def exported(
+    study_folder: StudyFolder,
+    finished_trial: FinishedTrial,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """An exported PerPEFT model with LoRA; not to be changed."""
+    from perpeft_ray.models.export import export_trial
+
+    out = tmp_path_factory.mktemp("exported") / "model"
+    export_trial(study_folder, finished_trial("perpeft", "lora"), out)
+    return out

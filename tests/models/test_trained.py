@@ -30,6 +30,10 @@ CASES = [
     ("perpeft", "iisan"),
     ("random_grouping", "lora"),
     ("global", "lora"),
+    ("user_level_2", "lora"),
+    ("group_level_1", "lora"),
+    ("without_text", "lora"),
+    ("large_global", "lora"),
     ("frozen_mm", None),
     ("without_mm", None),
 ]
@@ -45,16 +49,14 @@ def test_ranks_of_the_study_come_out_again(
     assert not trial.model.training
     rows = study_folder.users_of(trial_id).set_index("user_id")
     embeddings = {group: item_embeddings(trial, group) for group in trial.modules}
-    groups = {
-        "valid": trial.test_groups if trial.grouping is None else trial.grouping.valid,
-        "test": trial.test_groups,
-    }
     checked = 0
     for part, targets in (("valid", trial.split.valid_item), ("test", trial.split.test_item)):
         known = trial.split.known(part)
+        groups = trial.modules_of_users(part)
         for user in trial.split.evaluable:
-            table = embeddings[groups[part][user]]
-            scores = table @ user_states(trial, np.array([user]), table, part)[0]
+            group = int(groups[user])
+            table = embeddings[group]
+            scores = table @ user_states(trial, np.array([user]), group, table, part)[0]
             candidates = np.setdiff1d(np.arange(1, len(table)), known.of(user))
             others = candidates[candidates != targets[user]]
             rank = int((scores[others] >= scores[targets[user]]).sum())
@@ -84,9 +86,9 @@ def test_users_are_nearest_to_the_centroid_of_their_group(
     grouping = trial.grouping
     assert grouping is not None
     assert grouping.centroids is not None
-    states = user_states(first, everyone, table, "valid").numpy()
+    states = user_states(first, everyone, 0, table, "valid").numpy()
     np.testing.assert_allclose(grouping.states, states, atol=1e-6)
-    later = user_states(first, everyone, table, "test").numpy()
+    later = user_states(first, everyone, 0, table, "test").numpy()
     assert np.array_equal(nearest_centroids(states, grouping.centroids), grouping.valid)
     assert np.array_equal(nearest_centroids(later, grouping.centroids), grouping.test)
     for group in range(GROUPS):

@@ -1,0 +1,106 @@
+"""`perpeft export` and `perpeft recommend`: a model out of its study, and its use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from perpeft_ray.cli.parsing import parse
+from perpeft_ray.errors import InputError
+
+
+def export(arguments: Sequence[str]) -> None:
+    """`perpeft export STUDY DIR`."""
+    command = parse(_Export, arguments, "perpeft export")
+
+    from perpeft_ray.models.export import ExportOptions, export_trial
+    from perpeft_ray.models.trained import choose_trial
+    from perpeft_ray.results.folder import StudyFolder
+
+    folder = StudyFolder.open(command.study)
+    trial_id = choose_trial(folder, command.trial, command.method)
+    options = ExportOptions(command.embeddings, command.with_encoder)
+    export_trial(folder, trial_id, command.out, options)
+    print(f"{trial_id} exported to {command.out}")
+
+
+def recommend(arguments: Sequence[str]) -> None:
+    """`perpeft recommend DIR --history ID … ` or `--users FILE --out DIR`."""
+    command = parse(_Recommend, arguments, "perpeft recommend")
+    if (command.users is None) != (command.out is None) or bool(command.history) == bool(
+        command.users
+    ):
+        raise InputError("either `history` must be given, or `users` together with `out`")
+    if command.users is not None and command.out is not None:
+        _recommend_all(command, command.users, command.out)
+    else:
+        _recommend_one(command)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """Write a finished trial to a new folder that works without the study."""
+
+    study: tyro.conf.Positional[Path]
+    """Folder of the study: <storage>/<study>."""
+    out: tyro.conf.Positional[Path]
+    """The new folder."""
+    trial: str = "best"
+    """A trial's id, or best: the method's highest validation NDCG@20 in the ablation."""
+    method: str = "perpeft"
+    """The method that best is chosen from."""
+    embeddings: Literal["float32", "float16"] = "float32"
+    """Precision of the precomputed item embeddings; float16 rounds scores to three digits."""
+    with_encoder: bool = False
+    """Copy the foundation model too, so that new items need nothing from elsewhere."""
+
+
+@dataclass(frozen=True)
+class _Recommend:
+    """What a user, or every user of a table, may want next."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder that `perpeft export` wrote."""
+    history: tuple[str, ...] = ()
+    """Item ids of one user, oldest first."""
+    users: Path | None = None
+    """Parquet file with user_id, item_id and timestamp, for recommendations to all its users."""
+    out: Path | None = None
+    """The new folder for the Parquet files of `users`."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """Items a user."""
+    exclude_seen: bool = True
+    """Leave out what the history has."""
+    workers: int = 1
+    """Ray Data workers, for `users`."""
+
+
+def _recommend_one(command: _Recommend) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    import perpeft_ray
+
+    model = perpeft_ray.load(command.model)
+    best = model.recommend(command.history, command.k, exclude_seen=command.exclude_seen)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if model.config.trial.groups is not None:
+        console.print(f"group {model.group_of(command.history)} of {model.config.groups}")
+    table = Table("", "item", "title", "score", box=None, pad_edge=False)
+    for place, item in enumerate(best, start=1):
+        table.add_row(str(place), Text(item.item_id), Text(item.title or "–"), f"{item.score:.3f}")
+    console.print(table)
+
+
+def _recommend_all(command: _Recommend, users: Path, out: Path) -> None:
+    from perpeft_ray.models.batch import BatchOptions, recommend_all
+
+    options = BatchOptions(k=command.k, exclude_seen=command.exclude_seen, workers=command.workers)
+    counts = recommend_all(command.model, users, out, options)
+    print(f"{counts.scored:,} of {counts.users:,} users in {out}")

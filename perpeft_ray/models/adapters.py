@@ -1,0 +1,133 @@
+"""A group's module to disk and back: PEFT part in `peft`'s own form, projector beside it.
+
+`peft` names and selects what it saves, so any variant that it knows comes out as it expects it. A
+module that is not `peft`'s (IISAN's side network) is safetensors with a `config.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.errors import InputError
+from perpeft_ray.models.layout import PROJECTOR
+from perpeft_ray.recommender.model import Module, Recommender
+
+ADAPTER = "adapter"
+_PREFIX = "base_model.model."
+"""Before every name in a `PeftModel`'s file."""
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def write_module(
+    model: Recommender, module: Module, config: TrialConfig, folder: Path, base: str
+) -> None:
+    """Write a group's module of a recommender to a folder that is there.
+
+    `base` is the foundation model as the adapter's configuration names it. The model's own tower
+    takes the module's values. Nothing is written for methods without content.
+    """
+    if model.tower is None:
+        return
+    projector = _named(module, "projector.")
+    save_file(projector, folder / PROJECTOR)
+    encoder = _named(module, "encoder.")
+    if not encoder:
+        return
+    _put(model, module)
+    adapted = _adapted(model)
+    if adapted is not None:
+        _write_adapter(adapted, folder / ADAPTER, base)
+        return
+    assert config.variant is not None
+    side = folder / config.variant
+    side.mkdir()
+    save_file(encoder, side / "model.safetensors")
+    settings = {
+        "variant": config.variant,
+        "bottleneck": config.bottleneck,
+        "base_model_name_or_path": base,
+        "shapes": {name: list(tensor.shape) for name, tensor in encoder.items()},
+    }
+    (side / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def read_module(model: Recommender, config: TrialConfig, folder: Path) -> dict[str, nn.Parameter]:
+    """The module that `write_module` wrote, for a recommender built from the same configuration.
+
+    Raises InputError where the folder's tensors are not the model's.
+    """
+    if model.tower is None:
+        return {}
+    tensors = {f"projector.{k}": v for k, v in load_file(folder / PROJECTOR).items()}
+    adapted = _adapted(model)
+    if adapted is not None:
+        _read_adapter(adapted, folder / ADAPTER)
+    elif config.variant is not None:
+        side = load_file(folder / config.variant / "model.safetensors")
+        tensors |= {f"encoder.{name}": tensor for name, tensor in side.items()}
+    module = model.new_module()
+    expected = {name for name in module if adapted is None or name.startswith("projector.")}
+    if tensors.keys() != expected:
+        odd = sorted(tensors.keys() ^ expected)[0]
+        raise InputError(f"{folder} must have the tensors of its configuration, but not so {odd}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            module[name].copy_(tensor)
+    return module
+
+
+def _named(module: Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): tensor.detach().cpu().contiguous()
+        for name, tensor in module.items()
+        if name.startswith(prefix)
+    }
+
+
+def _put(model: Recommender, module: Module) -> None:
+    parameters = dict(model.tower.named_parameters()) if model.tower is not None else {}
+    with torch.no_grad():
+        for name, tensor in module.items():
+            parameters[name].copy_(tensor)
+
+
+def _adapted(model: Recommender) -> Any:
+    """The transformers model that `peft` has put an adapter into; None where there is none."""
+    assert model.tower is not None
+    return next((m for m in model.tower.modules() if hasattr(m, "peft_config")), None)
+
+
+def _write_adapter(adapted: Any, folder: Path, base: str) -> None:
+    import peft
+
+    tensors = {
+        _PREFIX + name: tensor.detach().cpu().contiguous()
+        for name, tensor in peft.get_peft_model_state_dict(adapted).items()
+    }
+    folder.mkdir()
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    config = copy.copy(adapted.peft_config["default"])
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def _read_adapter(adapted: Any, folder: Path) -> None:
+    import peft
+
+    tensors = {
+        name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / _WEIGHTS).items()
+    }
+    wanted = peft.get_peft_model_state_dict(adapted).keys()
+    if tensors.keys() != wanted:
+        odd = sorted(tensors.keys() ^ wanted)[0]
+        raise InputError(f"{folder} must have the adapter of its configuration, but not so {odd}")
+    peft.set_peft_model_state_dict(adapted, tensors)

@@ -1,0 +1,192 @@
+"""The model card of an exported model: README.md in Hugging Face's form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from perpeft_ray.metrics import CUTOFFS
+from perpeft_ray.models.layout import ENCODER, GROUPING, ExportConfig
+from perpeft_ray.results.statistics import user_metric
+
+_RESAMPLES = 2000
+_PARTS = {"valid": "validation", "test": "test"}
+
+
+def model_card(config: ExportConfig, users: pd.DataFrame, has_adapter: bool) -> str:
+    """The card as Markdown with a YAML head.
+
+    `users`: the trial's rows of `users/`, of which metrics and their 95 % bootstrap intervals over
+    users are taken. `has_adapter`: whether groups have `peft` folders.
+    """
+    measured = _measured(users)
+    trial = config.trial
+    of_groups = f"{config.groups} groups" if trial.groups else "one module for all users"
+    parts = [
+        _head(config, measured),
+        f"# {config.study}: {trial.method}{f' with {trial.variant}' if trial.variant else ''}",
+        "A sequential recommender (SASRec) whose item embeddings come from a foundation model, "
+        f"`{trial.encoder}`, with {of_groups}, after *Personalized Parameter-Efficient "
+        "Fine-Tuning of Foundation Models for Multimodal Recommendation* (WWW 2026, arXiv "
+        f"2602.09445). Exported by perpeft-ray {config.version} from trial `{config.trial_id}`.",
+        "## Metrics",
+        f"Means over {measured.users} users, × 100, with 95 % bootstrap intervals over users; "
+        "the last item of each user is test, the one before it validation; candidates are all "
+        f"{config.items:,} items minus the user's history, ties count against the target. One "
+        "training seed: another seed's model may differ by more than these intervals.",
+        _table(measured.rows),
+        "## Data",
+        f"{config.users:,} users, {config.items:,} items, {config.interactions:,} interactions of "
+        f"`{_public(trial.dataset)}`; fingerprint `{config.data_fingerprint}`.",
+        "## Use",
+        _use(config),
+    ]
+    if has_adapter:
+        parts.append(_peft(config))
+    settings = {name: value for name, value in vars(trial).items() if value is not None}
+    settings["dataset"] = _public(trial.dataset)
+    parts += ["## Settings", f"```json\n{json.dumps(settings, indent=2)}\n```", _LIMITS]
+    return "\n\n".join(parts) + "\n"
+
+
+_LIMITS = """## Limits
+
+- Recommendations repeat what the data's users did; nothing keeps popular items from growing more.
+- A new item has no id embedding: it is placed by title and image alone.
+- Of a history, the latest `sequence_length` items count; all of them are left out as seen."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A trial's metrics over its evaluated users, in [0, 1]."""
+
+    users: int
+    rows: list[tuple[str, str, float, float, float]]
+    """(valid or test, metric, mean, low, high)."""
+
+
+def _measured(users: pd.DataFrame) -> _Measured:
+    rows = []
+    evaluated = users.dropna(subset="valid_rank")
+    for part in _PARTS:
+        ranks = evaluated[f"{part}_rank"].dropna().to_numpy()
+        if len(ranks) == 0:  # a trial of the search has not read test
+            continue
+        for name in ("hr", "ndcg"):
+            for k in CUTOFFS:
+                values = user_metric(ranks, f"{name}@{k}")
+                rows.append((part, f"{name.upper()}@{k}", *_mean_and_interval(values)))
+    return _Measured(len(evaluated), rows)
+
+
+def _mean_and_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % percentile interval; the mean alone where all are equal."""
+    from scipy import stats
+
+    mean = float(values.mean())
+    if len(values) < 2 or values.min() == values.max():
+        return mean, mean, mean
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return mean, float(interval.low), float(interval.high)
+
+
+def _head(config: ExportConfig, measured: _Measured) -> str:
+    """The YAML head; every value is JSON, which is YAML."""
+    results = [
+        {
+            "task": {"type": "sequential-recommendation", "name": "Sequential recommendation"},
+            "dataset": {
+                "type": config.data_fingerprint,
+                "name": _public(config.trial.dataset),
+                "split": _PARTS[part],
+            },
+            "metrics": [{"type": metric.lower(), "name": metric, "value": round(mean, 6)}],
+        }
+        for part, metric, mean, _, _ in measured.rows
+    ]
+    head: dict[str, Any] = {
+        "library_name": "perpeft-ray",
+        "tags": ["recommendation", "sequential-recommendation", "sasrec", "peft"],
+        "model-index": [{"name": config.study, "results": results}],
+    }
+    lines = (f"{name}: {json.dumps(value)}" for name, value in head.items())
+    return "\n".join(["---", *lines, "---"])
+
+
+def _table(rows: list[tuple[str, str, float, float, float]]) -> str:
+    lines = ["| part | metric | mean | 95 % interval |", "|---|---|---:|---:|"]
+    lines += [
+        f"| {_PARTS[part]} | {metric} | {100 * mean:.2f} | {100 * low:.2f} to {100 * high:.2f} |"
+        for part, metric, mean, low, high in rows
+    ]
+    if not any(part == "test" for part, *_ in rows):
+        lines.append("\nTest was not read for this trial.")
+    return "\n".join(lines)
+
+
+def _use(config: ExportConfig) -> str:
+    new_user = (
+        "a user is assigned to the group whose centroid is nearest to their history's output under "
+        f"the stage-1 model in `{GROUPING}/`"
+        if config.trial.groups
+        else "all users share one module"
+    )
+    return f"""```python
+import perpeft_ray
+
+model = perpeft_ray.load("path/to/this/folder")
+model.recommend(["id of an item", "id of the next"], k=10)
+model.embed_item("title of a new item", "photo.jpg")  # [groups, {config.trial.hidden_units}]
+```
+
+No user is stored: {new_user}. `groups/<g>/embeddings.safetensors` has all items as each group sees
+them, {config.embeddings}; known items need no encoder. {_of_encoder(config)}"""
+
+
+def _of_encoder(config: ExportConfig) -> str:
+    if config.trial.method == "without_mm":
+        return "This method has no encoder."
+    if config.encoder.removeprefix("text:").startswith(ENCODER):
+        return f"New items are embedded by the encoder in `{ENCODER}/`."
+    return (
+        f"New items are embedded by `{_public(config.encoder)}`, which must be there where the "
+        "model is used (`perpeft export --with-encoder` copies it)."
+    )
+
+
+def _peft(config: ExportConfig) -> str:
+    text_only = config.encoder.startswith("text:")
+    features = "hidden states" if text_only else "image and text features"
+    return f"""The adapters are standard `peft` folders:
+
+```python
+from peft import PeftModel
+from transformers import AutoModel
+
+base = AutoModel.from_pretrained("path/to/the/encoder")
+group_0 = PeftModel.from_pretrained(base, "path/to/this/folder/groups/0/adapter")
+```
+
+An item's embedding is `id + {config.trial.multimodal_weight:g} * projector(features)`, with the
+{features} of `group_0` and the group's `projector.safetensors`."""
+
+
+def _public(name: str) -> str:
+    """A data set's or encoder's name without the folders of the machine that it lay on."""
+    kind, colon, path = name.partition(":")
+    path = path if colon else name
+    short = Path(path).name if path.startswith((".", "/", "~")) else path
+    return f"{kind}:{short}" if colon else short

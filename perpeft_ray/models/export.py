@@ -1,0 +1,159 @@
+"""A finished trial as a folder that works without the study: `perpeft export`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import perpeft_ray
+from perpeft_ray.config import Method
+from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.sources import open_dataset
+from perpeft_ray.encoder.foundation import parse_encoder
+from perpeft_ray.encoder.preprocess import encoder_fingerprint
+from perpeft_ray.errors import InputError
+from perpeft_ray.models.adapters import ADAPTER, write_module
+from perpeft_ray.models.card import model_card
+from perpeft_ray.models.layout import (
+    CARD,
+    CENTROIDS,
+    EMBEDDINGS,
+    ENCODER,
+    FORMAT,
+    GROUPING,
+    ITEMS,
+    SASREC,
+    ExportConfig,
+    Precision,
+    group_folder,
+    write_config,
+)
+from perpeft_ray.models.trained import TrainedTrial, item_embeddings, open_global, open_trained
+from perpeft_ray.results.folder import StudyFolder
+
+EXPORTED_METHODS: tuple[Method, ...] = (
+    "without_mm",
+    "frozen_mm",
+    "global",
+    "large_global",
+    "perpeft",
+    "without_text",
+    "without_image",
+    "without_group_negatives",
+)
+"""Methods with one module a group, whose users' groups follow from their histories."""
+
+_ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "1_Pooling/*")
+"""Of a foundation model's folder: configuration, tokenizer, weights, pooling."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an exported model holds beyond the trial itself."""
+
+    embeddings: Precision = "float32"
+    """Of the precomputed item embeddings; float16 halves them and rounds scores to 3 digits."""
+    with_encoder: bool = False
+    """Copy the foundation model into the folder, so that new items need nothing from elsewhere."""
+
+
+def export_trial(
+    folder: StudyFolder, trial_id: str, out: Path, options: ExportOptions | None = None
+) -> None:
+    """Write a trial to the new folder `out`, whole or not at all; `layout.py` says what is in it.
+
+    Raises InputError where `out` is there already, for a method that cannot be exported, and where
+    the trial's weights are gone.
+    """
+    options = options or ExportOptions()
+    if out.exists():
+        raise InputError(f"the folder to export to must not be there yet, but {out} is")
+    trial = open_trained(folder, trial_id)
+    method = trial.config.method
+    if method not in EXPORTED_METHODS:
+        raise InputError(
+            f"`method` must be one of {', '.join(EXPORTED_METHODS)} to be exported (a new user's "
+            f"model follows from their history), but is {method}"
+        )
+    with new_folder(out) as temporary:
+        _write(folder, trial, temporary, options)
+
+
+def _write(folder: StudyFolder, trial: TrainedTrial, out: Path, options: ExportOptions) -> None:
+    config = trial.config
+    encoder = config.encoder
+    if options.with_encoder and config.method != "without_mm":
+        encoder = _copy_encoder(encoder, out)
+    dataset = open_dataset(config.dataset, folder.path.parent / ".cache")
+    of_export = ExportConfig(
+        format=FORMAT,
+        version=perpeft_ray.__version__,
+        study=folder.config.study,
+        trial_id=trial.trial_id,
+        trial=config,
+        encoder=encoder,
+        encoder_fingerprint=encoder_fingerprint(
+            str(out / ENCODER) if encoder != config.encoder else config.encoder
+        ),
+        data_fingerprint=dataset.fingerprint,
+        users=trial.split.num_users,
+        items=trial.split.num_items,
+        interactions=len(dataset.interactions),
+        embeddings=options.embeddings,
+    )
+    items = {
+        "item_ids": dataset.items["item_id"].tolist(),
+        "titles": dataset.items["title"].tolist(),
+    }
+    assert items["item_ids"] == trial.split.item_ids.tolist()
+    (out / ITEMS).write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
+    _write_sasrec(trial, out)
+    for group in trial.modules:
+        _write_group(trial, group, group_folder(out, group), of_export)
+    if trial.grouping is not None:
+        assert trial.grouping.centroids is not None
+        first = open_global(folder, trial)
+        grouping = out / GROUPING
+        _write_group(first, 0, grouping, of_export)
+        _write_sasrec(first, grouping)
+        centroids = torch.from_numpy(trial.grouping.centroids)
+        save_file({"centroids": centroids}, grouping / CENTROIDS)
+    write_config(of_export, out)
+    has_adapter = (group_folder(out, 0) / ADAPTER).is_dir()
+    card = model_card(of_export, folder.users_of(trial.trial_id), has_adapter)
+    (out / CARD).write_text(card, encoding="utf-8")
+
+
+def _write_sasrec(trial: TrainedTrial, folder: Path) -> None:
+    tensors: dict[str, Tensor] = trial.model.backbone.state_dict()
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / SASREC)
+
+
+def _write_group(trial: TrainedTrial, group: int, folder: Path, config: ExportConfig) -> None:
+    folder.mkdir(parents=True)
+    precision = torch.float16 if config.embeddings == "float16" else torch.float32
+    embeddings = item_embeddings(trial, group).to(precision)
+    save_file({"embeddings": embeddings.contiguous()}, folder / EMBEDDINGS)
+    write_module(trial.model, trial.modules[group], trial.config, folder, config.encoder)
+
+
+def _copy_encoder(name: str, out: Path) -> str:
+    """Copy the foundation model of an encoder into the export; its name there."""
+    source = parse_encoder(name)
+    folder = Path(source.path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source.path, allow_patterns=list(_ENCODER_FILES)))
+    for pattern in _ENCODER_FILES:
+        for file in folder.glob(pattern):
+            target = out / ENCODER / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    return f"text:{ENCODER}" if source.kind == "text" else ENCODER

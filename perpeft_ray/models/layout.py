@@ -1,0 +1,101 @@
+"""What lies where in an exported model, and its `config.json`.
+
+DIR/
+  README.md                 the model card
+  config.json               `ExportConfig`
+  items.json                item ids and titles, in the order of the embeddings' rows 1..I
+  sasrec.safetensors        SASRec of the selected epoch, id embedding included
+  groups/<g>/               what a group's module makes of items
+    adapter/                a standard peft folder (other variants: their own name)
+    projector.safetensors
+    embeddings.safetensors  [I+1, D], row 0 is padding
+  grouping/                 the stage-1 model that users are grouped by, if there are groups
+    centroids.safetensors   [G, D]
+    sasrec.safetensors, adapter/, projector.safetensors, embeddings.safetensors
+  encoder/                  the foundation model, where it was asked for
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.errors import InputError
+
+FORMAT = 1
+"""Changed with anything in the folder that an older program cannot read."""
+
+CONFIG = "config.json"
+CARD = "README.md"
+ITEMS = "items.json"
+SASREC = "sasrec.safetensors"
+PROJECTOR = "projector.safetensors"
+EMBEDDINGS = "embeddings.safetensors"
+CENTROIDS = "centroids.safetensors"
+GROUPING = "grouping"
+ENCODER = "encoder"
+
+Precision = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What an exported model is and where it comes from."""
+
+    format: int
+    version: str
+    """Of perpeft-ray."""
+    study: str
+    trial_id: str
+    trial: TrialConfig
+    encoder: str
+    """As in `parse_encoder`; a path that begins with `encoder` lies inside the folder."""
+    encoder_fingerprint: str
+    """Of the encoder's files; new items are embedded with no other."""
+    data_fingerprint: str
+    """Of interactions, items and images; 32 hexadecimal digits."""
+    users: int
+    items: int
+    interactions: int
+    embeddings: Precision
+
+    @property
+    def groups(self) -> int:
+        """Number of modules: of groups, or one for all users."""
+        return self.trial.groups or 1
+
+
+def group_folder(folder: Path, group: int) -> Path:
+    """Where a group's module lies."""
+    return folder / "groups" / str(group)
+
+
+def write_config(config: ExportConfig, folder: Path) -> None:
+    """Write `config.json`."""
+    text = json.dumps(dataclasses.asdict(config), indent=2, allow_nan=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> ExportConfig:
+    """Read `config.json`. Raises InputError where the folder is no model of this format."""
+    file = folder / CONFIG
+    if not file.is_file():
+        raise InputError(f"an exported model must have {CONFIG}, but {folder} has none")
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} must be JSON, but is not: {error}") from error
+    names = {field.name for field in dataclasses.fields(ExportConfig)}
+    of_trial = {field.name for field in dataclasses.fields(TrialConfig)}
+    if not isinstance(values, dict) or values.get("format") != FORMAT or values.keys() != names:
+        raise InputError(f"{file} must be an exported model's of format {FORMAT}, but is not")
+    if values["trial"].keys() != of_trial:
+        raise InputError(
+            f"{folder} must be of a version with the settings of this one, but is of "
+            f"{values['version']}; export it again"
+        )
+    return ExportConfig(**{**values, "trial": TrialConfig(**values["trial"])})

@@ -1,0 +1,283 @@
+"""An exported model in use: `perpeft_ray.load(DIR)`.
+
+Letters: n histories, I items (0 is padding), G groups, T sequence length, D hidden units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from perpeft_ray.errors import InputError
+from perpeft_ray.models.layout import (
+    CENTROIDS,
+    EMBEDDINGS,
+    ENCODER,
+    GROUPING,
+    ITEMS,
+    SASREC,
+    ExportConfig,
+    group_folder,
+    read_config,
+)
+from perpeft_ray.models.new_items import NewItem, embed_new_items
+from perpeft_ray.recommender.sasrec import SASRec
+from perpeft_ray.train.grouping import nearest_centroids
+
+_BLOCK_SCORES = 16 * 2**20
+"""Scores held at a time: 64 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item that a user may want next."""
+
+    item_id: str
+    title: str | None
+    score: float
+    """Comparable among one user's items, of one group."""
+
+
+@dataclass(frozen=True, eq=False)
+class TopItems:
+    """The best items of n histories, best first."""
+
+    groups: NDArray[np.int32]
+    """[n]: the group that each was assigned to."""
+    items: NDArray[np.int64]
+    """[n, k] item indices 1..I; 0 where there are no more candidates."""
+    scores: NDArray[np.float32]
+    """[n, k]; -inf where `items` is 0."""
+
+
+class LoadedModel:
+    """Recommends from histories alone; no user is stored.
+
+    Not safe for use in several threads while items are added.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config: ExportConfig = read_config(folder)
+        try:
+            items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+            self.item_ids: list[str] = items["item_ids"]
+            self.titles: list[str | None] = items["titles"]
+            self._backbone = self._sasrec(folder)
+            self._embeddings = [
+                _embeddings(group_folder(folder, g)) for g in range(self.config.groups)
+            ]
+            self._grouping: _Grouping | None = None
+            if self.config.trial.groups is not None:
+                self._grouping = _Grouping(
+                    self._sasrec(folder / GROUPING),
+                    _embeddings(folder / GROUPING),
+                    load_file(folder / GROUPING / CENTROIDS)["centroids"].numpy(),
+                )
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"{folder} must be a whole exported model, but: {first}") from error
+        self._index = {item_id: at for at, item_id in enumerate(self.item_ids, start=1)}
+
+    def recommend(
+        self, history: Sequence[str], k: int = 10, *, exclude_seen: bool = True
+    ) -> list[Recommendation]:
+        """The k items (or all that are left) that a user with this history may want next.
+
+        `history`: item ids, oldest first, one at least. `exclude_seen` leaves the history's items
+        out. The user gets the group whose centroid is nearest. Raises InputError for an empty
+        history, an unknown item and a k below 1.
+        """
+        best = self.top_items([self.indices(history)], k, exclude_seen=exclude_seen)
+        found = best.items[0] > 0
+        return [
+            Recommendation(self.item_ids[item - 1], self.titles[item - 1], float(score))
+            for item, score in zip(best.items[0][found], best.scores[0][found], strict=True)
+        ]
+
+    def group_of(self, history: Sequence[str]) -> int:
+        """The group that a user with this history is assigned to; 0 for one module for all."""
+        return int(self.assign([self.indices(history)])[0])
+
+    def embed_item(self, title: str | None, image: Path | str | Image.Image | None) -> Tensor:
+        """A new item as each group sees it, float32 [G, D], from title and image alone.
+
+        One of the two may be None. Raises InputError where the encoder is not there.
+        """
+        path = Path(image) if isinstance(image, str) else image
+        return self._embed_new([NewItem("new", title, path)])[: self.config.groups, 0]
+
+    def add_items(self, items: Sequence[NewItem]) -> None:
+        """Make new items known: from here on they are recommended and may stand in histories.
+
+        They are embedded together, which takes one loading of the encoder. The folder stays as it
+        is. Raises InputError for an id that is known already.
+        """
+        ids = [item.item_id for item in items]
+        known = next((i for i in ids if i in self._index or ids.count(i) > 1), None)
+        if known is not None:
+            raise InputError(f"a new item must have an id of its own, but {known!r} is there")
+        if not items:
+            return
+        rows = self._embed_new(items)
+        groups = self.config.groups
+        self._embeddings = [
+            torch.cat([old, new]) for old, new in zip(self._embeddings, rows[:groups], strict=True)
+        ]
+        if self._grouping is not None:
+            self._grouping = _Grouping(
+                self._grouping.backbone,
+                torch.cat([self._grouping.embeddings, rows[groups]]),
+                self._grouping.centroids,
+            )
+        for item in items:
+            self.item_ids.append(item.item_id)
+            self.titles.append(item.title)
+            self._index[item.item_id] = len(self.item_ids)
+
+    def indices(self, history: Sequence[str]) -> NDArray[np.int64]:
+        """Item indices 1..I of a history. Raises InputError for an unknown item."""
+        unknown = next((item for item in history if item not in self._index), None)
+        if unknown is not None:
+            raise InputError(
+                f"`history` must have items of the model's catalogue, but {unknown!r} is not"
+            )
+        return np.array([self._index[item] for item in history], dtype=np.int64)
+
+    def known_indices(self, history: Sequence[str]) -> NDArray[np.int64]:
+        """As `indices`, with unknown items left out."""
+        known = [self._index[item] for item in history if item in self._index]
+        return np.array(known, dtype=np.int64)
+
+    def assign(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int32]:
+        """The group of each history, int32 [n], by the nearest centroid."""
+        if self._grouping is None:
+            return np.zeros(len(histories), dtype=np.int32)
+        inputs = self._latest(histories)
+        states = _states(self._grouping.backbone, inputs, self._grouping.embeddings)
+        return nearest_centroids(states.numpy(), self._grouping.centroids)
+
+    def scores(
+        self, histories: Sequence[NDArray[np.int64]], groups: NDArray[np.int32] | None = None
+    ) -> Tensor:
+        """Scores of all items for each history, float32 [n, I]; column i - 1 is item i.
+
+        `groups` [n]: None assigns by history. Nothing is left out as seen. Raises InputError for
+        an empty history.
+        """
+        if groups is None:
+            groups = self.assign(histories)
+        inputs = self._latest(histories)
+        out = torch.empty(len(histories), len(self.item_ids))
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            embeddings = self._embeddings[group]
+            out[rows] = _states(self._backbone, inputs[rows], embeddings) @ embeddings[1:].T
+        return out
+
+    def top_items(
+        self, histories: Sequence[NDArray[np.int64]], k: int, *, exclude_seen: bool = True
+    ) -> TopItems:
+        """The k best items of each history (item indices, oldest first). Errors as `recommend`."""
+        if k < 1:
+            raise InputError(f"`k` must be a whole number of at least 1, but is {k}")
+        groups = self.assign(histories)
+        kept = min(k, len(self.item_ids))
+        items = np.zeros((len(histories), kept), dtype=np.int64)
+        scores = np.empty((len(histories), kept), dtype=np.float32)
+        step = max(1, _BLOCK_SCORES // len(self.item_ids))
+        for at in range(0, len(histories), step):
+            block = slice(at, at + step)
+            of_block = self.scores(histories[block], groups[block])
+            if exclude_seen:
+                for row, history in zip(of_block, histories[block], strict=True):
+                    row[history - 1] = -torch.inf
+            best, columns = of_block.topk(kept, dim=1)
+            scores[block] = best.numpy()
+            items[block] = np.where(np.isneginf(best.numpy()), 0, columns.numpy() + 1)
+        return TopItems(groups, items, scores)
+
+    def _latest(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """The last T items of each history, padded with 0 on the left: [n, T]."""
+        length = self.config.trial.sequence_length
+        inputs = np.zeros((len(histories), length), dtype=np.int64)
+        for row, history in zip(inputs, histories, strict=True):
+            if len(history) == 0:
+                raise InputError("`history` must have at least one item, but is empty")
+            latest = history[-length:]
+            row[length - len(latest) :] = latest
+        return inputs
+
+    def _embed_new(self, items: Sequence[NewItem]) -> Tensor:
+        """[G, n, D], with groups one row more: under the stage-1 module."""
+        folders = {str(g): group_folder(self.folder, g) for g in range(self.config.groups)}
+        if self._grouping is not None:
+            folders[GROUPING] = self.folder / GROUPING
+        embedded = embed_new_items(self.config.trial, self._encoder(), items, folders)
+        return torch.stack(list(embedded.values()))
+
+    def _encoder(self) -> str:
+        """The encoder's name for this machine; raises InputError where it is another one."""
+        from perpeft_ray.encoder.preprocess import encoder_fingerprint
+
+        kind, _, path = self.config.encoder.rpartition(":")
+        name = self.config.encoder
+        if path == ENCODER:
+            name = f"{kind}:{self.folder / ENCODER}" if kind else str(self.folder / ENCODER)
+        if self.config.trial.method != "without_mm":
+            fingerprint = encoder_fingerprint(name)
+            if fingerprint != self.config.encoder_fingerprint:
+                raise InputError(
+                    f"`encoder` {name} must be the one that the model was trained with, "
+                    f"{self.config.encoder_fingerprint}, but is {fingerprint}"
+                )
+        return name
+
+    def _sasrec(self, folder: Path) -> SASRec:
+        trial = self.config.trial
+        backbone = SASRec(
+            self.config.items,
+            trial.hidden_units,
+            trial.sequence_length,
+            trial.blocks,
+            trial.heads,
+            trial.dropout,
+        )
+        backbone.load_state_dict(load_file(folder / SASREC))
+        return backbone.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class _Grouping:
+    """The stage-1 model, and the centroids of its outputs."""
+
+    backbone: SASRec
+    embeddings: Tensor
+    """[I+1, D]."""
+    centroids: NDArray[np.float32]
+    """[G, D]."""
+
+
+def _embeddings(folder: Path) -> Tensor:
+    return load_file(folder / EMBEDDINGS)["embeddings"].float()
+
+
+@torch.inference_mode()
+def _states(backbone: SASRec, inputs: NDArray[np.int64], embeddings: Tensor) -> Tensor:
+    """Last outputs of inputs [n, T]: [n, D]; embedded in blocks, as `Recommender.states` does."""
+    out = []
+    for at in range(0, len(inputs), 1024):
+        block = torch.from_numpy(inputs[at : at + 1024])
+        out.append(backbone(F.embedding(block, embeddings), block == 0)[:, -1])
+    return torch.cat(out) if out else torch.empty(0, embeddings.shape[1])

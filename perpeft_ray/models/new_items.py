@@ -1,0 +1,116 @@
+"""Items that the training data did not have: embedded from title and image alone.
+
+They go the way of the study's own items: a catalogue store, the encoder, a group's module; only the
+id embedding is missing, and counts as zero.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.data.catalogue import build_catalogue
+from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.errors import InputError
+from perpeft_ray.recommender.model import Recommender
+from perpeft_ray.train.build import build_model
+from perpeft_ray.train.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item that was not in the training data."""
+
+    item_id: str
+    title: str | None
+    image: Path | Image.Image | None
+    """A file, or a Pillow image; None where there is none."""
+
+
+def embed_new_items(
+    config: TrialConfig, encoder: str, items: Sequence[NewItem], modules: Mapping[str, Path]
+) -> dict[str, Tensor]:
+    """The items' embeddings under each module, float32 [n, D], keyed as `modules` is.
+
+    `encoder`: as in `parse_encoder`. `modules`: folders as `write_module` writes them. The encoder
+    is loaded once. Raises InputError for an encoder that cannot be loaded, an item with neither
+    title nor image, and an image file that is not there.
+    """
+    from perpeft_ray.models.adapters import read_module
+
+    for item in items:
+        _check(item)
+    if config.method == "without_mm":
+        return {name: torch.zeros(len(items), config.hidden_units) for name in modules}
+    with tempfile.TemporaryDirectory(prefix="perpeft-new-items-") as folder:
+        model = _model(config, encoder, items, Path(folder))
+        return {
+            name: model.embed_all(read_module(model, config, module))[1:].clone()
+            for name, module in modules.items()
+        }
+
+
+def _model(
+    config: TrialConfig, encoder: str, items: Sequence[NewItem], folder: Path
+) -> Recommender:
+    """A recommender whose items are these, with ids that say nothing."""
+    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+
+    catalogue = build_catalogue(_dataset(items, folder), FoundationPreprocessor(encoder), folder)
+    workspace = Workspace(
+        encoder=encoder,
+        split=folder,
+        catalogue=catalogue.folder,
+        features=folder / "features",
+        stages=folder,
+        trials=folder,
+        fingerprint="",
+        num_users=0,
+        num_items=len(items),
+    )
+    model = build_model(config, workspace, torch.device("cpu")).eval()
+    with torch.no_grad():
+        model.backbone.item_embedding.weight.zero_()
+    return model
+
+
+def _dataset(items: Sequence[NewItem], folder: Path) -> Dataset:
+    images: list[str | None] = []
+    for number, item in enumerate(items):
+        image = item.image
+        if isinstance(image, Image.Image):
+            name = f"{number}.png"
+            image.save(folder / name)
+            images.append(name)
+        else:
+            images.append(None if image is None else str(image.absolute()))
+    table = pd.DataFrame(
+        {
+            "item_id": [item.item_id for item in items],
+            "title": pd.Series([item.title for item in items], dtype=object),
+            "image": pd.Series(images, dtype=object),
+        }
+    )
+    return Dataset(
+        uri="new items",
+        root=folder,
+        interactions=pd.DataFrame(),
+        items=table,
+        fingerprint="new items",
+        items_fingerprint="new items",
+    )
+
+
+def _check(item: NewItem) -> None:
+    if item.image is None and not (item.title or "").strip():
+        raise InputError(f"item {item.item_id!r} must have a title or an image, but has neither")
+    if isinstance(item.image, Path) and not item.image.is_file():
+        raise InputError(f"the image of item {item.item_id!r} must be a file, but is {item.image}")

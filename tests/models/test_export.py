@@ -1,0 +1,242 @@
+"""Exported models: the adapters are peft's own, and the whole gives the study's ranks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+import perpeft_ray
+from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
+from perpeft_ray.errors import InputError
+from perpeft_ray.models.export import ExportOptions, export_trial
+from perpeft_ray.models.loaded import LoadedModel
+from perpeft_ray.models.trained import TrainedTrial, item_embeddings, open_trained
+from perpeft_ray.recommender.projector import Projector
+from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.train.workspace import open_catalogue
+from tests.models.conftest import GROUPS, FinishedTrial
+
+CASES = [
+    ("perpeft", "lora"),
+    ("perpeft", "ia3"),
+    ("perpeft", "iisan"),
+    ("without_group_negatives", "lora"),
+    ("without_text", "lora"),
+    ("global", "lora"),
+    ("large_global", "lora"),
+    ("frozen_mm", None),
+    ("without_mm", None),
+]
+
+
+def ranks_of(model: LoadedModel, trial: TrainedTrial, groups: np.ndarray | None) -> np.ndarray:
+    """Each evaluable user's test rank, counted plainly from the model's scores."""
+    known = trial.split.known("test")
+    users = trial.split.evaluable
+    histories = [known.of(user).astype(np.int64) for user in users]
+    scores = model.scores(histories, None if groups is None else groups[users]).numpy()
+    ranks = []
+    for row, history, target in zip(scores, histories, trial.split.test_item[users], strict=True):
+        others = np.setdiff1d(np.arange(1, len(row) + 1), [*history, target])
+        ranks.append(int((row[others - 1] >= row[target - 1]).sum()))
+    return np.array(ranks)
+
+
+@pytest.mark.parametrize(("method", "variant"), CASES)
+def test_ranks_are_the_studys(
+    study_folder: StudyFolder,
+    finished_trial: FinishedTrial,
+    tmp_path: Path,
+    method: Any,
+    variant: Any,
+) -> None:
+    """With the study's test groups, and with those that the histories lead to: the same ones."""
+    trial_id = finished_trial(method, variant)
+    export_trial(study_folder, trial_id, tmp_path / "model")
+    trial = open_trained(study_folder, trial_id)
+    model = perpeft_ray.load(tmp_path / "model")
+    rows = study_folder.users_of(trial_id).set_index("user_id")
+    ids = trial.split.user_ids[trial.split.evaluable]
+    assert len(ids) > 20
+    assert np.array_equal(
+        ranks_of(model, trial, trial.modules_of_users()), rows.loc[ids, "test_rank"]
+    )
+    assert np.array_equal(ranks_of(model, trial, None), rows.loc[ids, "test_rank"])
+    if trial.grouping is not None:
+        known = trial.split.known("test")
+        of_users = [known.of(u).astype(np.int64) for u in trial.split.evaluable]
+        assert np.array_equal(model.assign(of_users), rows.loc[ids, "test_group"])
+
+
+@pytest.mark.parametrize("variant", ["lora", "ia3"])
+def test_peft_loads_each_groups_adapter(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path, variant: Any
+) -> None:
+    """transformers' CLIP with peft's adapter gives the features, and with the projector and id
+    embedding the item embeddings, that training had."""
+    trial_id = finished_trial("perpeft", variant)
+    export_trial(study_folder, trial_id, tmp_path / "model")
+    trial = open_trained(study_folder, trial_id)
+    batch = open_catalogue(trial.workspace).batch(np.arange(1, trial.split.num_items + 1))
+    assert batch.pixels is not None
+    pixels = (batch.pixels / 255 - 0.5) / 0.5
+    ids = load_file(tmp_path / "model" / "sasrec.safetensors")["item_embedding.weight"]
+    seen = []
+    for group in range(GROUPS):
+        folder = tmp_path / "model" / "groups" / str(group)
+        base = AutoModel.from_pretrained(TOYSHOP_CLIP)
+        adapted = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+        with torch.no_grad():
+            image = adapted.get_image_features(pixel_values=pixels).pooler_output
+            text = adapted.get_text_features(input_ids=batch.token_ids).pooler_output
+            image, text = image * batch.has_image[:, None], text * batch.has_title[:, None]
+            projector = Projector(image.shape[1] + text.shape[1], trial.config.hidden_units)
+            projector.load_state_dict(load_file(folder / "projector.safetensors"))
+            content = projector(torch.cat([image, text], dim=1))
+        mine = ids[1:] + trial.config.multimodal_weight * content
+        torch.testing.assert_close(mine, item_embeddings(trial, group)[1:], atol=1e-5, rtol=1e-5)
+        seen.append(content)
+    assert (seen[0] - seen[1]).abs().max() > 1e-3  # groups do differ
+
+
+def test_iisan_is_safetensors_with_its_shape(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    trial_id = finished_trial("perpeft", "iisan")
+    export_trial(study_folder, trial_id, tmp_path / "model")
+    side = tmp_path / "model" / "groups" / "1" / "iisan"
+    tensors = load_file(side / "model.safetensors")
+    config = json.loads((side / "config.json").read_text())
+    assert (config["variant"], config["bottleneck"]) == ("iisan", 32)
+    assert config["shapes"] == {name: list(tensor.shape) for name, tensor in tensors.items()}
+    module = open_trained(study_folder, trial_id).modules[1]
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, module[f"encoder.{name}"])
+
+
+def test_half_precision_is_half_and_near(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    trial_id = finished_trial("perpeft", "lora")
+    export_trial(study_folder, trial_id, tmp_path / "full")
+    export_trial(study_folder, trial_id, tmp_path / "half", ExportOptions(embeddings="float16"))
+    full, half = (
+        load_file(tmp_path / name / "groups" / "0" / "embeddings.safetensors")["embeddings"]
+        for name in ("full", "half")
+    )
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), full, atol=2e-3, rtol=2e-3)
+    history = perpeft_ray.load(tmp_path / "full").item_ids[:3]
+    best = [perpeft_ray.load(tmp_path / name).recommend(history, 1) for name in ("full", "half")]
+    assert best[0][0].score == pytest.approx(best[1][0].score, rel=1e-2)
+
+
+def test_the_folder_works_without_the_study(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    """Study, data and cache are gone; only the folder is there, elsewhere, with its encoder."""
+    storage = tmp_path / "there"
+    shutil.copytree(study_folder.path.parent, storage)
+    trial_id = finished_trial("perpeft", "lora")
+    before = open_trained(study_folder, trial_id)
+    folder = StudyFolder.open(storage / study_folder.path.name)
+    export_trial(folder, trial_id, tmp_path / "model", ExportOptions(with_encoder=True))
+    shutil.rmtree(storage)
+    (tmp_path / "model").rename(tmp_path / "moved")
+    model = perpeft_ray.load(tmp_path / "moved")
+    assert model.config.encoder == "encoder"
+    assert len(model.recommend(["i3", "i5"], 4)) == 4
+    new = model.embed_item("red lamp", None)
+    assert new.shape == (GROUPS, before.config.hidden_units)
+    names = {file.suffix for file in (tmp_path / "moved").rglob("*") if file.is_file()}
+    assert names <= {".json", ".safetensors", ".md", ".txt"}
+
+
+def test_the_card_is_hugging_faces_and_has_the_studys_numbers(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    trial_id = finished_trial("perpeft", "lora")
+    export_trial(study_folder, trial_id, tmp_path / "model")
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    row = study_folder.trials().set_index("trial_id").loc[trial_id]
+    results = {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
+    for metric in ("HR@10", "NDCG@20"):
+        column = metric.lower().replace("@", "_at_")
+        assert results["validation", metric] == pytest.approx(row[f"valid_{column}"], abs=1e-5)
+        assert results["test", metric] == pytest.approx(row[f"test_{column}"], abs=1e-5)
+    assert perpeft_ray.load(tmp_path / "model").config.data_fingerprint in card.text
+    assert str(study_folder.path.parent) not in card.content
+    assert (
+        str(Path(study_folder.config.dataset.removeprefix("parquet:")).parent) not in card.content
+    )
+    assert f"| test | NDCG@20 | {100 * row.test_ndcg_at_20:.2f} |" in card.text
+
+
+def test_a_searched_trial_has_no_test_on_its_card(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    trial_id = finished_trial("perpeft", "lora", phase="search", learning_rate=2e-2)
+    export_trial(study_folder, trial_id, tmp_path / "model")
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "Test was not read" in text
+    assert "| test |" not in text
+
+
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    for method in ("random_grouping", "user_level_1", "group_level_2"):
+        with pytest.raises(InputError, match=f"but is {method}"):
+            export_trial(study_folder, finished_trial(method, "lora"), out)
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir()
+    with pytest.raises(InputError, match="must not be there yet"):
+        export_trial(study_folder, finished_trial("perpeft", "lora"), out)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("config.json", "must have config.json"),
+        ("items.json", "must be a whole exported model"),
+        ("groups/1/embeddings.safetensors", "must be a whole exported model"),
+        ("grouping/centroids.safetensors", "must be a whole exported model"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_told(
+    study_folder: StudyFolder,
+    finished_trial: FinishedTrial,
+    tmp_path: Path,
+    broken: str,
+    message: str,
+) -> None:
+    export_trial(study_folder, finished_trial("perpeft", "lora"), tmp_path / "model")
+    (tmp_path / "model" / broken).unlink()
+    with pytest.raises(InputError, match=message):
+        perpeft_ray.load(tmp_path / "model")
+
+
+def test_a_model_of_another_format_is_refused(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    export_trial(study_folder, finished_trial("without_mm", None), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"format": 0}))
+    with pytest.raises(InputError, match="of format 1"):
+        perpeft_ray.load(tmp_path / "model")
+    del values["trial"]["rank"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="export it again"):
+        perpeft_ray.load(tmp_path / "model")

@@ -1,0 +1,151 @@
+"""A loaded model: recommendations, new users, new items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import perpeft_ray
+from perpeft_ray.errors import InputError
+from perpeft_ray.models.export import ExportOptions, export_trial
+from perpeft_ray.models.loaded import LoadedModel
+from perpeft_ray.models.new_items import NewItem
+from perpeft_ray.models.trained import item_embeddings, open_trained
+from perpeft_ray.results.folder import StudyFolder
+from tests.models.conftest import GROUPS, FinishedTrial
+
+TITLE = "a red lamp of oak"
+
+
+@pytest.fixture
+def model(exported: Path) -> LoadedModel:
+    return perpeft_ray.load(exported)
+
+
+def test_recommendations_are_the_best_scores(model: LoadedModel) -> None:
+    """Against a plain sort of all scores."""
+    history = ["i3", "i7", "i3"]
+    scores = model.scores([model.indices(history)])[0].numpy()
+    seen = [model.item_ids.index(item) for item in ("i3", "i7")]
+    order = [i for i in np.argsort(-scores, kind="stable") if i not in seen]
+    best = model.recommend(history, 5)
+    assert [item.item_id for item in best] == [model.item_ids[i] for i in order[:5]]
+    assert [item.title for item in best] == [model.titles[i] for i in order[:5]]
+    assert [item.score for item in best] == pytest.approx(scores[order[:5]].tolist())
+    everything = model.recommend(history, 1000, exclude_seen=False)
+    assert len(everything) == len(model.item_ids)
+    assert {"i3", "i7"} <= {item.item_id for item in everything}
+    assert len(model.recommend(history, 1000)) == len(model.item_ids) - 2
+
+
+def test_only_the_latest_items_and_their_order_count(model: LoadedModel) -> None:
+    length = model.config.trial.sequence_length
+    latest = [f"i{n}" for n in range(length)]
+    alone = model.scores([model.indices(latest)])
+    longer = model.scores([model.indices(["i20", "i21", *latest])])
+    assert torch.equal(alone, longer)
+    assert not torch.equal(alone, model.scores([model.indices(latest[::-1])]))
+
+
+def test_many_histories_are_as_one_by_one(model: LoadedModel) -> None:
+    rng = np.random.default_rng(0)
+    histories = [rng.integers(1, 31, size=rng.integers(1, 13)) for _ in range(50)]
+    together = model.top_items(histories, 7)
+    assert len(set(together.groups.tolist())) > 1
+    for row, history in enumerate(histories):
+        ids = [model.item_ids[item - 1] for item in history]
+        alone = model.recommend(ids, 7)
+        assert [model.item_ids[i - 1] for i in together.items[row]] == [a.item_id for a in alone]
+        assert model.group_of(ids) == together.groups[row]
+
+
+@pytest.mark.parametrize(
+    ("history", "k", "message"),
+    [
+        (["i3", "nothing"], 5, "items of the model's catalogue, but 'nothing' is not"),
+        ([], 5, "`history` must have at least one item"),
+        (["i3"], 0, "`k` must be a whole number of at least 1, but is 0"),
+    ],
+)
+def test_bad_input_is_told(model: LoadedModel, history: list[str], k: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.recommend(history, k)
+
+
+@pytest.mark.parametrize("variant", ["lora", "iisan"])
+def test_a_new_item_is_what_training_would_have_made_of_it(
+    study_folder: StudyFolder,
+    finished_trial: FinishedTrial,
+    shop: Path,
+    tmp_path: Path,
+    variant: str,
+) -> None:
+    """An item of the catalogue, given again as a new one: its embedding but for the id's part."""
+    trial_id = finished_trial("perpeft", variant)
+    export_trial(study_folder, trial_id, tmp_path / "model")
+    model = perpeft_ray.load(tmp_path / "model")
+    trial = open_trained(study_folder, trial_id)
+    ids = trial.model.backbone.item_embedding.weight.detach()
+    number = 5
+    new = model.embed_item(model.titles[number], shop / "images" / f"{number}.png")
+    assert new.shape == (GROUPS, trial.config.hidden_units)
+    with torch.no_grad():
+        for group in range(GROUPS):
+            whole = trial.model.embed(np.array([number + 1]), trial.modules[group])[0]
+            torch.testing.assert_close(new[group] + ids[number + 1], whole, atol=1e-5, rtol=1e-5)
+    image = Image.open(shop / "images" / f"{number}.png")
+    torch.testing.assert_close(model.embed_item(model.titles[number], image), new)
+    assert not torch.allclose(model.embed_item(None, image), new, atol=1e-3)
+
+
+def test_added_items_are_recommended_and_stand_in_histories(
+    model: LoadedModel, study_folder: StudyFolder
+) -> None:
+    trial = open_trained(study_folder, model.config.trial_id)
+    history = ["i3", "i5"]
+    before = {item.item_id: item.score for item in model.recommend(history, 1000)}
+    group = model.group_of(history)
+    new = model.embed_item(TITLE, None)
+    model.add_items([NewItem("new", TITLE, None), NewItem("other", "a blue chair", None)])
+    after = {item.item_id: item.score for item in model.recommend(history, 1000)}
+    assert after.keys() - before.keys() == {"new", "other"}
+    assert all(after[item] == pytest.approx(score, abs=1e-5) for item, score in before.items())
+    inputs = np.zeros((1, model.config.trial.sequence_length), dtype=np.int64)
+    inputs[0, -2:] = model.indices(history)
+    state = trial.model.states(inputs, item_embeddings(trial, group))[0]
+    assert after["new"] == pytest.approx(float(new[group] @ state), abs=1e-4)
+    recommended = model.recommend([*history, "new"], 1000)
+    assert "new" not in {item.item_id for item in recommended}
+    with pytest.raises(InputError, match="an id of its own, but 'i3' is there"):
+        model.add_items([NewItem("i3", TITLE, None)])
+    with pytest.raises(InputError, match="an id of its own, but 'twice' is there"):
+        model.add_items([NewItem("twice", TITLE, None), NewItem("twice", TITLE, None)])
+
+
+def test_items_without_content_or_file_are_told(model: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must have a title or an image, but has neither"):
+        model.embed_item("  ", None)
+    with pytest.raises(InputError, match="must be a file, but is"):
+        model.embed_item(TITLE, tmp_path / "no.png")
+
+
+def test_ids_alone_know_nothing_of_a_new_item(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    export_trial(study_folder, finished_trial("without_mm", None), tmp_path / "model")
+    assert perpeft_ray.load(tmp_path / "model").embed_item(TITLE, None).abs().max() == 0
+
+
+def test_another_encoder_is_refused(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    options = ExportOptions(with_encoder=True)
+    export_trial(study_folder, finished_trial("perpeft", "lora"), tmp_path / "model", options)
+    file = tmp_path / "model" / "encoder" / "config.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(InputError, match="must be the one that the model was trained with"):
+        perpeft_ray.load(tmp_path / "model").embed_item(TITLE, None)

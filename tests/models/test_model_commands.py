@@ -1,0 +1,54 @@
+"""`perpeft export` and `perpeft recommend` as a user calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import perpeft_ray
+from perpeft_ray.cli.models import export, recommend
+from perpeft_ray.errors import InputError
+from perpeft_ray.results.folder import StudyFolder
+from tests.models.conftest import FinishedTrial
+
+
+def test_export_takes_the_best_trial_or_the_one_named(
+    study_folder: StudyFolder,
+    finished_trial: FinishedTrial,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finished_trial("perpeft", "lora")
+    ids = finished_trial("without_mm", None)
+    export([str(study_folder.path), "--trial", "best", str(tmp_path / "best")])
+    assert perpeft_ray.load(tmp_path / "best").config.trial.method == "perpeft"
+    export([str(study_folder.path), "--trial", ids, str(tmp_path / "ids")])
+    assert perpeft_ray.load(tmp_path / "ids").config.trial_id == ids
+    export([str(study_folder.path), str(tmp_path / "also"), "--method", "without_mm"])
+    assert perpeft_ray.load(tmp_path / "also").config.trial_id == ids
+    assert f"{ids} exported to {tmp_path / 'also'}" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"study\.json"):
+        export([str(tmp_path), str(tmp_path / "out")])
+    with pytest.raises(InputError, match="embeddings"):
+        export([str(study_folder.path), str(tmp_path / "out"), "--embeddings", "int3"])
+
+
+def test_recommend_prints_items_with_titles(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recommend([str(exported), "--history", "i3", "i5", "-k", "3"])
+    out = capsys.readouterr().out
+    model = perpeft_ray.load(exported)
+    for item in model.recommend(["i3", "i5"], 3):
+        assert item.item_id in out
+        assert (item.title or "–") in out
+    assert f"group {model.group_of(['i3', 'i5'])} of" in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--users", "x"], ["--history", "i1", "--users", "x", "--out", "y"]]
+)
+def test_one_of_the_two_uses_must_be_chosen(exported: Path, arguments: list[str]) -> None:
+    with pytest.raises(InputError, match="either `history` must be given, or `users`"):
+        recommend([str(exported), *arguments])
