@@ -4,42 +4,79 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from perpeft_ray.data.folders import new_folder
 from perpeft_ray.data.interactions import Dataset, load_folder
 from perpeft_ray.errors import InputError
 
-_FORMS = {"toyshop": "toyshop[:SEED]", "parquet": "parquet:PATH"}
-_RAW = {
-    "amazon2023": "amazon2023 --raw DIR --category NAME --out PATH",
-    "release": "release FOLDER_OR_ZIP --name NAME --out PATH",
+_FORMS = {
+    "toyshop": "toyshop[:SEED]",
+    "parquet": "parquet:PATH",
+    "release": "release:PATH#NAME",
+    "amazon2023": "amazon2023:RAW_DIR#CATEGORY",
 }
-"""Raw data, which a command of its own makes into a folder: that takes hours and has options."""
 
 
 def open_dataset(uri: str, cache: Path) -> Dataset:
-    """The dataset that a URI names: `toyshop[:SEED]` (seed 0) or `parquet:PATH`.
+    """The dataset that a URI names.
 
-    `toyshop` is generated once a seed, under `cache`. Raises `InputError` for any other form (for
-    `amazon2023:…` and `release:…` it names the command that prepares them) and for a folder that
-    `load_folder` rejects.
+    - `toyshop[:SEED]` (seed 0): generated.
+    - `parquet:PATH`: a folder of the data format.
+    - `release:PATH#NAME`: `prepare_release` on a folder or archive; NAME may be left out where it
+      is the last part of PATH without its ending.
+    - `amazon2023:RAW_DIR#CATEGORY`: `prepare_amazon2023` with its defaults, images downloaded.
+
+    What is generated or prepared is kept under `cache`, by what it was made from. Raises
+    `InputError` for any other form, and for what the function that makes or reads it rejects.
     """
     source, colon, rest = uri.partition(":")
-    if source == "toyshop":
-        return load_folder(_toyshop(uri, rest if colon else "0", cache), uri)
-    if source == "parquet":
-        if not rest:
-            raise InputError(f"`dataset` must name a folder as parquet:PATH, but is {uri!r}")
-        return load_folder(Path(rest), uri)
-    if source in _RAW:
-        raise InputError(
-            f"`dataset` must be prepared data, but is {uri!r}; "
-            f"run `perpeft prepare {_RAW[source]}` once, then use parquet:PATH"
-        )
+    path, _, name = rest.partition("#")
+    match source:
+        case "toyshop":
+            return load_folder(_toyshop(uri, rest if colon else "0", cache), uri)
+        case "parquet" if rest:
+            return load_folder(Path(rest), uri)
+        case "release" if path:
+            return load_folder(_release(Path(path), name or Path(path).stem, cache), uri)
+        case "amazon2023" if path and name:
+            return load_folder(_amazon2023(Path(path), name, cache), uri)
+    if source in _FORMS:
+        raise InputError(f"`dataset` must be {_FORMS[source]}, but is {uri!r}")
+    *others, last = _FORMS.values()
     raise InputError(
-        f"`dataset` must be {' or '.join(_FORMS.values())}, but is {uri!r}{_hint(uri, source)}"
+        f"`dataset` must be {', '.join(others)} or {last}, but is {uri!r}{_hint(uri, source)}"
     )
+
+
+def _release(path: Path, name: str, cache: Path) -> Path:
+    from perpeft_ray.data.prepare.release import prepare_release, release_recipe
+
+    folder = _prepared(cache, name, release_recipe(path, name))
+    prepare_release(path, name, folder)
+    return folder
+
+
+def _amazon2023(raw: Path, category: str, cache: Path) -> Path:
+    from perpeft_ray.data.prepare.amazon2023 import (
+        Selection,
+        amazon2023_recipe,
+        prepare_amazon2023,
+    )
+
+    selection = Selection()
+    recipe = amazon2023_recipe(raw, category, selection, images=True)
+    folder = _prepared(cache, category, recipe)
+    prepare_amazon2023(raw, category, folder, selection)
+    return folder
+
+
+def _prepared(cache: Path, name: str, recipe: Mapping[str, Any]) -> Path:
+    from perpeft_ray.data.prepare.recipe import recipe_key
+
+    return cache / "prepared" / f"{name}-{recipe_key(recipe)}"
 
 
 def _toyshop(uri: str, seed: str, cache: Path) -> Path:

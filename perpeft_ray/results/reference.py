@@ -86,8 +86,9 @@ def paper_datasets() -> dict[str, str]:
 
 
 def paper_dataset(uri: str) -> str | None:
-    """Which of the paper's data sets a URI names by its last part, such as `parquet:x/arts`."""
-    name = PurePosixPath(uri.partition(":")[2]).name.lower()
+    """Which of the paper's data sets a URI names by its last part, such as `parquet:x/arts` or
+    `release:x.zip#arts`."""
+    name = PurePosixPath(uri.partition(":")[2].replace("#", "/")).name.lower()
     return name if name in paper_datasets() else None
 
 

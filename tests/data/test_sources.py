@@ -10,11 +10,19 @@ from types import ModuleType
 import pytest
 
 import perpeft_ray.data
+from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
+from perpeft_ray.data.prepare.release import prepare_release
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import leave_one_out
 from perpeft_ray.errors import InputError
+from tests.data.prepare.test_amazon2023 import drawn, write_raw
+from tests.data.prepare.test_release import write_release
 
-FORMS = "`dataset` must be toyshop[:SEED] or parquet:PATH, but is "
+FORMS = (
+    "`dataset` must be toyshop[:SEED], parquet:PATH, release:PATH#NAME or "
+    "amazon2023:RAW_DIR#CATEGORY, but is "
+)
 
 
 def test_parquet_folder(write_folder, tmp_path):
@@ -33,18 +41,17 @@ def test_parquet_folder(write_folder, tmp_path):
         ("parqet:/data", FORMS + "'parqet:/data'; did you mean parquet:PATH?"),
         (
             "amazon2023:Beauty",
-            "`dataset` must be prepared data, but is 'amazon2023:Beauty'; run `perpeft prepare "
-            "amazon2023 --raw DIR --category NAME --out PATH` once, then use parquet:PATH",
+            "`dataset` must be amazon2023:RAW_DIR#CATEGORY, but is 'amazon2023:Beauty'",
         ),
+        ("release:#arts", "`dataset` must be release:PATH#NAME, but is 'release:#arts'"),
         (
-            "release:/data",
-            "`dataset` must be prepared data, but is 'release:/data'; run `perpeft prepare "
-            "release FOLDER_OR_ZIP --name NAME --out PATH` once, then use parquet:PATH",
+            "release:/no/such.zip#arts",
+            "the release must be a folder or a zip, but '/no/such.zip' is none",
         ),
         ("", FORMS + "''"),
         ("/no/such", FORMS + "'/no/such'"),
-        ("parquet:", "`dataset` must name a folder as parquet:PATH, but is 'parquet:'"),
-        ("parquet", "`dataset` must name a folder as parquet:PATH, but is 'parquet'"),
+        ("parquet:", "`dataset` must be parquet:PATH, but is 'parquet:'"),
+        ("parquet", "`dataset` must be parquet:PATH, but is 'parquet'"),
         ("toyshop:", "`dataset` toyshop:SEED must have a whole number, but is 'toyshop:'"),
         ("toyshop:-1", "`dataset` toyshop:SEED must have a whole number, but is 'toyshop:-1'"),
         ("toyshop:x", "`dataset` toyshop:SEED must have a whole number, but is 'toyshop:x'"),
@@ -62,6 +69,32 @@ def test_a_plain_folder_is_told_its_uri(write_folder, tmp_path):
     message = f"{FORMS}{str(folder)!r}; did you mean 'parquet:{folder}'?"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         open_dataset(str(folder), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["#arts", ""])
+def test_a_release_is_prepared_once(tmp_path, name):
+    source = write_release(tmp_path / "arts")
+    uri, cache = f"release:{source}{name}", tmp_path / "cache"
+    dataset = open_dataset(uri, cache)
+    prepare_release(source, "arts", tmp_path / "out")
+    assert dataset.uri == uri
+    assert dataset.fingerprint == load_folder(tmp_path / "out", "").fingerprint
+    assert re.fullmatch("arts-[0-9a-f]{8}", dataset.root.name)
+    table = dataset.root / "items.parquet"
+    made = table.stat().st_mtime_ns
+    assert open_dataset(uri, cache).root == dataset.root
+    assert table.stat().st_mtime_ns == made
+    (source / "arts_final.txt").write_text("1 1\n1 2\n")
+    changed = open_dataset(uri, cache)
+    assert changed.root != dataset.root
+    assert len(changed.interactions) == 2
+
+
+def test_amazon2023_is_prepared_with_the_defaults(tmp_path):
+    raw = write_raw(tmp_path / "raw", *drawn())
+    dataset = open_dataset(f"amazon2023:{raw}#arts", tmp_path / "cache")
+    prepare_amazon2023(raw, "arts", tmp_path / "out", Selection())
+    assert dataset.fingerprint == load_folder(tmp_path / "out", "").fingerprint
 
 
 @pytest.fixture

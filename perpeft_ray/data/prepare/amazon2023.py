@@ -74,35 +74,36 @@ def prepare_amazon2023(
     is nearly all the memory. Raises InputError for options and files that cannot be used and where
     nothing is left.
     """
-    fraction = _check(category, selection)
-    name = PAPER_DATASETS[category].category if category in PAPER_DATASETS else category
-    reviews = _raw_file(raw, "review_categories", name)
-    meta = _raw_file(raw, "meta_categories", f"meta_{name}")
-    recipe = {
+    recipe = amazon2023_recipe(raw, category, selection, images=images)
+    with preparing(out, recipe) as working:
+        if working is None:
+            return
+        with Database(working / SCRATCH / "tables.duckdb", memory_gb) as database:
+            reviews, meta = _raw_files(raw, category)
+            _select(database, reviews, meta, selection, _fraction(category, selection))
+            failed = _fetch_images(database, working, limits or Limits()) if images else None
+            _write(database, working, failed)
+
+
+def amazon2023_recipe(
+    raw: Path, category: str, selection: Selection, *, images: bool
+) -> dict[str, Any]:
+    """What decides the folder that `prepare_amazon2023` makes; raises InputError as it does."""
+    _check(category, selection)
+    return {
         "source": "amazon2023",
         "category": category,
-        "raw": source_files(reviews, meta),
+        "raw": source_files(*_raw_files(raw, category)),
         "selection": {
             key: value.isoformat() if isinstance(value, dt.date) else value
             for key, value in asdict(selection).items()
         },
         "images": images,
     }
-    with preparing(out, recipe) as working:
-        if working is None:
-            return
-        with Database(working / SCRATCH / "tables.duckdb", memory_gb) as database:
-            _select(database, reviews, meta, selection, fraction)
-            failed = _fetch_images(database, working, limits or Limits()) if images else None
-            _write(database, working, failed)
 
 
-def _check(category: str, selection: Selection) -> float:
-    """The fraction of users to keep, where the options are good."""
-    fraction = selection.user_fraction
-    if fraction is None:
-        paper = PAPER_DATASETS.get(category)
-        fraction = paper.user_fraction if paper else 1.0
+def _check(category: str, selection: Selection) -> None:
+    fraction = _fraction(category, selection)
     if not 0 < fraction <= 1:
         raise InputError(f"`user_fraction` must be above 0 and at most 1, but is {fraction}")
     if selection.core < 1:
@@ -111,7 +112,22 @@ def _check(category: str, selection: Selection) -> float:
         raise InputError(
             f"`since` must be before `until` ({selection.until}), but is {selection.since}"
         )
-    return fraction
+
+
+def _fraction(category: str, selection: Selection) -> float:
+    """Of the users to keep."""
+    if selection.user_fraction is not None:
+        return selection.user_fraction
+    return PAPER_DATASETS[category].user_fraction if category in PAPER_DATASETS else 1.0
+
+
+def _raw_files(raw: Path, category: str) -> tuple[Path, Path]:
+    """A category's reviews and metadata."""
+    name = PAPER_DATASETS[category].category if category in PAPER_DATASETS else category
+    return (
+        _raw_file(raw, "review_categories", name),
+        _raw_file(raw, "meta_categories", f"meta_{name}"),
+    )
 
 
 def _raw_file(raw: Path, folder: str, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,11 @@ def preparing(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path | None]:
         (working / SCRATCH).mkdir(exist_ok=True)
         yield working
         shutil.rmtree(working / SCRATCH)
+
+
+def recipe_key(recipe: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that name a recipe: of other options or raw files, others."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def source_files(*files: Path) -> list[list[str | int]]:

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,21 +47,27 @@ def prepare_release(source: Path, name: str, out: Path, *, max_bytes: int = MAX_
     str and NumPy scalars, item ids that are no file names, and archives that leave the folder or
     expand beyond `max_bytes`.
     """
+    with preparing(out, release_recipe(source, name)) as working:
+        if working is None:
+            return
+        if source.is_dir():
+            files = _Files.found_in(source, name)
+        else:
+            files = _unpacked(source, name, working / SCRATCH, max_bytes)
+        _convert(files, working)
+
+
+def release_recipe(source: Path, name: str) -> dict[str, Any]:
+    """What decides the folder that `prepare_release` makes; raises InputError as it does."""
     check_file_name("`name`", name)
     if source.is_dir():
         files = _Files.found_in(source, name)
         raw = source_files(files.sequences, files.numbers, files.titles)
     elif source.is_file():
-        files = None
         raw = source_files(source)
     else:
         raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is none")
-    with preparing(out, {"source": "release", "name": name, "raw": raw}) as working:
-        if working is None:
-            return
-        if files is None:
-            files = _unpacked(source, name, working / SCRATCH, max_bytes)
-        _convert(files, working)
+    return {"source": "release", "name": name, "raw": raw}
 
 
 @dataclass(frozen=True)
