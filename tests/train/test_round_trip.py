@@ -86,9 +86,7 @@ def test_a_study_on_the_archive_as_typed(archive, tmp_path) -> None:
     )
     for dataset in ("parquet:data/arts", f"release:{archive}#arts"):
         study = ["study", "--dataset", dataset, "--study", dataset.partition(":")[0]]
-        subprocess.run(
-            [*perpeft, *study, *settings.split()], cwd=tmp_path, check=True, timeout=400
-        )
+        subprocess.run([*perpeft, *study, *settings.split()], cwd=tmp_path, check=True, timeout=400)
     tables = [
         pd.read_parquet(tmp_path / "results" / name / "trials").query("phase == 'ablation'")
         for name in ("parquet", "release")

@@ -8,6 +8,7 @@ in time order), `NAME_item2id_final.pickle` (item number -> item id), `NAME_text
 from __future__ import annotations
 
 import glob
+import shutil
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from perpeft_ray.data.folders import new_folder
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, check_inside
 from perpeft_ray.data.prepare.archives import unpack
 from perpeft_ray.data.prepare.images import (
@@ -118,8 +118,11 @@ class _Files:
 def _unpacked(archive: Path, name: str, scratch: Path, max_bytes: int) -> _Files:
     folder = scratch / "release"
     if not folder.is_dir():
-        with new_folder(folder) as new:
-            unpack(archive, new, _Files(new, name).wanted, max_bytes)
+        new = scratch / "release.part"
+        shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped
+        new.mkdir()
+        unpack(archive, new, _Files(new, name).wanted, max_bytes)
+        new.rename(folder)
     return _Files.found_in(folder, name)
 
 

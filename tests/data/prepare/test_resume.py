@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.database import Database
+from perpeft_ray.data.prepare.normalise import prepare_parquet
+from perpeft_ray.data.prepare.release import prepare_release
 from tests.data.prepare.conftest import jpeg
 from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, review, write_raw
+from tests.data.prepare.test_release import write_release, zipped
 
 ROOT = Path(__file__).parents[3]
 
@@ -78,6 +84,64 @@ def test_killed_while_images_are_fetched(tmp_path, web):
     prepare_amazon2023(raw, CATEGORY, out, selection)
     assert load_folder(out, "").fingerprint == expected
     assert set(web.requests) == {f"/{item}.jpg" for item in items if item not in done}
+
+
+def many_images(folder: Path, count: int = 1200) -> Path:
+    """A release of many items that share one picture."""
+    ids = {number: f"B{number:04d}" for number in range(1, count + 1)}
+    lines = "".join(f"{user} {number}\n" for user in (1, 2) for number in ids)
+    write_release(folder, lines=lines, ids=ids, titles={item: item for item in ids.values()})
+    images = folder / "arts_images"
+    (images / "B002.jpg").unlink()
+    for item in ids.values():
+        (images / f"{item}.jpg").hardlink_to(images / "B001.jpg")
+    (images / "B0007.jpg").unlink()
+    (images / "B0009.jpg").unlink()
+    (images / "B0009.jpg").write_bytes(b"no image")
+    return folder
+
+
+def count(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("*.jpg"))
+
+
+def test_a_release_killed_while_unpacked_and_copied(tmp_path):
+    archive = zipped(many_images(tmp_path / "arts"), tmp_path / "release.zip")
+    prepare_release(archive, "arts", tmp_path / "alone")
+    expected = load_folder(tmp_path / "alone", "").fingerprint
+    out, working = tmp_path / "out", tmp_path / ".out.unfinished"
+    command = ["release", str(archive), "--name", "arts", "--out", str(out)]
+    unpacked = working / "scratch" / "release.part" / "arts_images"
+    for images in (unpacked, unpacked, working / "images"):
+        killed(command, lambda images=images: count(images) >= 20)
+        assert 20 <= count(images) < 1198
+        assert not out.exists()
+    prepare_release(archive, "arts", out)
+    assert load_folder(out, "").fingerprint == expected
+    assert {path.name for path in out.iterdir()} == {
+        path.name for path in (tmp_path / "alone").iterdir()
+    }
+    listed = [(folder / "images_failed.csv").read_text() for folder in (tmp_path / "alone", out)]
+    assert listed[0].count("\n") == listed[1].count("\n") == 3
+
+
+def test_a_folder_of_ones_own_killed_while_images_are_copied(tmp_path):
+    prepare_release(many_images(tmp_path / "arts"), "arts", tmp_path / "in")
+    shutil.copyfile(tmp_path / "in/images/B0001.jpg", tmp_path / "in/images/B0007.jpg")
+    items = pd.read_parquet(tmp_path / "in/items.parquet")
+    items.loc[6, "image"] = "images/none.jpg"
+    items.to_parquet(tmp_path / "in/items.parquet")
+    repairs = prepare_parquet(tmp_path / "in", tmp_path / "alone")
+    expected = load_folder(tmp_path / "alone", "").fingerprint
+    out, working = tmp_path / "out", tmp_path / ".out.unfinished"
+    command = ["parquet", str(tmp_path / "in"), "--out", str(out)]
+    killed(command, (working / "scratch" / "tables.duckdb").exists)
+    killed(command, lambda: count(working / "images") >= 20)
+    assert 20 <= count(working / "images") < 1198
+    assert not out.exists()
+    assert prepare_parquet(tmp_path / "in", out) == repairs
+    assert repairs.failed_images == 1
+    assert load_folder(out, "").fingerprint == expected
 
 
 def test_finished_tables_are_not_made_again(tmp_path):
