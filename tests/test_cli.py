@@ -49,7 +49,7 @@ def test_help_names_every_field_and_answers_quickly(tmp_path: Path) -> None:
     shown = run("--help", cwd=tmp_path)
     assert shown.returncode == 0
     for name in (
-        "--preset {toyshop,paper}",
+        "--preset {toyshop,full,paper}",
         "--search.max-concurrent INT",
         "--peft.variant {lora,ia3,iisan,search}",
         "--grouping.groups INT|{search}",

@@ -4,6 +4,6 @@ Heavy libraries are imported where they are used, so that `--help` and bad input
 """
 
 from perpeft_ray.cli.main import main, run
-from perpeft_ray.cli.study import parse_study, run_study
+from perpeft_ray.cli.study import Question, ask, parse_study, run_study
 
-__all__ = ["main", "parse_study", "run", "run_study"]
+__all__ = ["Question", "ask", "main", "parse_study", "run", "run_study"]

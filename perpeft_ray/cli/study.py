@@ -8,13 +8,15 @@ import dataclasses
 import difflib
 import io
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import tyro
 
+from perpeft_ray.cli.main import run
 from perpeft_ray.cli.parsing import first_sentence
 from perpeft_ray.cli.results import print_tables, write_report
 from perpeft_ray.config import StudyConfig
@@ -33,7 +35,28 @@ def study(arguments: Sequence[str]) -> None:
     run_study(parse_study(arguments))
 
 
-def parse_study(arguments: Sequence[str], description: str | None = None) -> StudyConfig:
+@dataclass(frozen=True)
+class Question:
+    """What a script of `studies/` asks."""
+
+    scientific: tuple[str, ...] = ("method", "variant", "mode")
+    """Fields of `TrialConfig` whose effect the study is about. Of the others, those that the search
+    chooses, and the seed, are nuisance; the rest is fixed."""
+    defaults: Callable[[StudyConfig], StudyConfig] = lambda preset: preset
+    """From a preset to the script's own defaults."""
+    run: Callable[[Study, Progress], None] | None = None
+    """Runs what is missing of the study; None: the ablation."""
+
+
+def ask(question: Question, description: str | None) -> None:
+    """What a script of `studies/` does: read the command line, run, print and report."""
+    arguments = sys.argv[1:]
+    run(lambda: run_study(parse_study(arguments, description, question), question))
+
+
+def parse_study(
+    arguments: Sequence[str], description: str | None = None, question: Question | None = None
+) -> StudyConfig:
     """The study that a command line describes: a preset, and what is given in its stead.
 
     Every field has its dotted name (`--search.max-concurrent 2`). Prints help and exits for
@@ -46,7 +69,7 @@ def parse_study(arguments: Sequence[str], description: str | None = None) -> Stu
             command, unknown = tyro.cli(
                 _StudyCommand,
                 args=arguments,
-                default=_StudyCommand(config=preset(chosen), preset=chosen),
+                default=_StudyCommand((question or Question()).defaults(preset(chosen)), chosen),
                 description=description,
                 return_unknown_args=True,
             )
@@ -59,7 +82,7 @@ def parse_study(arguments: Sequence[str], description: str | None = None) -> Stu
     return command.config
 
 
-def run_study(config: StudyConfig) -> None:
+def run_study(config: StudyConfig, question: Question | None = None) -> None:
     """Run a study, or what is missing of it, print its tables and write its report.
 
     Raises InputError before anything is written.
@@ -69,6 +92,7 @@ def run_study(config: StudyConfig) -> None:
     from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.runtime import ray_for
 
+    question = question or Question()
     check_storage_outlives_job(config.storage)
     storage = storage_folder(config.storage)
     log_file = storage / config.study / "study.log"
@@ -78,7 +102,7 @@ def run_study(config: StudyConfig) -> None:
             _check_inputs(config, cache)
             stack.enter_context(owned(log_file.parent, progress.say))
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
-            folder = StudyFolder.create(config)
+            folder = StudyFolder.create(config, scientific=question.scientific)
             stack.enter_context(ray_for(config, log_file))
             study = _open_study(config, folder, cache, progress)
         progress.say(
@@ -87,7 +111,7 @@ def run_study(config: StudyConfig) -> None:
         )
         from perpeft_ray.study.ablation import run_ablation
 
-        run_ablation(study, progress)
+        (question.run or run_ablation)(study, progress)
     print_tables(log_file.parent)
     write_report(log_file.parent)
 
@@ -98,7 +122,7 @@ class _StudyCommand:
 
     config: Annotated[StudyConfig, tyro.conf.arg(name="")]
     preset: Preset = "toyshop"
-    """Defaults: sized for toyshop on two cores, or the paper's constants."""
+    """Defaults: sized for toyshop on two cores, toyshop in full, or the paper's constants."""
 
 
 def _preset_of(arguments: Sequence[str]) -> Preset:

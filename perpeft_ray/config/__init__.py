@@ -8,6 +8,7 @@ apply to this method or variant.
 
 from perpeft_ray.config.study import (
     SEARCH,
+    VARIED,
     GroupingSettings,
     LossSettings,
     ModelSettings,
@@ -22,6 +23,8 @@ from perpeft_ray.config.trial import (
     METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
+    TABLE_2,
+    TABLE_3,
     VECTOR_METHODS,
     Dtype,
     Method,
@@ -40,7 +43,10 @@ __all__ = [
     "PEFT_METHODS",
     "PERSONAL_METHODS",
     "SEARCH",
+    "TABLE_2",
+    "TABLE_3",
     "VARIANTS",
+    "VARIED",
     "VECTOR_METHODS",
     "Dtype",
     "GroupingSettings",

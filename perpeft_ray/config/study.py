@@ -23,6 +23,8 @@ from perpeft_ray.errors import InputError
 Search = Literal["search"]
 SEARCH: Search = "search"
 """The value of a setting that the search is to choose."""
+VARIED = ("groups", "rank", "conditioning_weight", "learning_rate")
+"""Fields of a trial, numbers all, that a study can search."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class SearchSettings:
     """Values of train.lr; every baseline is tried with each of them."""
     every_method: bool = False
     """Try PerPEFT's own ablations with every learning rate too; else they take PerPEFT's."""
+    pareto: bool = False
+    """Search for accuracy and few trainable parameters together (no ASHA)."""
     asha: bool = True
     """Stop poor trials early (ASHA); they are PRUNED rows."""
     grace_epochs: int = 3

@@ -55,6 +55,12 @@ def exists(method: Method, variant: Variant | None) -> bool:
     return method != "large_global" or (variant is not None and FACTS[variant].scalable)
 
 
+TABLE_2: tuple[Method, ...] = METHODS[: METHODS.index("perpeft") + 1]
+"""Rows of the paper's Table 2: PerPEFT and its baselines."""
+TABLE_3: tuple[Method, ...] = METHODS[METHODS.index("perpeft") :]
+"""Rows of the paper's Table 3: PerPEFT and its ablations."""
+
+
 _FLOATS = (
     "adapter_dropout",
     "conditioning_weight",

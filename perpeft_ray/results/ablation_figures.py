@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from perpeft_ray.config import VARIANTS
+from perpeft_ray.config import METHODS, VARIANTS
 from perpeft_ray.results.drawing import (
     GREY,
     VARIANT_COLOURS,
@@ -14,11 +14,11 @@ from perpeft_ray.results.drawing import (
     StudyFigure,
     panels,
 )
-from perpeft_ray.results.reference import METHOD_ORDER
 from perpeft_ray.results.statistics import paired_users
 from perpeft_ray.results.summary import ablation_summary, costs, sensitivity
+from perpeft_ray.study.front import on_front
 
-_METHOD_MARKERS = dict(zip(METHOD_ORDER, "Xv^<>12osPph*", strict=True))
+_METHOD_MARKERS = dict(zip(METHODS, "Xv^<>12osPph*", strict=True))
 _PARAMETER_LABELS = {
     "conditioning_weight": "conditioning weight λ",
     "learning_rate": "learning rate",
@@ -39,10 +39,9 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
     if len(positive):
         below = 10.0 ** np.floor(np.log10(positive.min()))
         axes.set_xscale("symlog", linthresh=below, linscale=0.6)
-    front = pareto_front(points.trainable_parameters, points["mean"])
-    on_front = points[front].sort_values("trainable_parameters")
+    front = points[on_front(points.trainable_parameters, points["mean"])].sort_values("trainable_parameters")
     axes.step(
-        on_front.trainable_parameters, 100 * on_front["mean"], where="post", color=GREY, zorder=1
+        front.trainable_parameters, 100 * front["mean"], where="post", color=GREY, zorder=1
     )
     for row in points.itertuples():
         variant = None if pd.isna(row.variant) else row.variant
@@ -67,7 +66,7 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
     figure.legend(loc="outside right upper")
     named = ", ".join(
         row.method if pd.isna(row.variant) else f"{row.method} {row.variant}"
-        for row in on_front.itertuples()
+        for row in front.itertuples()
     )
     return StudyFigure(
         "accuracy_against_parameters",
@@ -75,14 +74,6 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
         f"Means over seeds, bars are one standard deviation. On the Pareto front: {named}.",
         figure,
     )
-
-
-def pareto_front(sizes: pd.Series, scores: pd.Series) -> pd.Series:
-    """True where no other point is as small and better, or smaller and as good; bool [n]."""
-    size, score = sizes.to_numpy(), scores.to_numpy()
-    no_worse = (size[None] <= size[:, None]) & (score[None] >= score[:, None])
-    better = (size[None] < size[:, None]) | (score[None] > score[:, None])
-    return pd.Series(~(no_worse & better).any(axis=1), index=sizes.index)
 
 
 def sensitivity_curves(trials: pd.DataFrame) -> StudyFigure | None:

@@ -8,11 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from perpeft_ray.config import PEFT_METHODS, PERSONAL_METHODS, StudyConfig
+from perpeft_ray.config import (
+    METHODS,
+    PEFT_METHODS,
+    PERSONAL_METHODS,
+    TABLE_2,
+    TABLE_3,
+    StudyConfig,
+    exists,
+)
 from perpeft_ray.results.reference import (
-    BASELINES_TABLE,
-    COMPONENTS_TABLE,
-    METHOD_ORDER,
     OUR_READING,
     count_wins,
     paper_dataset,
@@ -45,8 +50,11 @@ def ablation_table(trials: pd.DataFrame, study: StudyConfig) -> StudyTable:
 
 def expected_trials(study: StudyConfig) -> int:
     """Trials that a study's ablation has when it is done."""
-    variants = len(study.values("variant"))
-    cells = sum(variants if method in PEFT_METHODS else 1 for method in study.methods)
+    variants = study.values("variant")
+    cells = sum(
+        sum(exists(method, variant) for variant in variants) if method in PEFT_METHODS else 1
+        for method in study.methods
+    )
     return len(study.seeds) * (cells + _other_mode(study))
 
 
@@ -138,7 +146,7 @@ def _rows(summary: pd.DataFrame, study: StudyConfig) -> list[tuple[str, str]]:
     if _other_mode(study):
         rows.add(("perpeft", other))
     rows |= set(zip(summary.method, summary["mode"], strict=True))
-    return sorted(rows, key=lambda row: (METHOD_ORDER.index(row[0]), row[1] == other))
+    return sorted(rows, key=lambda row: (METHODS.index(row[0]), row[1] == other))
 
 
 def _other_mode(study: StudyConfig) -> bool:
@@ -185,7 +193,7 @@ def _caption(trials: pd.DataFrame, summary: pd.DataFrame, study: StudyConfig) ->
 def _wins(summary: pd.DataFrame, study: StudyConfig) -> Iterator[str]:
     """Sentences on PerPEFT's wins, in its study's own mode, as the paper's captions have them."""
     other = (summary.method == "perpeft") & (summary["mode"] != study.mode)
-    for rows, whom in ((BASELINES_TABLE, "the other methods"), (COMPONENTS_TABLE, "its ablations")):
+    for rows, whom in ((TABLE_2, "the other methods"), (TABLE_3, "its ablations")):
         wins = count_wins(summary[~other], rows)
         if wins.of:
             yield (

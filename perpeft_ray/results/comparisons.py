@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from perpeft_ray.config import VARIANTS
-from perpeft_ray.results.reference import METHOD_ORDER
+from perpeft_ray.config import METHODS, VARIANTS
 from perpeft_ray.results.statistics import (
     Comparison,
     compare_trials,
@@ -30,7 +29,7 @@ def comparisons(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
     found = [
         comparison
         for variant in VARIANTS
-        for method in METHOD_ORDER
+        for method in METHODS
         if method != "perpeft"
         and (comparison := compare_trials(trials, "perpeft", method, variant, metric)) is not None
     ]

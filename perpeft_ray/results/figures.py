@@ -12,7 +12,12 @@ from perpeft_ray.results.ablation_figures import (
 from perpeft_ray.results.drawing import StudyFigure
 from perpeft_ray.results.files import whole_file
 from perpeft_ray.results.folder import StudyFolder
-from perpeft_ray.results.search_figures import parameter_importance, search_history, slices
+from perpeft_ray.results.search_figures import (
+    parameter_importance,
+    search_front,
+    search_history,
+    slices,
+)
 from perpeft_ray.results.statistics import read_final_trials
 
 
@@ -27,6 +32,7 @@ def study_figures(folder: StudyFolder) -> list[StudyFigure]:
         groups_and_gains(read_final_trials([folder.path])),
         sensitivity_curves(trials),
         search_history(trials, folder.epochs()),
+        search_front(trials, pareto=folder.config.search.pareto),
         parameter_importance(trials),
         slices(trials),
     )

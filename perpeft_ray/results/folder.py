@@ -103,10 +103,11 @@ class StudyFolder:
 
     def search_scores(self) -> dict[str, float]:
         """Validation NDCG@20 of the COMPLETE trials of the search, by config hash."""
-        columns = ["status", "phase", "config_hash", "valid_ndcg_at_20"]
-        trials = self._read("trials", TRIALS, columns)
-        done = trials[(trials.phase == "search") & (trials.status == "COMPLETE")]
-        return dict(zip(done.config_hash, done.valid_ndcg_at_20, strict=True))
+        return self._of_search("valid_ndcg_at_20")
+
+    def search_sizes(self) -> dict[str, int]:
+        """Trainable parameters of the COMPLETE trials of the search, by config hash."""
+        return self._of_search("trainable_parameters")
 
     def trials(self) -> pd.DataFrame:
         """All rows written so far, as `pandas.read_parquet` gives them; no rows before the first.
@@ -126,6 +127,11 @@ class StudyFolder:
     def users_of(self, trial_id: str) -> pd.DataFrame:
         """The users of one COMPLETE trial; columns: `perpeft_ray.results.schema.USERS`."""
         return pd.read_parquet(self.path / "users" / f"{trial_id}.parquet")
+
+    def _of_search(self, column: str) -> dict[str, Any]:
+        trials = self._read("trials", TRIALS, ["status", "phase", "config_hash", column])
+        done = trials[(trials.phase == "search") & (trials.status == "COMPLETE")]
+        return dict(zip(done.config_hash, done[column], strict=True))
 
     def _read(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
         folder = self.path / name

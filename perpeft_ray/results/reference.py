@@ -12,31 +12,10 @@ from typing import Literal
 
 import pandas as pd
 
-from perpeft_ray.config import VARIANTS
+from perpeft_ray.config import TABLE_2, TABLE_3, VARIANTS, VECTOR_METHODS
 from perpeft_ray.results.text import Cell, TextTable
 
-BASELINES_TABLE = (
-    "without_mm",
-    "frozen_mm",
-    "global",
-    "user_level_1",
-    "user_level_2",
-    "group_level_1",
-    "group_level_2",
-    "perpeft",
-)
-"""Rows of Table 2."""
-COMPONENTS_TABLE = (
-    "without_text",
-    "without_image",
-    "without_group_negatives",
-    "large_global",
-    "random_grouping",
-    "perpeft",
-)
-"""Rows of Table 3."""
-METHOD_ORDER = BASELINES_TABLE + COMPONENTS_TABLE[:-1]
-OUR_READING = frozenset(BASELINES_TABLE[3:7])
+OUR_READING = VECTOR_METHODS
 """Rows whose exact form the paper's text was not at hand for."""
 METRICS = {
     "hr_at_20": "HR@20",
@@ -123,10 +102,7 @@ def count_wins(summary: pd.DataFrame, rows: tuple[str, ...]) -> Wins:
 
 def paper_text_tables() -> list[TextTable]:
     """Tables 2 and 3 for reading, one for each data set; wins of PerPEFT in the captions."""
-    tables: tuple[tuple[Number, tuple[str, ...]], ...] = (
-        (2, BASELINES_TABLE),
-        (3, COMPONENTS_TABLE),
-    )
+    tables: tuple[tuple[Number, tuple[str, ...]], ...] = ((2, TABLE_2), (3, TABLE_3))
     return [
         _text(number, rows, dataset, title)
         for number, rows in tables

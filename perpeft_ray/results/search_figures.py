@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from perpeft_ray.config import VARIANTS
+from perpeft_ray.config import VARIANTS, VARIED
 from perpeft_ray.results.drawing import (
     GREY,
     VARIANT_COLOURS,
@@ -13,7 +13,8 @@ from perpeft_ray.results.drawing import (
     StudyFigure,
     panels,
 )
-from perpeft_ray.results.summary import SELECTION, VARIED
+from perpeft_ray.results.summary import SELECTION
+from perpeft_ray.study.front import on_front
 
 _SETTINGS = ("variant", *VARIED)
 _LABELS = {"conditioning_weight": "conditioning weight λ", "learning_rate": "learning rate"}
@@ -50,6 +51,48 @@ def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | 
         "The search",
         f"{len(tried)} trials of PerPEFT, of which {int((tried.status == 'PRUNED').sum())} were "
         f"stopped early (crosses); the best reached {best.max():.2f} in validation.",
+        figure,
+    )
+
+
+def search_front(trials: pd.DataFrame, *, pareto: bool) -> StudyFigure | None:
+    """The search's complete trials by size and accuracy, and their Pareto front.
+
+    `pareto`: whether the search was for both. None where all trials have the same size.
+    """
+    done = _complete(trials)
+    if done.trainable_parameters.nunique() < 2:
+        return None
+    figure, [[axes]] = panels(1)
+    figure.set_size_inches(5.2, 3.2)
+    for variant, rows in done.groupby("variant"):
+        axes.scatter(
+            rows.trainable_parameters,
+            100 * rows[SELECTION],
+            color=VARIANT_COLOURS[variant],
+            marker=VARIANT_MARKERS[variant],
+            label=variant,
+        )
+    front = done[on_front(done.trainable_parameters, done[SELECTION])]
+    front = front.sort_values("trainable_parameters")
+    axes.step(
+        front.trainable_parameters,
+        100 * front[SELECTION],
+        where="post",
+        color=GREY,
+        zorder=1,
+        label="Pareto front",
+    )
+    axes.set_xscale("log")
+    axes.set(xlabel="trainable parameters of PEFT modules", ylabel="validation NDCG@20 × 100")
+    figure.legend(loc="outside right upper")
+    aim = "accuracy and few parameters together" if pareto else "accuracy alone"
+    return StudyFigure(
+        "search_front",
+        "Accuracy against size in the search",
+        f"{len(done)} complete trials of a search for {aim}; {len(front)} are on the front, from "
+        f"{front.trainable_parameters.min():,.0f} parameters ({100 * front[SELECTION].min():.2f}) "
+        f"to {front.trainable_parameters.max():,.0f} ({100 * front[SELECTION].max():.2f}).",
         figure,
     )
 

@@ -7,18 +7,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from perpeft_ray.config import VARIANTS
+from perpeft_ray.config import METHODS, VARIANTS, VARIED
 from perpeft_ray.metrics import CUTOFFS
-from perpeft_ray.results.reference import METHOD_ORDER
 
 METRICS = tuple(f"{name}_at_{k}" for name in ("hr", "ndcg") for k in CUTOFFS)
 SELECTION = "valid_ndcg_at_20"
 """What settings and epochs are chosen by."""
-BASELINES = ("without_mm", "frozen_mm", "global")
-"""Methods whose learning rate is chosen on its own."""
-
-VARIED = ("groups", "rank", "conditioning_weight", "learning_rate")
-"""Numbers that a study can vary."""
 COSTS = (
     "trainable_parameters",
     "trainable_fraction",
@@ -84,11 +78,11 @@ def best_settings(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
-    """What every learning rate gave every baseline: one row a method, variant and rate.
+    """What every learning rate gave every method that takes its own: a row a method, variant, rate.
 
     Columns: method, variant, learning_rate, valid_ndcg_at_20 (of the search's phase), chosen.
     """
-    tried = _searched(trials, BASELINES)
+    tried = _searched(trials, [method for method in METHODS if method != "perpeft"])
     tried = tried[["method", "variant", "learning_rate", SELECTION]].sort_values(
         "learning_rate", kind="stable"
     )
@@ -98,24 +92,53 @@ def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs(trials: pd.DataFrame) -> pd.DataFrame:
-    """What a trial of each method and variant costs: means over the final trials.
+    """What a trial of each method, variant and rank costs: medians over the final trials.
 
-    Columns: method, variant, mode, trials, and means under their names in `trials/`.
+    In a study that compares settings alone, over those. Columns: method, variant, mode, rank,
+    trials, epoch_seconds (of stage 3, without evaluation), and medians under their names in
+    `trials/`.
     """
-    by_cell = final_trials(trials).groupby(_CELL, dropna=False, sort=False)
-    means = by_cell[list(COSTS)].mean()
-    means.insert(0, "trials", by_cell.size())
-    return _in_paper_order(means.reset_index())
+    final = final_trials(trials)
+    if final.empty:
+        final = _of_settings(trials)
+    final = final.assign(epoch_seconds=final.stage3_seconds / final.stage3_epochs)
+    by_cell = final.groupby([*_CELL, "rank"], dropna=False, sort=False)
+    medians = by_cell[["epoch_seconds", *COSTS]].median()
+    medians.insert(0, "trials", by_cell.size())
+    return _in_paper_order(medians.reset_index())
+
+
+def front(trials: pd.DataFrame) -> pd.DataFrame:
+    """Settings that read test, over seeds: accuracy beside trainable parameters, smallest first.
+
+    Columns: variant, groups, rank, conditioning_weight, learning_rate, trainable_parameters,
+    valid_ndcg_at_20 (mean), mean, std (test NDCG@20), seeds.
+    """
+    done = _of_settings(trials)
+    keys = ["variant", *VARIED, "trainable_parameters"]
+    by_setting = done[done.method == "perpeft"].groupby(keys, dropna=False, sort=False)
+    rows = by_setting.agg(
+        valid_ndcg_at_20=(SELECTION, "mean"),
+        mean=("test_ndcg_at_20", "mean"),
+        std=("test_ndcg_at_20", "std"),
+        seeds=("seed", "nunique"),
+    )
+    return rows.reset_index().sort_values("trainable_parameters", ignore_index=True)
+
+
+def _of_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    return trials[(trials.phase == "settings") & (trials.status == "COMPLETE")]
 
 
 def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
     """Test NDCG@20 of PerPEFT against one setting at a time, the others held where it varies most.
 
-    Columns: parameter (groups, rank, conditioning_weight, learning_rate), variant, mode, value,
+    From all trials that read test, of either phase. Columns: parameter (groups, rank, conditioning_weight, learning_rate), variant, mode, value,
     mean, std, seeds; no rows in a study that varies none of them in trials that read test.
     """
-    complete = (trials.phase == "ablation") & (trials.status == "COMPLETE")
-    done = _in_paper_order(trials[complete & (trials.method == "perpeft")])
+    complete = (trials.phase != "search") & (trials.status == "COMPLETE")
+    done = trials[complete & (trials.method == "perpeft")].drop_duplicates("config_hash")
+    done = _in_paper_order(done)
     curves = [
         curve.assign(parameter=parameter)
         for parameter in VARIED
@@ -151,7 +174,7 @@ def _in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows by method, mode (sequential first) and variant; the order of the rest is kept."""
     order = pd.DataFrame(index=frame.index)
     for name, values in (
-        ("method", METHOD_ORDER),
+        ("method", METHODS),
         ("mode", ("sequential", "parallel")),
         ("variant", VARIANTS),
     ):

@@ -13,6 +13,7 @@ from perpeft_ray.results.summary import (
     baseline_learning_rates,
     best_settings,
     costs,
+    front,
     sensitivity,
 )
 from perpeft_ray.results.text import MISSING, Cell, StudyTable, TextTable, mean_and_std
@@ -21,13 +22,17 @@ from perpeft_ray.results.text import MISSING, Cell, StudyTable, TextTable, mean_
 def study_tables(folder: StudyFolder) -> list[StudyTable]:
     """All tables that the trials so far give, from the study's Parquet files alone."""
     trials = folder.trials()
-    tables = [
-        ablation_table(trials, folder.config),
-        comparisons([folder.path]),
-        best_settings_table(trials),
-        learning_rates_table(trials),
-        costs_table(trials),
-    ]
+    tables = [costs_table(trials)]
+    if not set(trials.phase) == {"settings"}:
+        tables = [
+            ablation_table(trials, folder.config),
+            comparisons([folder.path]),
+            best_settings_table(trials),
+            learning_rates_table(trials),
+            *tables,
+        ]
+    if folder.config.search.pareto:
+        return [*tables, front_table(trials)]
     varied = sensitivity_table(trials)
     return [*tables, varied] if len(varied.numbers) else tables
 
@@ -106,22 +111,50 @@ def costs_table(trials: pd.DataFrame) -> StudyTable:
         (
             Cell(row.method if row.mode == "sequential" else f"{row.method} ({row.mode})"),
             Cell(MISSING if pd.isna(row.variant) else row.variant),
+            Cell(_or_missing(row.rank, ".0f")),
             Cell(f"{row.trainable_parameters:,.0f}"),
             Cell(_or_missing(100 * row.trainable_fraction, ".2f")),
             Cell(f"{row.stage1_seconds + row.stage2_seconds + row.stage3_seconds:.0f}"),
+            Cell(f"{row.epoch_seconds:.2f}"),
             Cell(f"{row.peak_memory_mb:,.0f}"),
         )
         for row in numbers.itertuples()
     )
     text = TextTable(
         title="What a trial costs",
-        header=("method", "variant", "parameters", "%", "seconds", "MB"),
+        header=("method", "variant", "rank", "parameters", "%", "s", "s/epoch", "MB"),
         rows=rows,
-        caption="Means over the complete trials of the ablation: trainable parameters of the PEFT "
-        "modules, also in % of the frozen encoder's; seconds of training, with those of a stage 1 "
-        "that is shared; peak memory.",
+        caption="Medians over complete trials: trainable parameters of the PEFT modules, also in % "
+        "of the frozen encoder's; seconds of training, with those of a stage 1 that is shared, and "
+        "of an epoch of stage 3; peak memory.",
     )
     return StudyTable("costs", numbers, (text,))
+
+
+def front_table(trials: pd.DataFrame) -> StudyTable:
+    """The settings on the search's Pareto front, with what they reach in test."""
+    numbers = front(trials)
+    rows = tuple(
+        (
+            Cell(row.variant),
+            Cell(_or_missing(row.rank, ".0f")),
+            Cell(f"{row.groups:.0f}"),
+            Cell(f"{row.conditioning_weight:g}"),
+            Cell(f"{row.learning_rate:g}"),
+            Cell(f"{row.trainable_parameters:,.0f}"),
+            Cell(f"{100 * row.valid_ndcg_at_20:.2f}"),
+            Cell(mean_and_std(row.mean, row.std)),
+        )
+        for row in numbers.itertuples()
+    )
+    text = TextTable(
+        title="Pareto front of accuracy and size",
+        header=("variant", "rank", "groups", "λ", "lr", "parameters", "valid", "test NDCG@20"),
+        rows=rows,
+        caption="PerPEFT's settings that no other of the search beats in both validation NDCG@20 "
+        "and trainable parameters; × 100, means over seeds. The front is chosen by validation.",
+    )
+    return StudyTable("front", numbers, (text,))
 
 
 def sensitivity_table(trials: pd.DataFrame) -> StudyTable:

@@ -6,7 +6,7 @@ trials are skipped, so the same command continues a study that was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from perpeft_ray.config import PEFT_METHODS
 from perpeft_ray.study.agenda import Agenda
@@ -51,14 +51,16 @@ def run_ablation(study: Study, progress: Progress) -> None:
         return ready_trials(config, scores, ended, searching=searching)
 
     fail_unfinished(journal)  # what a run that was killed has left
-    suggestions = Suggestions(config, journal, tried) if to_search else None
+    sizes = study.recorder.search_sizes
+    stops_early = config.search.asha and not config.search.pareto
+    suggestions = Suggestions(config, journal, tried, sizes) if to_search else None
     try:
         run_tune(
             study,
             Agenda(config, finished, ready, suggestions, to_search),
             progress,
             workers=config.workers,
-            scheduler=AshaWithinVariant(config) if config.search.asha else None,
+            scheduler=AshaWithinVariant(config) if stops_early else None,
         )
     finally:
         fail_unfinished(journal)
@@ -71,15 +73,44 @@ def run_ablation(study: Study, progress: Progress) -> None:
         raise RuntimeError(f"no trial of the search has finished; {study.folder} has the errors")
 
 
+def run_listed(
+    study: Study,
+    specs: Iterable[TrialSpec],
+    progress: Progress,
+    *,
+    fresh_processes: bool = False,
+) -> None:
+    """Run those of the trials, which `run_ablation` does not have, that have not been run.
+
+    Ray must be there. `fresh_processes` as in `run_tune`.
+    """
+    wanted = list(specs)
+    finished = study.recorder.finished()
+    progress.extend(len(wanted), done=sum(spec.key in finished for spec in wanted))
+    _run_missing(study, wanted, progress, fresh_processes=fresh_processes)
+
+
+def _run_missing(
+    study: Study, specs: Iterable[TrialSpec], progress: Progress, *, fresh_processes: bool = False
+) -> None:
+    finished = study.recorder.finished()
+    missing = [spec for spec in specs if spec.key not in finished]
+    if not missing:
+        return
+    agenda = Agenda(study.config, finished, lambda *_: missing)
+    run_tune(
+        study,
+        agenda,
+        progress,
+        workers=max(spec.workers for spec in missing),
+        fresh_processes=fresh_processes,
+    )
+
+
 def _run_other_mode(study: Study, searched: list[TrialSpec], progress: Progress) -> None:
     """PerPEFT's best setting in the other training mode, which may need Ray Train workers."""
     best = best_of(searched, study.recorder.search_scores())
-    specs = other_mode_trials(study.config, best.config) if best else []
-    finished = study.recorder.finished()
-    if all(spec.key in finished for spec in specs):
-        return
-    agenda = Agenda(study.config, finished, lambda *_: specs)
-    run_tune(study, agenda, progress, workers=specs[0].workers)
+    _run_missing(study, other_mode_trials(study.config, best.config) if best else [], progress)
 
 
 def _left_out(study: Study, searched: list[TrialSpec]) -> list[Cell]:

@@ -39,7 +39,7 @@ class TrialSpec:
     @property
     def test(self) -> bool:
         """Whether the test items are read: never in the search."""
-        return self.phase == "ablation"
+        return self.phase != "search"
 
     @property
     def key(self) -> Key:
@@ -131,6 +131,13 @@ def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec
     workers = study.parallel_workers if mode == "parallel" else min(study.workers, 1)
     configs = [replace(config, seed=seed, mode=mode) for seed in study.seeds]
     return [TrialSpec("ablation", config, workers) for config in configs]
+
+
+def settings_trials(study: StudyConfig, configs: Iterable[TrialConfig]) -> list[TrialSpec]:
+    """Each config with every seed and test read, none twice; for studies of PerPEFT's settings."""
+    seeded = (replace(config, seed=seed) for config in configs for seed in study.seeds)
+    specs = {c.config_hash: TrialSpec("settings", c, _workers(study, c)) for c in seeded}
+    return list(specs.values())
 
 
 def sweep_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:

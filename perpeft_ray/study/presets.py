@@ -5,19 +5,26 @@ from __future__ import annotations
 from typing import Literal
 
 from perpeft_ray.config import (
+    TABLE_2,
     GroupingSettings,
     LossSettings,
+    Method,
     PeftSettings,
     SearchSettings,
     StudyConfig,
     TrainSettings,
 )
 
-Preset = Literal["toyshop", "paper"]
+Preset = Literal["toyshop", "full", "paper"]
+
+
+_ROWS: tuple[Method, ...] = (*TABLE_2, "without_group_negatives", "random_grouping")
+"""The main job's methods and the rest of Table 2."""
 
 
 def preset(name: Preset) -> StudyConfig:
-    """`toyshop`: sized for the embedded catalogue on two cores. `paper`: the paper's constants.
+    """`toyshop`: sized for the embedded catalogue on two cores. `full`: the same with five seeds,
+    all rows of Table 2 and more of everything. `paper`: the paper's constants.
 
     The paper's learning rate, rank, number of groups and conditioning weight are given, so only
     the variant is searched; its weight decay is that of LoRA on *sports*.
@@ -25,7 +32,15 @@ def preset(name: Preset) -> StudyConfig:
     """
     if name == "toyshop":
         return StudyConfig()
+    if name == "full":
+        return StudyConfig(
+            seeds=(0, 1, 2, 3, 4),
+            methods=_ROWS,
+            train=TrainSettings(epochs=12, personal_epochs=12),
+            search=SearchSettings(trials=24, every_method=True),
+        )
     return StudyConfig(
+        methods=_ROWS,
         peft=PeftSettings(rank=4),
         grouping=GroupingSettings(groups=8),
         loss=LossSettings(conditioning_weight=1.0),

@@ -65,6 +65,12 @@ class Progress:
         if done:
             self.say(f"continuing: {done} of {trials} trials are done")
 
+    def extend(self, trials: int, done: int) -> None:
+        """Add trials to the plan, of which an earlier run has done some."""
+        self._planned = (self._planned or 0) + trials
+        self._done += done
+        self._before += done
+
     def start(self) -> None:
         """A trial began."""
         self._running += 1

@@ -14,7 +14,9 @@ from perpeft_ray.config import TrialConfig
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 
 Status = Literal["COMPLETE", "PRUNED", "FAIL"]
-Phase = Literal["search", "ablation"]
+Phase = Literal["search", "ablation", "settings"]
+"""`search` never reads test. `ablation` compares methods at their best settings, `settings` given
+settings, such as the values of a sensitivity curve."""
 
 
 @dataclass(frozen=True)

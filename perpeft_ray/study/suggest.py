@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,34 @@ from perpeft_ray.study.plan import search_trial, search_trials
 from perpeft_ray.study.space import Setting, all_settings, suggest_setting
 from perpeft_ray.study.trainable import OBJECTIVE
 
+SIZE = "trainable_parameters"
+"""Key of the second objective, a column of `trials/`."""
+
 
 class Suggestions(OptunaSearch):
     """TPE over the study's space, kept in an Optuna journal.
 
-    Differs from Tune's `OptunaSearch` in that a setting is suggested once (the space is finite and
+    With `search.pareto` it has two objectives, accuracy and few trainable parameters. Differs from
+    Tune's `OptunaSearch` in that a setting is suggested once (the space is finite and
     a trial is deterministic), every variant is tried before anything is tried twice, epochs
     without a validation are not reported, and a trial that ASHA stopped is PRUNED.
 
-    `tried`: config hashes of settings that an earlier run of the study has finished.
+    `tried`: config hashes of settings that an earlier run of the study has finished. `sizes`: the
+    trainable parameters of the search's finished trials, by config hash.
     """
 
-    def __init__(self, study: StudyConfig, journal: Path, tried: Collection[str]) -> None:
+    def __init__(
+        self,
+        study: StudyConfig,
+        journal: Path,
+        tried: Collection[str],
+        sizes: Callable[[], Mapping[str, int]],
+    ) -> None:
+        pareto = study.search.pareto
         super().__init__(
             partial(suggest_setting, study),
-            metric=OBJECTIVE,
-            mode="max",
+            metric=[OBJECTIVE, SIZE] if pareto else OBJECTIVE,
+            mode=["max", "min"] if pareto else "max",
             sampler=optuna.samplers.TPESampler(seed=study.search.seed),
             study_name=optuna_study_name(study),
             storage=open_journal(journal),
@@ -45,6 +57,8 @@ class Suggestions(OptunaSearch):
         settings = {search_trial(study, s).config.config_hash: s for s in all_settings(study)}
         self._untried = {key: s for key, s in settings.items() if key not in tried}
         self._tries = Counter(settings[key]["variant"] for key in tried if key in settings)
+        self._sizes = sizes
+        self._hashes: dict[str, str] = {}
         self._random = random.Random(study.search.seed)
 
     def suggest_setting(self, trial_id: str) -> Setting:
@@ -61,7 +75,8 @@ class Suggestions(OptunaSearch):
         setting = self.suggest(trial_id)
         if self._key(setting) not in self._untried:
             setting = self._another(trial_id, setting)
-        del self._untried[self._key(setting)]
+        self._hashes[trial_id] = self._key(setting)
+        del self._untried[self._hashes[trial_id]]
         self._tries[variant] += 1
         return setting
 
@@ -79,9 +94,13 @@ class Suggestions(OptunaSearch):
         if result is not None and result["record/epoch"] < last_epoch:
             self._report(trial_id, result)
             result = None  # without a result Optuna is told PRUNED, with what was reported last
+        elif result is not None and self._study.search.pareto:
+            result = {**result, SIZE: self._sizes()[self._hashes[trial_id]]}
         super().on_trial_complete(trial_id, result=result, error=error)
 
     def _report(self, trial_id: str, result: dict[str, Any]) -> None:
+        if self._study.search.pareto:
+            return  # Optuna takes no intermediate values of several objectives
         self._ot_trials[trial_id].report(result[OBJECTIVE], step=result["record/epoch"])
 
     def _another(self, trial_id: str, setting: Setting) -> Setting:
@@ -103,9 +122,11 @@ def open_journal(journal: Path) -> JournalStorage:
 
 
 def optuna_study_name(study: StudyConfig) -> str:
-    """The study's name and a hash of its search: another space or fixed value is another search."""
-    hashes = [spec.config.config_hash for spec in search_trials(study)]
-    return f"{study.study}-{canonical_hash(sorted(hashes))[:8]}"
+    """The study's name and a hash of its search: another space, fixed value or objective is another
+    search."""
+    hashes = sorted(spec.config.config_hash for spec in search_trials(study))
+    search = canonical_hash([SIZE, *hashes] if study.search.pareto else hashes)
+    return f"{study.study}-{search[:8]}"
 
 
 def fail_unfinished(journal: Path) -> None:

@@ -66,6 +66,9 @@ class StudyRecorder(Recorder, Protocol):
     def search_scores(self) -> dict[str, float]:
         """Validation NDCG@20 of the COMPLETE trials of the search, by config hash."""
 
+    def search_sizes(self) -> dict[str, int]:
+        """Trainable parameters of the COMPLETE trials of the search, by config hash."""
+
 
 @dataclass(frozen=True)
 class Study:

@@ -22,11 +22,13 @@ def run_tune(
     *,
     workers: int,
     scheduler: TrialScheduler | None = None,
+    fresh_processes: bool = False,
 ) -> None:
     """Let Tune run the trials of an agenda; returns when all have ended.
 
     `workers`: the most Ray Train workers that a trial has; 0 where each trains in its own process.
-    A trial that fails becomes a FAIL row and the others go on.
+    `fresh_processes`: whether a trial's process ends with it. A trial that fails becomes a FAIL row
+    and the others go on.
     """
     trainable = tune.with_resources(make_trainable(study), _resources(study.config, workers))
     # Rows are ours; what Tune keeps about the trials is thrown away.
@@ -39,7 +41,7 @@ def run_tune(
                 num_samples=-1,  # as many as the agenda has
                 max_concurrent_trials=_concurrency(study.config, workers),
                 # Imports are paid once; with a nested trainer and ASHA reuse hangs.
-                reuse_actors=workers == 0,
+                reuse_actors=workers == 0 and not fresh_processes,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(

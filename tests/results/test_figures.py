@@ -13,12 +13,12 @@ from perpeft_ray.config import StudyConfig
 from perpeft_ray.results.ablation_figures import (
     group_gains,
     groups_and_gains,
-    pareto_front,
     sensitivity_curves,
 )
 from perpeft_ray.results.figures import study_figures, write_figures
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.search_figures import parameter_importance, search_history
+from perpeft_ray.study.front import on_front
 from perpeft_ray.results.statistics import paired_users, read_final_trials
 
 
@@ -80,9 +80,9 @@ def test_importance_needs_more_trials_than_settings(folder: StudyFolder) -> None
 
 
 def test_pareto_front_by_hand() -> None:
-    sizes = pd.Series([0, 10, 10, 20, 30])
-    scores = pd.Series([0.1, 0.2, 0.15, 0.2, 0.3])
-    assert pareto_front(sizes, scores).tolist() == [True, True, False, False, True]
+    sizes = [0, 10, 10, 20, 30]
+    scores = [0.1, 0.2, 0.15, 0.2, 0.3]
+    assert on_front(sizes, scores).tolist() == [True, True, False, False, True]
 
 
 def test_group_gains_by_hand() -> None:

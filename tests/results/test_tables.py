@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from perpeft_ray.config import PeftSettings, StudyConfig, TrainSettings
+from perpeft_ray.config import METHODS, PeftSettings, StudyConfig, TrainSettings
 from perpeft_ray.results.ablation_table import ablation_table, expected_trials
 from perpeft_ray.results.folder import StudyFolder
-from perpeft_ray.results.reference import METHOD_ORDER
 from perpeft_ray.results.summary import (
     ablation_summary,
     baseline_learning_rates,
@@ -265,13 +264,13 @@ def test_any_method_of_the_paper_appears_in_the_papers_order(record, tmp_path: P
     for method in ("random_grouping", "perpeft", "global"):
         folder.write_trial(record(method, "lora", 0.1))
     trials = folder.trials()
-    others = [method for method in METHOD_ORDER if method not in set(trials.method)]
+    others = [method for method in METHODS if method not in set(trials.method)]
     rows = [trials.iloc[[0]].assign(method=method) for method in reversed(others)]
     study = StudyConfig(methods=("global",), parallel_workers=0, peft=PeftSettings(variant="lora"))
     table = ablation_table(pd.concat([*rows, trials]), study)
     rows = table.printed[0].rows
-    assert [row[0].text for row in rows] == [*METHOD_ORDER, "perpeft gain"]
-    assert table.numbers.method.drop_duplicates().tolist() == list(METHOD_ORDER)
+    assert [row[0].text for row in rows] == [*METHODS, "perpeft gain"]
+    assert table.numbers.method.drop_duplicates().tolist() == list(METHODS)
     assert "our reading of the paper's rows" in table.printed[0].caption
 
 

@@ -66,6 +66,14 @@ class JsonRecorder:
             if row["status"] == "COMPLETE" and row["phase"] == "search"
         }
 
+    def search_sizes(self) -> dict[str, int]:
+        """A size that can be told from the configuration."""
+        return {
+            row["hash"]: (row["rank"] or 1) * row["groups"]
+            for row in self.rows()
+            if row["status"] == "COMPLETE" and row["phase"] == "search"
+        }
+
 
 Score = Callable[[TrialConfig], float]
 

@@ -33,7 +33,7 @@ def finish(search: Suggestions, trial_id: str, score: float) -> None:
 
 
 def run(study: StudyConfig, journal: Path, count: int) -> list[dict[str, object]]:
-    search = Suggestions(study, journal, tried=())
+    search = Suggestions(study, journal, tried=(), sizes=dict)
     settings = []
     for index in range(count):
         setting = search.suggest_setting(str(index))
@@ -72,7 +72,7 @@ def test_an_exhausted_space_is_told(tmp_path: Path) -> None:
     small = SearchSettings(
         variants=("ia3",), groups=(4,), conditioning_weights=(0.5,), learning_rates=(0.01,)
     )
-    search = Suggestions(replace(STUDY, search=small), tmp_path / "journal", tried=())
+    search = Suggestions(replace(STUDY, search=small), tmp_path / "journal", tried=(), sizes=dict)
     assert search.suggest_setting("0") == {
         "variant": "ia3",
         "groups": 4,
@@ -86,7 +86,7 @@ def test_an_exhausted_space_is_told(tmp_path: Path) -> None:
 def test_a_continued_search_tries_what_is_new(tmp_path: Path) -> None:
     first = run(STUDY, tmp_path / "journal", 5)
     tried = [search_trial(STUDY, setting).config.config_hash for setting in first]
-    search = Suggestions(STUDY, tmp_path / "journal", tried)
+    search = Suggestions(STUDY, tmp_path / "journal", tried, dict)
     for index in range(10):
         setting = search.suggest_setting(f"again-{index}")
         assert setting not in first
@@ -107,7 +107,7 @@ def test_another_space_or_fixed_value_is_another_optuna_study() -> None:
 @pytest.mark.filterwarnings("error")
 def test_states_are_complete_pruned_and_fail(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    search = Suggestions(STUDY, journal, tried=())
+    search = Suggestions(STUDY, journal, tried=(), sizes=dict)
     for trial_id in ("complete", "pruned", "failed", "lost"):
         search.suggest_setting(trial_id)
         search.on_trial_result(trial_id, {"record/epoch": 1, DONE: False})  # not validated

@@ -1,0 +1,57 @@
+"""What each variant and method costs: trials of fixed settings, nothing shared, one at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from perpeft_ray.config import (
+    FACTS,
+    PEFT_METHODS,
+    Method,
+    StudyConfig,
+    TrialConfig,
+    Variant,
+    exists,
+)
+from perpeft_ray.study.ablation import run_listed
+from perpeft_ray.study.plan import TrialSpec, settings_trials
+from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.trainable import Study
+
+
+def run_efficiency(study: Study, progress: Progress) -> None:
+    """Run what is missing of `efficiency_trials`, each in a fresh process.
+
+    What other studies have trained is not taken from the cache, since it was timed beside other
+    trials; hidden states and frozen features are.
+    """
+    with tempfile.TemporaryDirectory(prefix="perpeft-efficiency-") as folder:
+        own = replace(
+            study.workspace, stages=Path(folder) / "stages", trials=Path(folder) / "trials"
+        )
+        alone = replace(study, workspace=own)
+        run_listed(alone, efficiency_trials(study.config), progress, fresh_processes=True)
+
+
+def efficiency_trials(study: StudyConfig) -> list[TrialSpec]:
+    """Each method and variant at every rank, with the first value of every other setting."""
+    return settings_trials(
+        study,
+        (
+            _config(study, method, variant, rank)
+            for method in study.methods
+            for variant in (study.values("variant") if method in PEFT_METHODS else (None,))
+            if exists(method, variant)
+            for rank in (study.values("rank") if variant and FACTS[variant].rank else (None,))
+        ),
+    )
+
+
+def _config(
+    study: StudyConfig, method: Method, variant: Variant | None, rank: int | None
+) -> TrialConfig:
+    others = ("groups", "conditioning_weight", "learning_rate")
+    first = {name: study.values(name)[0] for name in others}
+    return study.trial(method, seed=study.seeds[0], variant=variant, rank=rank, **first)

@@ -1,0 +1,54 @@
+"""What does each method and variant cost in parameters, time and memory?
+
+Small (toyshop; two cores, minutes):
+
+    python studies/efficiency.py
+
+Full:
+
+    python studies/efficiency.py --search.ranks 1 4 16 64 --grouping.groups 8 --train.epochs 5
+        --train.personal-epochs 5 --seeds 0 1 2 --dataset parquet:PATH --encoder PATH
+
+Nothing is searched: each method and variant is trained at every rank with the first value of every
+other setting, alone on the machine, in a fresh process and without what other studies have left
+(hidden states and frozen features excepted). Few epochs are enough for times, so accuracy here says
+nothing. Scientific: method, variant, rank. Nuisance: the seed, over which medians are taken. Fixed:
+the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from perpeft_ray.cli import Question, ask
+from perpeft_ray.config import METHODS, StudyConfig
+
+if TYPE_CHECKING:
+    from perpeft_ray.study.progress import Progress
+    from perpeft_ray.study.trainable import Study
+
+
+def defaults(preset: StudyConfig) -> StudyConfig:
+    """Every method that costs something of its own, for two epochs a stage, one at a time."""
+    same = ("random_grouping", "without_group_negatives")  # as perpeft
+    return replace(
+        preset,
+        study="efficiency",
+        methods=tuple(method for method in METHODS if method not in same),
+        parallel_workers=0,
+        seeds=(0,),
+        train=replace(preset.train, epochs=2, personal_epochs=2),
+        search=replace(preset.search, ranks=(4,), max_concurrent=1),
+    )
+
+
+def costs(study: Study, progress: Progress) -> None:
+    """Imported late, so that `--help` and bad input answer at once."""
+    from perpeft_ray.study.efficiency import run_efficiency
+
+    run_efficiency(study, progress)
+
+
+if __name__ == "__main__":
+    ask(Question(scientific=("method", "variant", "rank"), defaults=defaults, run=costs), __doc__)

@@ -1,0 +1,57 @@
+"""How much does PerPEFT depend on the number of groups, the rank, λ and the learning rate?
+
+Small (LoRA on toyshop, two seeds; two cores, minutes):
+
+    python studies/sensitivity.py
+
+Full:
+
+    python studies/sensitivity.py --preset full --search.ranks 1 2 4 8 16 --search.groups 1 2 4 8 16
+        --search.conditioning-weights 0 0.25 0.5 0.75 1 --search.learning-rates 5e-4 1e-3 2e-3 4e-3
+
+A search finds the best setting of each variant by validation. About it, one setting at a time takes
+each of its values, the others are held, and test is read for every seed; no value is chosen by it.
+Scientific: groups, rank, conditioning weight, learning rate. Nuisance: the seed. Fixed: the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from perpeft_ray.cli import Question, ask
+from perpeft_ray.config import StudyConfig
+
+if TYPE_CHECKING:
+    from perpeft_ray.study.progress import Progress
+    from perpeft_ray.study.trainable import Study
+
+
+def defaults(preset: StudyConfig) -> StudyConfig:
+    """PerPEFT with LoRA beside the global module, over more values of every setting."""
+    return replace(
+        preset,
+        study="sensitivity",
+        methods=("global", "perpeft"),
+        parallel_workers=0,
+        seeds=preset.seeds if len(preset.seeds) > 1 else (0, 1),
+        peft=replace(preset.peft, variant="lora"),
+        search=replace(
+            preset.search,
+            ranks=(2, 4, 8),
+            groups=(2, 4, 6, 8),
+            conditioning_weights=(0.0, 0.5, 1.0),
+        ),
+    )
+
+
+def curves(study: Study, progress: Progress) -> None:
+    """Imported late, so that `--help` and bad input answer at once."""
+    from perpeft_ray.study.sensitivity import run_sensitivity
+
+    run_sensitivity(study, progress)
+
+
+if __name__ == "__main__":
+    settings = ("groups", "rank", "conditioning_weight", "learning_rate")
+    ask(Question(scientific=settings, defaults=defaults, run=curves), __doc__)

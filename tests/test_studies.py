@@ -1,0 +1,61 @@
+"""The scripts of studies/: each declares its question, and its defaults are a valid study."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from perpeft_ray.config import TABLE_2, TABLE_3
+from perpeft_ray.study.presets import Preset, preset
+
+STUDIES = Path(__file__).parents[1] / "studies"
+ADAPTED = ("ablation_components", "sensitivity", "efficiency", "pareto")
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, STUDIES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_defaults_are_a_study_of_their_own(name: str) -> None:
+    script = load(name)
+    for chosen in get_args(Preset):
+        study = script.defaults(preset(chosen))
+        assert study.study == name
+        assert study.dataset == "toyshop"
+
+
+@pytest.mark.parametrize("name", ["ablation_peft", *ADAPTED])
+def test_every_script_says_how_it_is_run_and_what_it_is_about(name: str) -> None:
+    text = (STUDIES / f"{name}.py").read_text()
+    for part in ("Small", "Full", f"python studies/{name}.py", "Scientific:", "Nuisance:"):
+        assert part in text, (name, part)
+
+
+def test_the_tables_of_the_paper_are_covered() -> None:
+    assert set(TABLE_2) <= set(preset("full").methods)
+    assert set(TABLE_2) <= set(preset("paper").methods)
+    assert load("ablation_components").defaults(preset("toyshop")).methods == TABLE_3
+
+
+def test_bad_input_of_a_script_exits_with_2(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, STUDIES / "sensitivity.py", "--search.ranks", "0"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: `peft.rank` must be")
+    assert not list(tmp_path.iterdir())
