@@ -38,6 +38,11 @@ COMMANDS = {
         "perpeft_ray.cli.study",
         "study",
     ),
+    "doctor": Command(
+        "check a cluster before a study and say what to change; the options of study",
+        "perpeft_ray.cli.doctor",
+        "doctor",
+    ),
     "tables": Command(
         "print the tables of a study again: perpeft tables FOLDER; the paper's: --paper",
         "perpeft_ray.cli.results",

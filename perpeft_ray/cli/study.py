@@ -25,6 +25,7 @@ from perpeft_ray.study.job import check_storage_outlives_job
 from perpeft_ray.study.presets import Preset, preset
 
 if TYPE_CHECKING:
+    from perpeft_ray.data.interactions import Dataset
     from perpeft_ray.results.folder import StudyFolder
     from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.trainable import Study
@@ -99,7 +100,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     with Progress() as progress, contextlib.ExitStack() as stack:
         with _leaving_nothing_behind(storage), _leaving_nothing_behind(log_file.parent):
             cache = storage / ".cache"
-            _check_inputs(config, cache)
+            check_inputs(config, cache)
             stack.enter_context(owned(log_file.parent, progress.say))
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             folder = StudyFolder.create(config, scientific=question.scientific)
@@ -114,6 +115,20 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
         (question.run or run_ablation)(study, progress)
     print_tables(log_file.parent)
     write_report(log_file.parent)
+
+
+def check_inputs(config: StudyConfig, cache: Path) -> Dataset:
+    """Open the dataset and the encoder's preprocessing. Raises InputError for unusable ones."""
+    from perpeft_ray.data.sources import open_dataset
+    from perpeft_ray.data.split import leave_one_out
+    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+    from perpeft_ray.study.check import check_study
+
+    dataset = open_dataset(config.dataset, cache)
+    num_users = leave_one_out(dataset).num_users
+    has_images = FoundationPreprocessor(config.encoder).image_size > 0
+    check_study(config, num_users, has_images=has_images)
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -148,17 +163,6 @@ def _fields(settings: Any, prefix: str = "") -> Iterator[str]:
             yield from _fields(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name
-
-
-def _check_inputs(config: StudyConfig, cache: Path) -> None:
-    from perpeft_ray.data.sources import open_dataset
-    from perpeft_ray.data.split import leave_one_out
-    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
-    from perpeft_ray.study.check import check_study
-
-    num_users = leave_one_out(open_dataset(config.dataset, cache)).num_users
-    has_images = FoundationPreprocessor(config.encoder).image_size > 0
-    check_study(config, num_users, has_images=has_images)
 
 
 def _open_study(config: StudyConfig, folder: StudyFolder, cache: Path, progress: Progress) -> Study:

@@ -1,0 +1,54 @@
+"""`perpeft doctor`: is this cluster ready for a study, and what to change."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from perpeft_ray.cli.study import check_inputs, parse_study
+from perpeft_ray.study.job import check_storage_outlives_job
+
+if TYPE_CHECKING:
+    from perpeft_ray.study.diagnosis import Check
+
+_DESCRIPTION = """Check a cluster before a study, with the options of `perpeft study`.
+
+Joins the Ray that RAY_ADDRESS names, or starts one on this machine. Exit status: 0 ready, 1 not,
+2 bad input."""
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """`perpeft doctor …`: print a table of checks; exit with 1 where one did not pass."""
+    config = parse_study(arguments, description=_DESCRIPTION)
+    from perpeft_ray.results.folder import storage_folder
+
+    check_storage_outlives_job(config.storage)
+    storage = storage_folder(config.storage)
+    # The toyshop is drawn anew: nothing is to be left in the storage.
+    with tempfile.TemporaryDirectory(prefix="perpeft-doctor-") as scratch:
+        dataset = check_inputs(config, Path(scratch))
+        from perpeft_ray.study.doctor import diagnose
+
+        checks = diagnose(config, storage, dataset)
+    # Where the output is no terminal, a table is as wide as it needs to be.
+    Console(width=None if sys.stdout.isatty() else 200).print(checks_table(checks))
+    if not all(check.ok for check in checks):
+        sys.exit(1)
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """A row a check: what was found, and what to change."""
+    table = Table("check", "", "found", "what to change", box=box.SIMPLE_HEAD)
+    for check in checks:
+        mark = "[green]ok" if check.ok else "[red]change"
+        table.add_row(check.name, mark, escape(check.found), escape(check.change or ""))
+    return table
+

@@ -1,0 +1,223 @@
+"""What facts about a cluster mean for a study, and what to change; pure, without Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.study.node_report import MISSING, NodeReport
+
+Reports = Mapping[str, NodeReport | None]
+"""What each node answered, by its name; None: no answer."""
+Resources = Mapping[str, Mapping[str, float]]
+"""What each node has in all, by its name and Ray's names of resources."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a study needs, as it was found."""
+
+    name: str
+    found: str
+    change: str | None = None
+    """What to change; None: nothing."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is to be changed."""
+        return self.change is None
+
+
+def check_answers(reports: Reports, seconds: float) -> Check:
+    """Every node must run a task within `seconds`."""
+    silent = sorted(name for name, report in reports.items() if report is None)
+    found = f"{len(reports) - len(silent)} of {len(reports)} answer"
+    if not silent:
+        return Check("nodes", found)
+    return Check(
+        "nodes",
+        found,
+        f"{_names(silent)} ran no task within {seconds:g} s: restart Ray there, or look into "
+        "`ray list tasks` and the node's logs",
+    )
+
+
+def check_versions(own: Mapping[str, str], reports: Reports) -> Check:
+    """Python and the libraries that determine a result must be this process's on every node.
+
+    Local parts of a version do not count: a head without GPUs may have 2.13.0+cpu, workers +cu130.
+    """
+    wrong = [
+        f"{node} has {name} {there}, not {own[name]}"
+        for node, report in _answered(reports)
+        for name, there in report["versions"].items()
+        if _public(there) != _public(own[name])
+    ]
+    found = ", ".join(f"{name} {version}" for name, version in own.items())
+    if not wrong:
+        return Check("versions", found)
+    return Check(
+        "versions",
+        found,
+        f"{'; '.join(wrong)}: use the same image on every node, or install with "
+        "--constraint constraints.txt",
+    )
+
+
+def check_resources(study: StudyConfig, parallel_workers: int, nodes: Resources) -> Check:
+    """There must be room for the study's trials at a time, each worker on one node.
+
+    `parallel_workers`: Ray Train workers of the extra rows in parallel mode; 0: no such rows.
+    """
+    places = sum(_places(study, node) for node in nodes.values())
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes.values()) for kind in ("CPU", "GPU"))
+    found = (
+        f"{_count(len(nodes), 'node')}, {_count(cpus, 'CPU')}, {_count(gpus, 'GPU')}: "
+        f"{_count(places, 'place')} for a worker"
+    )
+    of_trial = max(study.workers, 1)
+    at_a_time = study.search.max_concurrent
+    needed = max(of_trial * at_a_time, parallel_workers)
+    if places >= needed:
+        return Check("resources", found)
+    place = _count(study.cpus_per_worker, "CPU") + (
+        f" and {_count(study.gpus_per_worker, 'GPU')}" if study.gpus_per_worker else ""
+    )
+    advice = f"add nodes with {_count(needed - places, 'place')} of {place}"
+    if places >= max(of_trial, parallel_workers):
+        advice += f", or run fewer trials at a time: --search.max-concurrent {places // of_trial}"
+    elif places >= of_trial:
+        advice += f", or --parallel-workers {places}"
+    elif places:
+        advice += f", or fewer workers a trial: --workers {places}"
+    if parallel_workers > of_trial * at_a_time:
+        what = _count(parallel_workers, "parallel worker")
+    else:
+        what = f"{_count(at_a_time, 'trial')} at a time of {_count(of_trial, 'worker')}"
+    return Check("resources", found, f"{what} need {_count(needed, 'place')}: {advice}")
+
+
+def check_storage(storage: str, reports: Reports, arrived: Mapping[str, bool]) -> Check:
+    """What this process wrote must be read on every node, and the other way round.
+
+    `arrived`: whether this process could read what a node wrote.
+    """
+    wrong = []
+    for node, report in _answered(reports):
+        if report["storage"] is not None:
+            wrong.append(f"{node} {report['storage']}")
+        elif not arrived[node]:
+            wrong.append(f"what {node} wrote did not arrive")
+    if not wrong:
+        return Check("storage", f"{storage} is one folder, written and read on every node")
+    return Check(
+        "storage",
+        storage,
+        f"{'; '.join(wrong)}: mount one file system at this path on every node, for the user that "
+        "runs Ray",
+    )
+
+
+def check_catalogue(dataset: str, files: int, reports: Reports) -> Check:
+    """The files of the catalogue must be there, and the same, on every node."""
+    if not files:
+        return Check("catalogue", f"{dataset} is drawn from its seed, no node needs a file")
+    wrong = [f"{n} {r['catalogue']}" for n, r in _answered(reports) if r["catalogue"] is not None]
+    if not wrong:
+        return Check("catalogue", f"{dataset} is the same on every node")
+    return Check("catalogue", dataset, f"{'; '.join(wrong)}: put it where every node sees it")
+
+
+def check_encoder(encoder: str, fingerprint: str, reports: Reports) -> Check:
+    """The encoder must load, and be the same, on every node."""
+    wrong = []
+    for node, report in _answered(reports):
+        if report["encoder"] is not None:
+            wrong.append(f"{node}: {report['encoder']}")
+        elif report["fingerprint"] != fingerprint:
+            wrong.append(f"{node} has another encoder under this name")
+    if not wrong:
+        return Check("encoder", f"{encoder} is the same on every node")
+    return Check("encoder", encoder, f"{'; '.join(wrong)}; put it where every node sees it")
+
+
+def check_gpus(gpus_per_worker: float, seen: Mapping[str, int | None]) -> Check:
+    """torch must see a GPU wherever Ray says there is one.
+
+    `seen`: GPUs that torch saw in a task with a GPU, by node with GPUs; None: no answer.
+    """
+    if not gpus_per_worker:
+        return Check("GPUs", "not asked for (--gpus-per-worker 0)")
+    blind = [node for node, count in seen.items() if not count]
+    if seen and not blind:
+        return Check("GPUs", f"torch sees one on {_names(list(seen))}")
+    if not seen:
+        return Check("GPUs", "no node has one", "add nodes with GPUs, or --gpus-per-worker 0")
+    return Check(
+        "GPUs",
+        f"Ray has GPUs on {_names(list(seen))}",
+        f"torch sees none on {_names(blind)}: install torch's CUDA build and a driver for it, and "
+        "in containers NVIDIA's runtime",
+    )
+
+
+def check_authentication(status: int | None) -> Check:
+    """A request without a token must be refused.
+
+    `status`: HTTP status of the dashboard's answer to one; None: no answer.
+    """
+    if status in (401, 403):
+        return Check("authentication", "a request without a token is refused")
+    change = (
+        "whoever reaches this Ray can run code on it: `ray get-auth-token --generate`, copy "
+        "~/.ray/auth_token to every node, set RAY_AUTH_MODE=token and start Ray again"
+    )
+    if status is None:
+        change = "cannot be told while the dashboard does not answer"
+    return Check("authentication", "off" if status else "unknown", change)
+
+
+def check_dashboard(url: str, status: int | None, complaint: str | None) -> Check:
+    """The dashboard must answer, and the State API, without which stopped trials leak.
+
+    `status` as for `check_authentication`; `complaint`: of the State API, None if it answers.
+    """
+    change = (
+        "install ray[default] and start Ray with its dashboard (--include-dashboard=true), "
+        "reachable from here"
+    )
+    if not url or status is None:
+        return Check("dashboard", "no answer" + (f" at {url}" if url else ""), change)
+    if complaint is not None:
+        return Check("dashboard", f"{url}; {complaint}", change)
+    return Check("dashboard", f"{url} and the State API answer")
+
+
+def _places(study: StudyConfig, node: Mapping[str, float]) -> int:
+    """Workers that fit on a node."""
+    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus_per_worker}
+    fits = [
+        # A third of a GPU three times is one GPU.
+        math.floor(node.get(kind, 0) / amount + 1e-9)
+        for kind, amount in of_worker.items()
+        if amount
+    ]
+    return min(fits)
+
+
+def _answered(reports: Reports) -> list[tuple[str, NodeReport]]:
+    return [(name, report) for name, report in sorted(reports.items()) if report is not None]
+
+
+def _public(version: str) -> str:
+    return version if version == MISSING else version.partition("+")[0]
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")
+
+
+def _names(nodes: list[str]) -> str:
+    return ", ".join(sorted(nodes))

@@ -1,0 +1,218 @@
+"""Checks a cluster before a study: what `perpeft doctor` asks of Ray and of every node."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.errors import InputError
+from perpeft_ray.study import diagnosis, node_report
+from perpeft_ray.study.diagnosis import Check
+from perpeft_ray.study.node_report import NodeReport, Question
+from perpeft_ray.study.runtime import ray_runtime, wait_for_state_api, worker_counts
+
+LIBRARIES = ("ray", "torch", "transformers", "peft")
+"""Beside Python and this package, what must be the same on every node."""
+ANSWER_S = 120.0
+"""For a node to answer: a worker process starts there and imports transformers."""
+_DASHBOARD_S = 10.0
+
+
+def diagnose(study: StudyConfig, storage: Path, dataset: Dataset) -> list[Check]:
+    """Check Ray, started or joined as the study does it, and every node of it.
+
+    `storage` is absolute; `dataset` is the study's, opened by this process. Nothing is left behind.
+    Raises InputError where `storage` cannot be written by this process.
+    """
+    with _meeting_folder(storage) as meeting:
+        try:
+            with ray_runtime():
+                return [_reached(), *_checks(study, storage, dataset, meeting)]
+        # Ray says with any of these that it cannot be joined: other versions, a wrong token.
+        except (ConnectionError, RuntimeError, InputError) as error:
+            first = str(error).strip().partition("\n")[0]
+            return [
+                Check(
+                    "Ray",
+                    "not reached",
+                    f"{first}; start it on the head node (`ray start --head`), set "
+                    "RAY_ADDRESS=HOST:6379 and the same RAY_AUTH_MODE and token as there",
+                )
+            ]
+
+
+def _checks(study: StudyConfig, storage: Path, dataset: Dataset, meeting: Path) -> Iterator[Check]:
+    import ray
+
+    from perpeft_ray.encoder.preprocess import encoder_fingerprint
+
+    url = _dashboard_url()
+    # The State API first: it waits for the dashboard.
+    complaint = _state_api_complaint()
+    status = _status_without_token(url)
+    yield diagnosis.check_dashboard(url, status, complaint)
+    yield diagnosis.check_authentication(status)
+
+    nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
+    files = _files(dataset)
+    ids = {name: node["NodeID"] for name, node in nodes.items()}
+    reports = _ask(ids, study.encoder, files, meeting)
+    own = node_report.library_versions(LIBRARIES)
+    yield diagnosis.check_answers(reports, ANSWER_S)
+    yield diagnosis.check_versions(own, reports)
+    resources = {name: node["Resources"] for name, node in nodes.items()}
+    parallel = worker_counts(study).get("parallel_workers", 0)
+    yield diagnosis.check_resources(study, parallel, resources)
+    sign = (meeting / node_report.SIGN).read_text(encoding="utf-8")
+    arrived = {name: _arrived(meeting / node, sign) for name, node in ids.items()}
+    yield diagnosis.check_storage(str(storage), reports, arrived)
+    yield diagnosis.check_catalogue(study.dataset, len(files), reports)
+    fingerprint = encoder_fingerprint(study.encoder)
+    yield diagnosis.check_encoder(study.encoder, fingerprint, reports)
+    with_gpus = {name: ids[name] for name, has in resources.items() if has.get("GPU", 0) > 0}
+    seen = _gpus(with_gpus) if study.gpus_per_worker else {}
+    yield diagnosis.check_gpus(study.gpus_per_worker, seen)
+
+
+@contextmanager
+def _meeting_folder(storage: Path) -> Iterator[Path]:
+    """A folder in the storage where this process and the nodes read what the others wrote."""
+    made = not storage.exists()
+    meeting = storage / f".doctor-{uuid.uuid4().hex}"
+    try:
+        meeting.mkdir(parents=True)
+        (meeting / node_report.SIGN).write_text(uuid.uuid4().hex, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"`storage` must be a folder that can be written, but {storage}: {error.strerror}"
+        ) from error
+    try:
+        yield meeting
+    finally:
+        shutil.rmtree(meeting)
+        if made:
+            storage.rmdir()
+
+
+def _reached() -> Check:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    return Check("Ray", f"{ray.__version__} at {address}")
+
+
+def _dashboard_url() -> str:
+    import ray
+
+    # Of the Ray that is joined already: nothing else hands its dashboard's address out.
+    context = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _state_api_complaint() -> str | None:
+    try:
+        wait_for_state_api()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _status_without_token(url: str) -> int | None:
+    """HTTP status of the dashboard's answer to a stranger who asks for its jobs."""
+    import urllib3
+
+    if not url:
+        return None
+    try:
+        answer = urllib3.request("GET", f"{url}/api/jobs/", timeout=_DASHBOARD_S, retries=False)
+    except urllib3.exceptions.HTTPError:
+        return None
+    return answer.status
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    """How a person finds a node: its address, and the beginning of Ray's id for it."""
+    return f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+
+
+def _files(dataset: Dataset) -> dict[str, int]:
+    """Sizes of a folder's tables and of its first image; none where no node needs them."""
+    if not dataset.uri.startswith("parquet:"):
+        return {}
+    names = ["interactions.parquet", "items.parquet"]
+    images = dataset.items["image"].dropna()
+    names.extend(images.iloc[:1])
+    paths = [(dataset.root / name).resolve() for name in names]
+    return {str(path): path.stat().st_size for path in paths}
+
+
+def _ask(
+    ids: Mapping[str, str], encoder: str, files: dict[str, int], meeting: Path
+) -> dict[str, NodeReport | None]:
+    """What every node answers, by its name; None where it does not in ANSWER_S."""
+    sign = (meeting / node_report.SIGN).read_text(encoding="utf-8")
+    questions = {
+        name: Question(
+            meeting=str(meeting),
+            sign=sign,
+            name=node,
+            files=files,
+            encoder=encoder,
+            libraries=LIBRARIES,
+        )
+        for name, node in ids.items()
+    }
+    tasks = {
+        name: _on(ids[name], node_report.report_node, num_cpus=0).remote(question)
+        for name, question in questions.items()
+    }
+    return _answers(tasks)
+
+
+def _gpus(ids: Mapping[str, str]) -> dict[str, int | None]:
+    # Little of a GPU: others may be at work on it.
+    tasks = {
+        name: _on(node, node_report.visible_gpus, num_cpus=0, num_gpus=0.01).remote()
+        for name, node in ids.items()
+    }
+    return _answers(tasks)
+
+
+def _on(node: str, function: Any, **options: Any) -> Any:
+    """A function as a task that runs on one node and nowhere else."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # By value: a node where this package is missing answers all the same.
+    ray.cloudpickle.register_pickle_by_value(node_report)
+    affinity = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(function).options(scheduling_strategy=affinity, max_retries=0, **options)
+
+
+def _answers(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    import ray
+
+    done, late = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_S)
+    for task in late:
+        ray.cancel(task, force=True)
+    answers: dict[str, Any] = {}
+    for name, task in tasks.items():
+        try:
+            answers[name] = ray.get(task) if task in done else None
+        except ray.exceptions.RayError:  # the node was lost, or cannot start a process
+            answers[name] = None
+    return answers
+
+
+def _arrived(file: Path, sign: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == sign
+    except OSError:
+        return False
