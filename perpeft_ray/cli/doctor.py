@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -38,8 +39,9 @@ def doctor(arguments: Sequence[str]) -> None:
         from perpeft_ray.study.doctor import diagnose
 
         checks = diagnose(config, storage, dataset)
-    # Where the output is no terminal, a table is as wide as it needs to be.
-    Console(width=None if sys.stdout.isatty() else 200).print(checks_table(checks))
+    # In a job's log a table may be wider than rich's 80 columns.
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if known else 200).print(checks_table(checks))
     if not all(check.ok for check in checks):
         sys.exit(1)
 
@@ -51,4 +53,3 @@ def checks_table(checks: Sequence[Check]) -> Table:
         mark = "[green]ok" if check.ok else "[red]change"
         table.add_row(check.name, mark, escape(check.found), escape(check.change or ""))
     return table
-

@@ -66,7 +66,7 @@ def visible_gpus() -> int:
 
 
 def library_versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    """Versions in this process of Python, this package and distributions; MISSING where not there."""
+    """Versions here of Python, this package and distributions; MISSING where not installed."""
     found = {"python": platform.python_version()}
     for name in libraries:
         try:
