@@ -98,7 +98,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     storage = storage_folder(config.storage)
     log_file = storage / config.study / "study.log"
     with Progress() as progress, contextlib.ExitStack() as stack:
-        with _leaving_nothing_behind(storage), _leaving_nothing_behind(log_file.parent):
+        with _leaving_nothing_behind(storage, log_file.parent):
             cache = storage / ".cache"
             check_inputs(config, cache)
             stack.enter_context(owned(log_file.parent, progress.say))
@@ -184,12 +184,18 @@ def _open_study(config: StudyConfig, folder: StudyFolder, cache: Path, progress:
 
 
 @contextlib.contextmanager
-def _leaving_nothing_behind(folder: Path) -> Iterator[None]:
-    """Remove a folder that did not exist before, where the input turns out to be bad."""
-    existed = folder.exists()
+def _leaving_nothing_behind(storage: Path, folder: Path) -> Iterator[None]:
+    """Where the input turns out to be bad, remove what did not exist before: storage or study.
+
+    Unless it is by now another process's, which was started at the same time.
+    """
+    from perpeft_ray.study.owner import others_own
+
+    new = [path for path in (storage, folder) if not path.exists()][:1]
     try:
         yield
     except InputError:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in new:
+            if not others_own(path):
+                shutil.rmtree(path, ignore_errors=True)
         raise

@@ -75,6 +75,13 @@ def owned(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
+def others_own(folder: Path) -> bool:
+    """Whether a process other than this one runs a study in the folder or just below it."""
+    owners = [_read(file) for file in (folder / OWNER, *folder.glob(f"*/{OWNER}"))]
+    me = (os.getpid(), _machine())
+    return any(owner is not None and (owner.pid, owner.machine) != me for owner in owners)
+
+
 def _wait_for_silence(folder: Path, say: Callable[[str], None]) -> None:
     """Return once nobody else can be running the study; raise InputError if somebody is."""
     left = _read(folder / OWNER)

@@ -18,7 +18,7 @@ import pytest
 
 from perpeft_ray.errors import InputError
 from perpeft_ray.study import owner
-from perpeft_ray.study.owner import owned
+from perpeft_ray.study.owner import others_own, owned
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -57,6 +57,8 @@ def leave(folder: Path, machine: str) -> Path:
 def test_a_living_owner_is_told_with_its_host(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     with pytest.raises(InputError) as told, owned(tmp_path, silent):
         pass
+    assert others_own(tmp_path)
+    assert others_own(tmp_path.parent)
     assert re.fullmatch(
         r"`study` must be run by one process at a time, but process "
         rf"{other.pid} on {platform.node()} has run it since \S+: {tmp_path}",
@@ -72,6 +74,7 @@ def test_an_owner_that_was_killed_is_replaced_at_once(
     assert json.loads((tmp_path / "owner.json").read_text())["pid"] == other.pid
     with owned(tmp_path, silent):
         assert json.loads((tmp_path / "owner.json").read_text())["pid"] == os.getpid()
+        assert not others_own(tmp_path)
     assert not (tmp_path / "owner.json").exists()
     with owned(tmp_path, silent):
         pass
