@@ -19,7 +19,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.results.files import whole_file
 from perpeft_ray.results.schema import EPOCHS, TRIALS, USERS, epochs_table, trial_table, users_table
 from perpeft_ray.results.surroundings import git_revision, machine, versions
-from perpeft_ray.study.record import TrialRecord
+from perpeft_ray.study.record import Searched, TrialRecord
 
 DESCRIPTION = "study.json"
 NO_PART = {"storage"}
@@ -108,6 +108,26 @@ class StudyFolder:
     def search_sizes(self) -> dict[str, int]:
         """Trainable parameters of the COMPLETE trials of the search, by config hash."""
         return self._of_search("trainable_parameters")
+
+    def searched(self) -> dict[str, Searched]:
+        """The COMPLETE and PRUNED trials of the search, by config hash, as they began."""
+        trials = self._read("trials", TRIALS)
+        ended = trials[(trials.phase == "search") & trials.status.isin(["COMPLETE", "PRUNED"])]
+        epochs = self._read("epochs", EPOCHS)
+        validated = epochs[(epochs.stage == 3) & epochs.valid_ndcg_at_20.notna()]
+        of_trial = dict(iter(validated.groupby("trial_id")))
+        found = {}
+        for row in ended.sort_values("started_at").itertuples():
+            own = of_trial.get(row.trial_id, validated[:0])
+            pairs = zip(own.epoch.tolist(), own.best_valid_ndcg_at_20.tolist(), strict=True)
+            done = row.status == "COMPLETE"
+            found[row.config_hash] = Searched(
+                row.status,
+                row.valid_ndcg_at_20 if done else None,
+                int(row.trainable_parameters) if done else None,
+                list(pairs),
+            )
+        return found
 
     def trials(self) -> pd.DataFrame:
         """All rows written so far, as `pandas.read_parquet` gives them; no rows before the first.

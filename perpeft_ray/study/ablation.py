@@ -23,8 +23,9 @@ from perpeft_ray.study.plan import (
     sweep_trials,
 )
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.resume import sampler_after, settle, unfinished_settings
 from perpeft_ray.study.schedule import AshaWithinVariant
-from perpeft_ray.study.suggest import Suggestions, fail_unfinished
+from perpeft_ray.study.suggest import Suggestions
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.study.tuning import run_tune
 
@@ -50,20 +51,25 @@ def run_ablation(study: Study, progress: Progress) -> None:
         scores = study.recorder.search_scores()
         return ready_trials(config, scores, ended, searching=searching)
 
-    fail_unfinished(journal)  # what a run that was killed has left
-    sizes = study.recorder.search_sizes
+    before = study.recorder.searched()
+    settle(config, journal, before)
     stops_early = config.search.asha and not config.search.pareto
-    suggestions = Suggestions(config, journal, tried, sizes) if to_search else None
+    suggestions = None
+    if to_search:
+        unfinished = unfinished_settings(config, journal, tried)
+        sampler = sampler_after(config, journal)
+        sizes = study.recorder.search_sizes
+        suggestions = Suggestions(config, journal, tried, sizes, unfinished, sampler)
     try:
         run_tune(
             study,
             Agenda(config, finished, ready, suggestions, to_search),
             progress,
             workers=config.workers,
-            scheduler=AshaWithinVariant(config) if stops_early else None,
+            scheduler=AshaWithinVariant(config, before) if stops_early else None,
         )
     finally:
-        fail_unfinished(journal)
+        settle(config, journal, study.recorder.searched())
 
     _run_other_mode(study, searched, progress)
     left_out = _left_out(study, searched)

@@ -39,6 +39,20 @@ class TrialRecord:
     finished_at: datetime
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What is written of a trial of the search that has ended."""
+
+    status: Status
+    """COMPLETE or PRUNED."""
+    score: float | None
+    """Validation NDCG@20; None unless COMPLETE."""
+    size: int | None
+    """Trainable parameters; None unless COMPLETE."""
+    validated: Sequence[tuple[int, float]]
+    """Its validated epochs of stage 3: (epoch of the whole trial, best validation NDCG@20)."""
+
+
 class Recorder(Protocol):
     """Writes trials down as they end; picklable, for it is used in trial processes."""
 

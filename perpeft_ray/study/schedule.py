@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.study.plan import TrialSpec, search_trials
+from perpeft_ray.study.record import Searched
 from perpeft_ray.study.trainable import OBJECTIVE, VALIDATED_STAGE3_EPOCHS
 
 REDUCTION_FACTOR = 2
@@ -22,9 +25,11 @@ class AshaWithinVariant(FIFOScheduler):
     drop a variant that learns slowly before its settings are told apart. The first trial of a
     variant at a rung always goes on. Only epochs of stage 3 count, since trials that differ in
     groups or conditioning weight share stage 1, and one that has had its last epoch is finished.
+
+    `before`: trials of earlier runs of the study, by config hash; they count for later ones.
     """
 
-    def __init__(self, study: StudyConfig) -> None:
+    def __init__(self, study: StudyConfig, before: Mapping[str, Searched] = MappingProxyType({})):
         super().__init__()
         self._last_epoch = study.train.epochs + study.train.personal_epochs
         self._never_stop = FIFOScheduler()
@@ -41,6 +46,10 @@ class AshaWithinVariant(FIFOScheduler):
             )
             for variant in study.values("variant")
         }
+        searched = {spec.config.config_hash: spec for spec in search_trials(study)}
+        for key, trial in before.items():
+            if key in searched:
+                self._recall(searched[key], trial)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A trial is about to run."""
@@ -59,6 +68,15 @@ class AshaWithinVariant(FIFOScheduler):
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Forget a trial that never ran."""
         self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def _recall(self, spec: TrialSpec, trial: Searched) -> None:
+        asha = self._of_variant[spec.config.variant]
+        known = SimpleNamespace(trial_id=spec.trial_id)  # all that ASHA reads of a trial
+        asha.on_trial_add(None, known)
+        for epoch, score in trial.validated:
+            stage3 = epoch - spec.config.stage1_epochs
+            result = {VALIDATED_STAGE3_EPOCHS: stage3, OBJECTIVE: score}
+            asha.on_trial_result(None, known, result)
 
     def _of(self, trial: Trial) -> TrialScheduler:
         spec = TrialSpec.from_tune(trial.config)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optuna
+from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -33,8 +33,9 @@ class Suggestions(OptunaSearch):
     a trial is deterministic), every variant is tried before anything is tried twice, epochs
     without a validation are not reported, and a trial that ASHA stopped is PRUNED.
 
-    `tried`: config hashes of settings that an earlier run of the study has finished. `sizes`: the
-    trainable parameters of the search's finished trials, by config hash.
+    `tried`: config hashes of settings that an earlier run of the study has finished; `sizes`: the
+    trainable parameters of the search's finished trials, by config hash; `unfinished`: settings
+    that an earlier run has not finished, which come first; `sampler`: Optuna's, as it left it.
     """
 
     def __init__(
@@ -43,13 +44,15 @@ class Suggestions(OptunaSearch):
         journal: Path,
         tried: Collection[str],
         sizes: Callable[[], Mapping[str, int]],
+        unfinished: Sequence[Setting] = (),
+        sampler: TPESampler | None = None,
     ) -> None:
         pareto = study.search.pareto
         super().__init__(
             partial(suggest_setting, study),
             metric=[OBJECTIVE, SIZE] if pareto else OBJECTIVE,
             mode=["max", "min"] if pareto else "max",
-            sampler=optuna.samplers.TPESampler(seed=study.search.seed),
+            sampler=sampler or TPESampler(seed=study.search.seed),
             study_name=optuna_study_name(study),
             storage=open_journal(journal),
         )
@@ -59,13 +62,15 @@ class Suggestions(OptunaSearch):
         self._tries = Counter(settings[key]["variant"] for key in tried if key in settings)
         self._sizes = sizes
         self._hashes: dict[str, str] = {}
-        self._random = random.Random(study.search.seed)
+        self._unfinished = list(unfinished)
 
     def suggest_setting(self, trial_id: str) -> Setting:
         """A setting that has not been tried, of the variant with the fewest tries.
 
         Raises RuntimeError where the space has no other.
         """
+        if self._unfinished:
+            return self._again(trial_id, self._unfinished.pop(0))
         if not self._untried:
             raise RuntimeError("every setting of the search space has been tried")
         left = {setting["variant"] for setting in self._untried.values()}
@@ -75,9 +80,7 @@ class Suggestions(OptunaSearch):
         setting = self.suggest(trial_id)
         if self._key(setting) not in self._untried:
             setting = self._another(trial_id, setting)
-        self._hashes[trial_id] = self._key(setting)
-        del self._untried[self._hashes[trial_id]]
-        self._tries[variant] += 1
+        self._note(trial_id, setting)
         return setting
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -109,8 +112,20 @@ class Suggestions(OptunaSearch):
         repeat.set_user_attr("repeats", self._key(setting))
         self._ot_study.tell(repeat, state=TrialState.FAIL)
         others = [s for s in self._untried.values() if s["variant"] == setting["variant"]]
-        self._ot_study.enqueue_trial(self._random.choice(others))
+        # Drawn by how many have been suggested, so that it is the same in a search that goes on.
+        draw = random.Random(f"{self._study.search.seed}-{self._tries.total()}")
+        self._ot_study.enqueue_trial(draw.choice(others))
         return self.suggest(trial_id)
+
+    def _again(self, trial_id: str, setting: Setting) -> Setting:
+        self._ot_study.enqueue_trial(setting)
+        self._note(trial_id, setting)
+        return self.suggest(trial_id)
+
+    def _note(self, trial_id: str, setting: Setting) -> None:
+        self._hashes[trial_id] = self._key(setting)
+        del self._untried[self._hashes[trial_id]]
+        self._tries[setting["variant"]] += 1
 
     def _key(self, setting: Setting) -> str:
         return search_trial(self._study, setting).config.config_hash
@@ -127,14 +142,3 @@ def optuna_study_name(study: StudyConfig) -> str:
     hashes = sorted(spec.config.config_hash for spec in search_trials(study))
     search = canonical_hash([SIZE, *hashes] if study.search.pareto else hashes)
     return f"{study.study}-{search[:8]}"
-
-
-def fail_unfinished(journal: Path) -> None:
-    """Mark trials that a dead run of the study left RUNNING as FAIL; no journal is no trial."""
-    if not journal.exists():
-        return
-    storage = open_journal(journal)
-    for name in optuna.get_all_study_names(storage):
-        study = optuna.load_study(study_name=name, storage=storage)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)

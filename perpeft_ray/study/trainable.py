@@ -18,7 +18,7 @@ from ray import tune
 from perpeft_ray.config import StudyConfig, TrialConfig
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.record import Recorder, TrialRecord
+from perpeft_ray.study.record import Recorder, Searched, TrialRecord
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 
 if TYPE_CHECKING:  # torch is imported by trials that train, not by those who plan them
@@ -62,6 +62,9 @@ class DistributedRunner(Protocol):
 
 class StudyRecorder(Recorder, Protocol):
     """A recorder that also tells what the search has found: `perpeft_ray.results.folder`."""
+
+    def searched(self) -> dict[str, Searched]:
+        """The COMPLETE and PRUNED trials of the search, by config hash, as they began."""
 
     def search_scores(self) -> dict[str, float]:
         """Validation NDCG@20 of the COMPLETE trials of the search, by config hash."""

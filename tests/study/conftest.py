@@ -14,7 +14,7 @@ import pytest
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
 from perpeft_ray.metrics import RankingMetrics
-from perpeft_ray.study.record import TrialRecord
+from perpeft_ray.study.record import Searched, TrialRecord
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
 
 
@@ -43,6 +43,11 @@ class JsonRecorder:
             "valid": record.outcome.valid.ndcg_at_20 if record.outcome else None,
             "test": record.outcome is not None and record.outcome.test is not None,
             "workers": record.outcome.world_size if record.outcome else None,
+            "validated": [
+                (epoch.epoch, epoch.best_valid_ndcg_at_20)
+                for epoch in record.epochs
+                if epoch.stage == 3 and epoch.valid is not None
+            ],
             "started_at": record.started_at.isoformat(),
             "finished_at": record.finished_at.isoformat(),
         }
@@ -59,6 +64,16 @@ class JsonRecorder:
             if row["status"] in ("COMPLETE", "PRUNED")
         }
 
+    def searched(self) -> dict[str, Searched]:
+        sizes = self.search_sizes()
+        return {
+            row["hash"]: Searched(
+                row["status"], row["valid"], sizes.get(row["hash"]), row["validated"]
+            )
+            for row in sorted(self.rows(), key=lambda row: row["started_at"])
+            if row["phase"] == "search" and row["status"] in ("COMPLETE", "PRUNED")
+        }
+
     def search_scores(self) -> dict[str, float]:
         return {
             row["hash"]: row["valid"]
@@ -69,7 +84,7 @@ class JsonRecorder:
     def search_sizes(self) -> dict[str, int]:
         """A size that can be told from the configuration."""
         return {
-            row["hash"]: (row["rank"] or 1) * row["groups"]
+            row["hash"]: (row["rank"] or 1) * (row["groups"] or 1)
             for row in self.rows()
             if row["status"] == "COMPLETE" and row["phase"] == "search"
         }

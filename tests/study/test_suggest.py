@@ -12,12 +12,7 @@ from ray.tune.result import DONE
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings
 from perpeft_ray.study.plan import search_trial
-from perpeft_ray.study.suggest import (
-    Suggestions,
-    fail_unfinished,
-    open_journal,
-    optuna_study_name,
-)
+from perpeft_ray.study.suggest import Suggestions, open_journal, optuna_study_name
 from perpeft_ray.study.trainable import OBJECTIVE
 
 STUDY = StudyConfig(train=TrainSettings(epochs=2, personal_epochs=4))
@@ -120,6 +115,3 @@ def test_states_are_complete_pruned_and_fail(tmp_path: Path) -> None:
     loaded = optuna.load_study(study_name=optuna_study_name(STUDY), storage=open_journal(journal))
     assert [trial.value for trial in loaded.trials[:2]] == [0.3, 0.2]
     assert loaded.trials[1].intermediate_values == {3: 0.1, 4: 0.2}
-
-    fail_unfinished(journal)
-    assert journal_states(journal, STUDY)[-1] == TrialState.FAIL
