@@ -42,7 +42,6 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
     """
     import peft
 
-    config = peft_config(towers, settings)
     device = next(towers.model.parameters()).device
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -52,7 +51,10 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
         # transformers by an old name.
         warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        # Random projections are drawn again from their seed; see peft_config.
+        warnings.filterwarnings("ignore", message="Specified to not (save|load)")
         torch.manual_seed(settings.seed)
+        config = peft_config(towers, settings)
         peft.get_peft_model(towers.model, config)  # in place; its wrapper is not needed
     for name, module in towers.model.named_modules():
         if isinstance(module, nn.ModuleDict) and name.endswith("_dropout") and device.type == "cpu":
@@ -98,6 +100,7 @@ def peft_config(towers: Towers, settings: AdapterSettings) -> Any:
                 r=rank,
                 vera_dropout=dropout,
                 projection_prng_key=settings.seed,
+                save_projection=False,  # the seed says what they are
                 target_modules=query_value,
             )
         case "randlora":
@@ -106,6 +109,7 @@ def peft_config(towers: Towers, settings: AdapterSettings) -> Any:
                 randlora_alpha=2 * rank,
                 randlora_dropout=dropout,
                 projection_prng_key=settings.seed,
+                save_projection=False,  # the seed says what they are
                 target_modules=query_value,
             )
         case "oft":
