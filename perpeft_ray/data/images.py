@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 import zlib
 from pathlib import Path
@@ -17,8 +16,6 @@ unreadable before it is decoded."""
 MAX_ASPECT = 32
 """Times that an image's longer side is its shorter one; of longer images the middle counts. An
 encoder that resizes the shorter side to 224 would make 20,000 × 1 pixels a thousand million."""
-
-_log = logging.getLogger(__name__)
 
 _UNREADABLE = (
     OSError,  # with PIL.UnidentifiedImageError and truncated data
@@ -50,15 +47,6 @@ def decode_rgb(path: Path) -> Image.Image:
             return _to_rgb(_middle(ImageOps.exif_transpose(image)))
     except _UNREADABLE as error:
         raise UnreadableImageError(str(error)) from error
-
-
-def read_rgb(path: Path) -> Image.Image | None:
-    """As `decode_rgb`; None, with a logged warning, where the file is no image."""
-    try:
-        return decode_rgb(path)
-    except UnreadableImageError as error:
-        _log.warning("%s is not a readable image and counts as missing: %s", path, error)
-        return None
 
 
 def _middle(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import stat
 import zipfile
@@ -14,6 +15,8 @@ from typing import IO
 from perpeft_ray.errors import InputError
 
 _BLOCK = 1 << 20
+
+_log = logging.getLogger(__name__)
 
 
 def unpack(
@@ -30,6 +33,7 @@ def unpack(
     with _opened(archive, archive.name) as outer:
         for name, member in _members(outer, archive.name):
             if name.suffix.lower() == ".zip":
+                _log.info("unpacking %s", name)
                 inner = folder / ".inner.zip"
                 _write(outer, member, inner, budget)
                 with _opened(inner, member.filename) as inside:

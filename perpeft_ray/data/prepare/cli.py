@@ -9,7 +9,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -36,15 +36,17 @@ def prepare(arguments: Sequence[str]) -> None:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            command = tyro.cli(_Command, args=arguments, prog="perpeft prepare")
+            command = tyro.cli(
+                _Command, args=arguments, prog="perpeft prepare", description=_DESCRIPTION
+            )
     except SystemExit as ended:
         if ended.code in (0, None):
             raise
         raise InputError(_first_sentence(errors.getvalue())) from None
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("perpeft_ray").setLevel(logging.INFO)
     started = time.perf_counter()
-    _print_result(command, command.run(), started)
+    with _telling():
+        told = command.run()
+    _print_result(command, told, started)
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,29 @@ class Parquet:
         ]
 
 
+_DESCRIPTION = (
+    "Raw data into a folder for --dataset parquet:PATH. The same command goes on where it was "
+    "stopped."
+)
 _Command = (
     Annotated[Amazon2023, tyro.conf.subcommand("amazon2023")]
     | Annotated[Release, tyro.conf.subcommand("release")]
     | Annotated[Parquet, tyro.conf.subcommand("parquet")]
 )
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """What our own modules log, on standard error; not every retry of urllib3."""
+    logger, handler = logging.getLogger("perpeft_ray"), logging.StreamHandler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], started: float) -> None:
@@ -142,6 +162,7 @@ def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], star
         console.print(table_1(report, name, PAPER_DATASETS.get(name)))
     dataset = load_folder(command.out, f"parquet:{command.out}")
     seconds = time.perf_counter() - started
+    print(f"next: perpeft study --dataset {dataset.uri}")
     print(f"{dataset.uri} in {seconds:.0f} s, fingerprint {dataset.fingerprint}")
 
 

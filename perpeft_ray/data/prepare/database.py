@@ -56,9 +56,11 @@ class Database:
     def table(self, name: str, query: str, values: Sequence[Any] = ()) -> int:
         """Rows of a table; made by the query unless an earlier run has made it."""
         if not self._has(name):
+            _log.info("making table %s", name)
             started = time.perf_counter()
             self._connection.execute(f"CREATE TABLE {name} AS {query}", list(values))
-            _log.info("table %s: %.1f s", name, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            _log.info("table %s: %s rows in %.1f s", name, f"{self.count(name):,}", seconds)
         return self.count(name)
 
     def replace(self, name: str, query: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from perpeft_ray.data.images import read_rgb
+from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 from perpeft_ray.errors import InputError
 
 FAILURES_FILE = "images_failed.csv"
@@ -56,7 +56,9 @@ def copy_images(copies: Iterable[Copy], advance: Callable[[int], None]) -> list[
             return None
         if not one.source.is_file():
             return Failure(one.item_id, str(one.source), "missing")
-        if read_rgb(one.source) is None:
+        try:
+            decode_rgb(one.source)
+        except UnreadableImageError:
             return Failure(one.item_id, str(one.source), "not a readable image")
         one.target.parent.mkdir(parents=True, exist_ok=True)
         new = one.target.with_name(f"{one.target.name}.part")

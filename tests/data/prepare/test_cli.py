@@ -10,7 +10,8 @@ import pytest
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.cli import prepare
 from perpeft_ray.errors import InputError
-from tests.data.prepare.test_amazon2023 import drawn, write_raw
+from tests.data.prepare.conftest import jpeg
+from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, review, write_raw
 from tests.data.prepare.test_release import write_release
 
 CORE_2 = ["--core", "2"]
@@ -28,6 +29,7 @@ def test_amazon2023_prints_table_1_beside_the_papers(tmp_path, capsys):
     assert f"│ here  │ {users:6} │ {len(dataset.items):6} │" in printed
     assert f"{length:.4f} │  {density:.4f} │" in printed
     assert "│ paper │ 24,511 │ 18,884 │         9.4328 │  0.0005 │" in printed
+    assert printed.splitlines()[-2] == f"next: perpeft study --dataset parquet:{out}"
     assert printed.splitlines()[-1].startswith(f"parquet:{out} in ")
     assert printed.endswith(f", fingerprint {dataset.fingerprint}\n")
 
@@ -47,6 +49,22 @@ def test_release_and_parquet(tmp_path, capsys):
     assert "0 items with an id that was there before left out" in printed
     fingerprints = {load_folder(folder, "").fingerprint for folder in (first, second)}
     assert len(fingerprints) == 1
+
+
+def test_what_is_told_meanwhile(tmp_path, capsys, web):
+    """The steps, once each; no line for each request that is tried again."""
+    web.statuses = {"/a.jpg": [503, 503]}
+    web.files = {"/a.jpg": jpeg(1)}
+    metas = [meta("B1", "Yarn", [picture(f"{web.address}/a.jpg")])]
+    raw = write_raw(tmp_path / "raw", [review("U", "B1", 1)], metas)
+    options = ["--core", "1", "--images.first-pause", "0.01"]
+    out = str(tmp_path / "out")
+    prepare(["amazon2023", "--raw", str(raw), "--category", CATEGORY, "--out", out, *options])
+    lines = capsys.readouterr().err.splitlines()
+    steps = [line for line in lines if line.startswith("making table ")]
+    assert steps == [f"making table {name}" for name in ("reviews", "items", "firsts", "core")]
+    assert len(lines) == 2 * len(steps)
+    assert web.requests["/a.jpg"] == 3
 
 
 @pytest.mark.parametrize(
