@@ -36,9 +36,18 @@ class Runner(Protocol):
     """Trains one trial in this process: `perpeft_ray.train.trial.run_trial`."""
 
     def __call__(
-        self, config: TrialConfig, workspace: Workspace, report: Report, *, test: bool
+        self,
+        config: TrialConfig,
+        workspace: Workspace,
+        report: Report,
+        *,
+        test: bool,
+        checkpoints: Path,
     ) -> TrialOutcome:
-        """Train, call `report` after every epoch and return what was measured."""
+        """Train, call `report` after every epoch and return what was measured.
+
+        `checkpoints` is a folder of this trial's own; what it holds is gone on with.
+        """
 
 
 class DistributedRunner(Protocol):
@@ -53,9 +62,8 @@ class DistributedRunner(Protocol):
         workers: int,
         cpus_per_worker: int,
         gpus_per_worker: float,
-        storage: Path,
-        name: str,
         test: bool,
+        checkpoints: Path,
     ) -> TrialOutcome:
         """As `Runner`; `report` is called in this process."""
 
@@ -85,6 +93,11 @@ class Study:
     run: Runner
     run_distributed: DistributedRunner
 
+    @property
+    def checkpoints(self) -> Path:
+        """Folder with a subfolder for each trial that has not ended, by its trial id."""
+        return self.folder / "checkpoints"
+
 
 def make_trainable(study: Study) -> Callable[[dict[str, Any]], None]:
     """The Tune function of a study; its configuration is `TrialSpec.to_tune`."""
@@ -108,8 +121,11 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
         epochs.append(record)
         report(to_result(record, spec.config))
 
+    checkpoints = study.checkpoints / spec.trial_id
     if spec.workers == 0:
-        outcome = study.run(spec.config, study.workspace, keep, test=spec.test)
+        outcome = study.run(
+            spec.config, study.workspace, keep, test=spec.test, checkpoints=checkpoints
+        )
     else:
         # Read by Ray Train's controller: at the default of 2 s a short trial takes twice as long.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -120,9 +136,8 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
             workers=spec.workers,
             cpus_per_worker=study.config.cpus_per_worker,
             gpus_per_worker=study.config.gpus_per_worker,
-            storage=study.folder / "checkpoints",
-            name=spec.trial_id,
             test=spec.test,
+            checkpoints=checkpoints,
         )
     study.recorder.write_trial(
         TrialRecord(

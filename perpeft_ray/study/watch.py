@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class Watch(tune.Callback):
         complete = bool(epochs) and is_last_epoch(epochs[-1], spec.config)
         if not complete:
             self._write(trial, spec, "PRUNED", None)
+            # A Ray Train worker may be writing still: what it leaves goes when the study ends.
+            shutil.rmtree(self._study.checkpoints / spec.trial_id, ignore_errors=True)
         self._tell(trial, spec, "COMPLETE" if complete else "PRUNED", None)
 
     def on_trial_error(

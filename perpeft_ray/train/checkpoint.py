@@ -62,9 +62,8 @@ class Checkpoints:
                 fsspec does (`fsspec+memory://…`); all workers must see it.
             key: hash of all that determines the stage's result; other keys' files are not read.
         """
-        self._folder = folder
-        self._files, path = _resolve(folder)
-        self._root = f"{path}/{key}"
+        self._files, self._folder = _resolve(folder)
+        self._root = f"{self._folder}/{key}"
         self._collective = collective
 
     def save(self, state: TrainState, progress: Progress) -> None:
@@ -73,7 +72,7 @@ class Checkpoints:
         Raises OSError where it cannot be written, a full disk included.
         """
         epoch = progress.epochs[-1].epoch
-        own = {epoch.epoch for epoch in progress.epochs}
+        own = {record.epoch for record in progress.epochs}
         best = progress.best if progress.best and progress.best.epoch in own else None
         self._files.create_dir(self._of(epoch))
         for part, tensors in _by_part(state).items():
@@ -85,16 +84,16 @@ class Checkpoints:
             self._write(f"{self._of(epoch)}/{part}.safetensors", save(savable(tensors)))
         self._collective.wait()
         if self._collective.rank == 0:
-            record = {
-                "epochs": [dataclasses.asdict(epoch) for epoch in progress.epochs],
+            stage = {
+                "epochs": [dataclasses.asdict(record) for record in progress.epochs],
                 "evaluate_seconds": progress.evaluate_seconds,
                 "best_epoch": best.epoch if best else None,
                 "best_valid": dataclasses.asdict(best.valid) if best else None,
             }
-            text = json.dumps(record, indent=1, allow_nan=False)
+            text = json.dumps(stage, indent=1, allow_nan=False)
             self._write_whole(f"{self._of(epoch)}/{_RECORD}", text.encode())
             for other in self._epochs():
-                if other != epoch and other != record["best_epoch"]:
+                if other != epoch and other != stage["best_epoch"]:
                     self._files.delete_dir(self._of(other))
 
     def restore(self, state: TrainState, start: Progress) -> Progress:
@@ -136,9 +135,12 @@ class Checkpoints:
         return grouping_from(tensors), float(tensors["seconds"])
 
     def remove(self) -> None:
-        """Remove all checkpoints of the folder, those of other keys too."""
+        """Remove the stage's checkpoints, and the folder where nothing else is in it."""
         if self._collective.rank == 0:
-            remove_checkpoints(self._folder)
+            with suppress(FileNotFoundError):
+                self._files.delete_dir(self._root)
+                if not self._files.get_file_info(fs.FileSelector(self._folder)):
+                    self._files.delete_dir(self._folder)
 
     def _best(self, record: dict[str, Any], state: TrainState) -> Best:
         tensors = self._tensors(record["best_epoch"], state)

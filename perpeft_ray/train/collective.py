@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class PeerLostError(RuntimeError):
+    """Another worker of the trial ended while this one waited for it."""
 
 
 class Collective(Protocol):
@@ -76,14 +81,16 @@ class TorchCollective:
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """One all-reduce over the flattened tensors."""
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        with _naming_lost_peers():
+            dist.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def broadcast_(self, tensor: Tensor) -> None:
         """Copy worker 0's tensor to all, in place."""
-        dist.broadcast(tensor, src=0)
+        with _naming_lost_peers():
+            dist.broadcast(tensor, src=0)
 
     def agree(self, value: int) -> int:
         """Worker 0's value, on every worker."""
@@ -94,3 +101,12 @@ class TorchCollective:
     def wait(self) -> None:
         """Return when every worker has called this."""
         self.sum_([torch.zeros(1, device=self._device)])
+
+
+@contextmanager
+def _naming_lost_peers() -> Iterator[None]:
+    """gloo raises a bare RuntimeError where a peer is gone, as it does for much else."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLostError("another worker of the trial was lost") from error

@@ -1,4 +1,9 @@
-"""A trial on Ray Train workers, each the owner of whole groups: a thin adapter to `run_trial`."""
+"""A trial on Ray Train workers, each the owner of whole groups: a thin adapter to `run_trial`.
+
+Ray Train places the workers and, where one is lost, starts all of them again; the trial goes on
+after its last checkpoint (`train/checkpoint.py`). What a worker raises itself would come again, so
+it ends the trial: a loss that is not finite, memory that does not suffice, a full disk.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,27 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.exceptions import RayActorError
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from perpeft_ray.config import TrialConfig
-from perpeft_ray.train.collective import TorchCollective
+from perpeft_ray.train.checkpoint import remove_checkpoints
+from perpeft_ray.train.collective import PeerLostError, TorchCollective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace
 
+MAX_FAILURES = 3
+"""Losses of workers that a trial survives; announced preemptions of nodes are not counted."""
+MAX_STARTS = 10
+"""Times that workers may wait for room (60 s each by Ray's default) before the trial fails."""
 _TIMEOUT_S = 24 * 3600
 """Of collectives: a worker may wait for another trial's stage 1."""
+_OWN_FILES = "ray_train"
+"""Folder of Ray Train's own files beside the trial's checkpoints."""
 
 
 def run_distributed(
@@ -32,17 +45,18 @@ def run_distributed(
     workers: int,
     cpus_per_worker: int,
     gpus_per_worker: float,
-    storage: Path,
-    name: str,
+    checkpoints: Path | str,
     test: bool,
 ) -> TrialOutcome:
     """Run a trial in a group of Ray Train workers and return worker 0's outcome.
 
-    Ray must be initialised. `report` is called in this process. `storage` and `name` are where Ray
-    Train keeps its own files. What a worker raises is raised here.
+    Ray must be initialised. `report` is called in this process, once an epoch also where epochs are
+    reported again after a worker was lost. `checkpoints` is the folder of this trial's own, as in
+    `run_trial`, which every worker must see. What a worker raises is raised here.
     """
-    # An actor that takes no CPU: the workers may need them all.
-    channel: Queue = Queue(actor_options={"num_cpus": 0})
+    # It takes no CPU, since the workers may need them all, and does not go with another node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    channel: Queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -51,14 +65,22 @@ def run_distributed(
             "channel": channel,
             "threads": cpus_per_worker,
             "test": test,
+            "checkpoints": checkpoints,
         },
-        torch_config=TorchConfig(timeout_s=_TIMEOUT_S),
+        torch_config=TorchConfig(backend=_backend(gpus_per_worker), timeout_s=_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpus_per_worker > 0,
             resources_per_worker={"CPU": cpus_per_worker, "GPU": gpus_per_worker},
         ),
-        run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
+        run_config=ray.train.RunConfig(
+            name=_OWN_FILES,
+            storage_path=str(checkpoints),
+            failure_config=ray.train.FailureConfig(
+                max_failures=MAX_FAILURES, controller_failure_limit=MAX_STARTS
+            ),
+            callbacks=[_EndsAtOwnErrors()],
+        ),
     )
     failures: list[BaseException] = []
 
@@ -68,17 +90,45 @@ def run_distributed(
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
             failures.append(error)
 
-    fitting = threading.Thread(target=fit, name=f"ray-train-{name}", daemon=True)
+    fitting = threading.Thread(target=fit, name="ray-train", daemon=True)
     fitting.start()
     try:
         outcome = _listen(channel, report, fitting)
     finally:
         channel.shutdown(force=True)
+    remove_checkpoints(f"{checkpoints}/{_OWN_FILES}")
     if failures:
         raise _cause(failures[0])
     if outcome is None:
-        raise RuntimeError(f"Ray Train ended trial {name} without an outcome")
+        raise RuntimeError("Ray Train ended the trial without an outcome")
+    remove_checkpoints(checkpoints)
     return outcome
+
+
+class _OwnError(Exception):
+    """What a worker raised itself, and would raise again."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _EndsAtOwnErrors(UserCallback):
+    """Ends a run where a worker raised something itself.
+
+    FailureConfig cannot tell that from a lost worker: it would train to the same error again, as
+    often as it may. What is raised here, in Ray Train's controller, is not retried.
+    """
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, _OwnError):
+                raise ControllerError(error.error)
+
+
+def _backend(gpus_per_worker: float) -> str:
+    """NCCL refuses two workers on one GPU, which fractions allow; gloo takes CUDA tensors too."""
+    return "nccl" if gpus_per_worker >= 1 else "gloo"
 
 
 def _worker(loop: dict[str, Any]) -> None:
@@ -94,14 +144,20 @@ def _worker(loop: dict[str, Any]) -> None:
             channel.put(record)
         ray.train.report({"epoch": record.epoch, "loss": record.loss})
 
-    outcome = run_trial(
-        loop["config"],
-        loop["workspace"],
-        report,
-        test=loop["test"],
-        collective=collective,
-        device=device,
-    )
+    try:
+        outcome = run_trial(
+            loop["config"],
+            loop["workspace"],
+            report,
+            test=loop["test"],
+            checkpoints=loop["checkpoints"],
+            collective=collective,
+            device=device,
+        )
+    except PeerLostError:
+        raise
+    except Exception as error:
+        raise _OwnError(error) from error
     if first:
         channel.put(outcome)
 
@@ -109,8 +165,9 @@ def _worker(loop: dict[str, Any]) -> None:
 def _listen(
     channel: Queue, report: Callable[[EpochRecord], None], fitting: threading.Thread
 ) -> TrialOutcome | None:
-    """Pass records on until training has ended; the outcome, if there was one."""
+    """Pass new records on until training has ended; the outcome, if there was one."""
     outcome: TrialOutcome | None = None
+    told = 0
     while True:
         alive = fitting.is_alive()  # asked before the channel, so that nothing put last is lost
         try:
@@ -121,13 +178,18 @@ def _listen(
             continue
         if isinstance(message, TrialOutcome):
             outcome = message
-        else:
+        elif message.epoch > told:
+            told = message.epoch
             report(message)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, where Ray Train says so; the first that is not merely a lost peer."""
+    """What a worker raised, or what became of the one that was lost."""
+    if isinstance(error, ControllerError):
+        return error.controller_failure
     if isinstance(error, WorkerGroupError):
-        own = [e for e in error.worker_failures.values() if not isinstance(e, RayActorError)]
-        return next(iter(own or error.worker_failures.values()), error)
+        failures = list(error.worker_failures.values())
+        lost = [e for e in failures if not isinstance(e, PeerLostError)]
+        first = next(iter(lost or failures), error)
+        return getattr(first, "health_check_failure", first)
     return error

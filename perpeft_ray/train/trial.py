@@ -54,7 +54,7 @@ def run_trial(
         test: whether test is read, once, for the epoch that validation selected.
         checkpoints: folder of this trial's own, a local path or a URI (`Checkpoints`). Where it
             holds checkpoints of the same trial, training goes on after their last epoch, with the
-            result of an unbroken run; it is removed when training has ended. None: no checkpoints.
+            result of an unbroken run; they are removed when training has ended. None: none.
         collective: the workers that share this trial; None: this process alone. Every worker
             returns the same outcome.
         device: where to compute; None: the GPU where this process sees one (Ray shows a trial only

@@ -109,6 +109,7 @@ def fake_run(
     report: Callable[[EpochRecord], None],
     *,
     test: bool,
+    checkpoints: Path,
     score: Score = score_of,
     workers: int = 1,
 ) -> TrialOutcome:
@@ -161,11 +162,10 @@ def fake_run_distributed(
     workers: int,
     cpus_per_worker: int,
     gpus_per_worker: float,
-    storage: Path,
-    name: str,
     test: bool,
+    checkpoints: Path,
 ) -> TrialOutcome:
-    return fake_run(config, workspace, report, test=test, workers=workers)
+    return fake_run(config, workspace, report, test=test, checkpoints=checkpoints, workers=workers)
 
 
 def small_study(**changes: Any) -> StudyConfig:
@@ -192,6 +192,7 @@ def fake_run_failing(
     report: Callable[[EpochRecord], None],
     *,
     test: bool,
+    checkpoints: Path,
 ) -> TrialOutcome:
     """ia3 raises; lora with four groups has a score that is not a number."""
     if config.variant == "ia3":
@@ -201,7 +202,7 @@ def fake_run_failing(
     def score(config: TrialConfig) -> float:
         return float("nan") if diverges else score_of(config)
 
-    return fake_run(config, workspace, report, test=test, score=score)
+    return fake_run(config, workspace, report, test=test, checkpoints=checkpoints, score=score)
 
 
 @pytest.fixture

@@ -1,66 +1,126 @@
-"""A trial on real Ray Train workers: one and two of them, against this process alone."""
+"""A trial on real Ray Train workers, against this process alone; and workers that are lost."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+from ray.util.state import list_actors
+from ray.util.state.common import ActorState
 
-from perpeft_ray.config import StudyConfig, TrainSettings
-from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.config import StudyConfig, TrainSettings, TrialConfig
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.ray_train import run_distributed
 from perpeft_ray.train.trial import run_trial
-from perpeft_ray.train.workspace import prepare
+from perpeft_ray.train.workspace import Workspace, prepare
 from tests.small_shop import write_small_shop
 
+pytestmark = [pytest.mark.usefixtures("ray_runtime"), pytest.mark.timeout(500)]
 
-@pytest.mark.usefixtures("ray_runtime")
-@pytest.mark.timeout(200)
-def test_one_and_two_workers_and_this_process_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every user's rank and every epoch's loss; parameters are compared in tests/train."""
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("ray_train")
+    shop = write_small_shop(folder / "shop")
+    return prepare(f"parquet:{shop}", "toyshop-clip", folder / "cache")
+
+
+@pytest.fixture(autouse=True)
+def _short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    shop = write_small_shop(tmp_path / "shop")
-    workspace = prepare(f"parquet:{shop}", "toyshop-clip", tmp_path / "cache")
+
+
+def _config(personal_epochs: int, learning_rate: float = 1e-3) -> TrialConfig:
     train = TrainSettings(
-        epochs=1, personal_epochs=2, batch_size=8, validate_every=1, dtype="float32"
+        epochs=1,
+        personal_epochs=personal_epochs,
+        batch_size=8,
+        validate_every=1,
+        dtype="float32",
     )
-    config = StudyConfig(train=train).trial(
+    return StudyConfig(train=train).trial(
         "perpeft",
         seed=0,
         variant="lora",
         rank=4,
         groups=3,
         conditioning_weight=0.5,
-        learning_rate=1e-3,
+        learning_rate=learning_rate,
         mode="parallel",
     )
+
+
+def _distributed(
+    config: TrialConfig,
+    workspace: Workspace,
+    folder: Path,
+    report: Callable[[EpochRecord], None],
+    workers: int,
+) -> TrialOutcome:
+    return run_distributed(
+        config,
+        dataclasses.replace(workspace, stages=folder / "stages", trials=folder / "trials"),
+        report,
+        workers=workers,
+        cpus_per_worker=1,
+        gpus_per_worker=0.0,
+        test=True,
+        checkpoints=folder / "checkpoints",
+    )
+
+
+def _workers(**wanted: str) -> list[ActorState]:
+    """Ray Train's workers, those that have ended too."""
+    filters = [("class_name", "=", "RayTrainWorker")]
+    filters += [(name, "=", value) for name, value in wanted.items()]
+    address = ray.get_runtime_context().gcs_address
+    return list_actors(address, filters=filters, limit=1000)
+
+
+def test_one_worker_and_two_of_which_one_is_killed_agree_with_this_process(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    """Every user's rank and every epoch's loss; parameters are compared in tests/train."""
+    config = _config(personal_epochs=8)
     outcomes, losses = [], []
     for workers in (0, 1, 2):
         records: list[EpochRecord] = []
+
+        def report(record: EpochRecord, workers: int = workers, kept: list = records) -> None:
+            kept.append(record)
+            if workers == 2 and record.epoch == 3:
+                os.kill(_workers(state="ALIVE")[-1].pid, signal.SIGKILL)
+
+        before = len(_workers())
         own = tmp_path / str(workers)
-        fresh = dataclasses.replace(workspace, stages=own / "stages", trials=own / "trials")
         if workers == 0:
-            outcome = run_trial(config, fresh, records.append, test=True)
+            fresh = dataclasses.replace(workspace, stages=own / "stages", trials=own / "trials")
+            outcome = run_trial(config, fresh, report, test=True)
         else:
-            outcome = run_distributed(
-                config,
-                fresh,
-                records.append,
-                workers=workers,
-                cpus_per_worker=1,
-                gpus_per_worker=0.0,
-                storage=own,
-                name="trial",
-                test=True,
-            )
+            outcome = _distributed(config, workspace, own, report, workers)
             assert outcome.world_size == workers
+            assert not (own / "checkpoints").exists()
+        assert [record.epoch for record in records] == list(range(1, 10))  # none is told twice
         outcomes.append(outcome)
         losses.append([record.loss for record in records])
+    assert len(_workers()) - before == 4  # a lost worker takes its group with it
     for outcome, loss in zip(outcomes[1:], losses[1:], strict=True):
         np.testing.assert_allclose(loss, losses[0], rtol=1e-5)
         assert np.array_equal(outcome.users.group, outcomes[0].users.group)
         assert np.array_equal(outcome.users.test_rank, outcomes[0].users.test_rank)
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_at_once(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    """It would come again, so the workers are not started again for it."""
+    before = len(_workers())
+    with pytest.raises(FloatingPointError, match="must be finite, but is nan in stage"):
+        _distributed(_config(3, learning_rate=1e18), workspace, tmp_path, lambda record: None, 2)
+    assert len(_workers()) - before == 2

@@ -221,12 +221,12 @@ def test_what_report_raises_stops_the_trial(workspace: Workspace, make_trial: Ma
 
 
 def _trained_weights(
-    config: TrialConfig, workspace: Workspace, collective: Collective
+    config: TrialConfig, workspace: Workspace, collective: Collective, checkpoints: Path
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The weights that a trial ended with, this worker's groups among them, and its test ranks."""
     torch.set_num_threads(1)
     job = open_job(config, workspace, collective, torch.device("cpu"))
-    _, state = train(job, lambda record: None)
+    _, state = train(job, lambda record: None, checkpoints)
     last = {name: tensor.numpy() for name, tensor in weights(state).items()}
     ranks = _run(config, workspace, collective=collective).users.test_rank
     return last, ranks
@@ -235,21 +235,33 @@ def _trained_weights(
 def _worker(rank: int, world: int, config: TrialConfig, workspace: Workspace, folder: Path) -> None:
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    last, ranks = _trained_weights(config, workspace, TorchCollective(torch.device("cpu")))
+    collective = TorchCollective(torch.device("cpu"))
+    last, ranks = _trained_weights(config, workspace, collective, folder / "checkpoints")
     np.save(folder / f"ranks{rank}.npy", ranks)
     np.savez(folder / f"weights{rank}.npz", **last)
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("world", "groups"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize(("world", "alone_before"), [(2, 0), (4, 1)])
 def test_workers_agree_with_one_process(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path, world: int, groups: int
+    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path, world: int, alone_before: int
 ) -> None:
-    """Parallel mode with uneven groups, and with a worker that owns none: every parameter."""
-    config = make_trial(mode="parallel", groups=groups, personal_epochs=2)
+    """Parallel mode, three uneven groups: every parameter after two epochs of these workers.
+
+    Four workers, one of which owns no group, go on where one process stopped after an epoch.
+    """
+    config = make_trial(mode="parallel", groups=3, personal_epochs=2 + alone_before)
     workspace = _without_cache(workspace, tmp_path)
-    expected, expected_ranks = _trained_weights(config, workspace, Alone())
+    expected, expected_ranks = _trained_weights(config, workspace, Alone(), tmp_path / "alone")
     fresh = _without_cache(workspace, tmp_path / "workers")
+    if alone_before:
+
+        def stop(record: EpochRecord) -> None:
+            if record.epoch == 1 + alone_before:
+                raise StopIteration
+
+        with pytest.raises(StopIteration):
+            run_trial(config, fresh, stop, test=False, checkpoints=tmp_path / "checkpoints")
     mp.spawn(_worker, (world, config, fresh, tmp_path), nprocs=world)
     found: dict[str, np.ndarray] = {}
     for rank in range(world):

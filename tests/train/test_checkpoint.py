@@ -1,0 +1,239 @@
+"""Trials that were stopped in mid-epoch go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.train import fit
+from perpeft_ray.train.collective import TorchCollective
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+from perpeft_ray.train.trial import run_trial
+from perpeft_ray.train.trial_cache import trial_key
+from perpeft_ray.train.workspace import Workspace
+from tests.train.conftest import MakeTrial
+
+RANKS = ("group", "test_group", "valid_rank", "test_rank")
+
+
+class StoppedError(Exception):
+    """What stands for a kill."""
+
+
+@pytest.fixture
+def stop_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Make training stop in the middle of an epoch; None: no longer."""
+    real = fit.train_epoch
+
+    def stop(last: int | None) -> None:
+        def train_epoch(state: Any, data: Any, epoch: int, *rest: Any) -> float:
+            loss = real(state, data, epoch, *rest)  # the weights have moved already
+            if epoch == last:
+                raise StoppedError
+            return loss
+
+        monkeypatch.setattr(fit, "train_epoch", train_epoch)
+
+    return stop
+
+
+def _fresh(workspace: Workspace, folder: Path) -> Workspace:
+    return dataclasses.replace(workspace, stages=folder / "stages", trials=folder / "trials")
+
+
+def _run(
+    config: TrialConfig, workspace: Workspace, checkpoints: Path | str | None, **kwargs: Any
+) -> tuple[TrialOutcome, list[EpochRecord]]:
+    records: list[EpochRecord] = []
+    outcome = run_trial(
+        config, workspace, records.append, test=True, checkpoints=checkpoints, **kwargs
+    )
+    return outcome, records
+
+
+def _assert_same(
+    found: tuple[TrialOutcome, list[EpochRecord]], expected: tuple[TrialOutcome, list[EpochRecord]]
+) -> None:
+    for name in RANKS:
+        ranks = getattr(found[0].users, name)
+        assert np.array_equal(ranks, getattr(expected[0].users, name)), name
+    for name in ("selected_epoch", "valid", "test", "trainable_parameters"):
+        assert getattr(found[0], name) == getattr(expected[0], name), name
+    measured = [
+        [dataclasses.replace(r, seconds=0.0, shared=False) for r in run[1]]
+        for run in (found, expected)
+    ]
+    assert measured[0] == measured[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "variant", "mode", "stops"),
+    [
+        ("perpeft", "lora", "sequential", (2, 4)),  # once in each stage
+        ("perpeft", "iisan", "parallel", (5,)),
+        ("global", "lora", "sequential", (4,)),
+        ("user_level_2", "ia3", "sequential", (5,)),
+    ],
+)
+def test_a_trial_goes_on_with_the_result_of_an_unbroken_run(
+    workspace: Workspace,
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    stop_in: Callable[[int | None], None],
+    method: Any,
+    variant: Any,
+    mode: Any,
+    stops: tuple[int, ...],
+) -> None:
+    config = make_trial(method, variant, mode=mode, epochs=2, personal_epochs=4, learning_rate=1e-2)
+    unbroken = _run(config, _fresh(workspace, tmp_path / "unbroken"), None)
+    fresh = _fresh(workspace, tmp_path / "broken")
+    checkpoints = tmp_path / "checkpoints" / "trial"
+    for epoch in stops:
+        stop_in(epoch)
+        with pytest.raises(StoppedError):
+            _run(config, fresh, checkpoints)
+    trained: list[int] = []
+    stop_in(None)
+    again = fit.train_epoch
+
+    def count(state: Any, data: Any, epoch: int, *rest: Any) -> float:
+        trained.append(epoch)
+        return again(state, data, epoch, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "train_epoch", count)
+        resumed = _run(config, fresh, checkpoints)
+    assert trained == list(range(stops[-1], 7))
+    _assert_same(resumed, unbroken)
+    assert [record.epoch for record in resumed[1]] == list(range(1, 7))
+    assert not checkpoints.exists()
+    assert not any(path.name.endswith(".unfinished") for path in fresh.stages.iterdir())
+
+
+def test_the_latest_and_the_best_epoch_are_kept(
+    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    config = make_trial(epochs=1, personal_epochs=6, learning_rate=3e-2)
+    checkpoints = tmp_path / "trial"
+    best: dict[int, float] = {}
+
+    def look(record: EpochRecord) -> None:
+        if record.stage == 1:
+            return
+        assert record.valid is not None
+        best[record.epoch] = record.valid.ndcg_at_20
+        files = [path for path in checkpoints.rglob("*") if path.is_file()]
+        names = {re.sub(r".*(epoch-\d+)/.*", r"\1", str(file)) for file in files}
+        wanted = {record.epoch, max(best, key=lambda epoch: best[epoch])}
+        assert {name for name in names if name.startswith("epoch")} == {
+            f"epoch-{epoch:04d}" for epoch in wanted
+        }
+        assert {file.name for file in files} == {
+            "grouping.safetensors",
+            "record.json",
+            "backbone.safetensors",
+            *(f"modules.{group}.safetensors" for group in range(3)),
+        }
+
+    run_trial(config, workspace, look, test=False, checkpoints=checkpoints)
+    assert len(best) == 6
+    assert max(best, key=lambda epoch: best[epoch]) < 7  # the best was not always the latest
+
+
+def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
+    workspace: Workspace,
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    stop_in: Callable[[int | None], None],
+) -> None:
+    config = make_trial(personal_epochs=3)
+    checkpoints = tmp_path / "trial"
+    unbroken = _run(config, _fresh(workspace, tmp_path / "a"), None)
+    fresh = _fresh(workspace, tmp_path / "b")
+    for settings in (make_trial(personal_epochs=3, learning_rate=5e-2), config):
+        stop_in(3)
+        with pytest.raises(StoppedError):
+            _run(settings, fresh, checkpoints)
+    (last,) = checkpoints.glob(f"{trial_key(config, fresh.fingerprint)}/epoch-0002")
+    torn = last.with_name("epoch-0003")
+    shutil.copytree(last, torn)
+    (torn / "record.json").rename(torn / "record.json.part")
+    (torn / "modules.0.safetensors").write_bytes(b"half")
+    stop_in(None)
+    _assert_same(_run(config, fresh, checkpoints), unbroken)
+
+
+@pytest.mark.parametrize("scheme", ["file", "fsspec+memory"])
+def test_checkpoints_at_a_uri(
+    workspace: Workspace,
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    stop_in: Callable[[int | None], None],
+    scheme: str,
+) -> None:
+    config = make_trial("global", personal_epochs=3)
+    unbroken = _run(config, _fresh(workspace, tmp_path / "a"), None)
+    fresh = _fresh(workspace, tmp_path / "b")
+    stop_in(4)
+    with pytest.raises(StoppedError):
+        _run(config, fresh, f"{scheme}://{tmp_path}/trial")
+    assert (tmp_path / "trial").exists() == (scheme == "file")
+    stop_in(None)
+    resumed = _run(config, fresh, f"{scheme}://{tmp_path}/trial")
+    _assert_same(resumed, unbroken)
+    assert [r.epoch for r in resumed[1] if r.stage == 3] == [2, 3, 4]
+    assert not (tmp_path / "trial").exists()
+
+
+def _broken_worker(
+    rank: int, world: int, config: TrialConfig, workspace: Workspace, folder: Path
+) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    real = fit.train_epoch
+
+    def train_epoch(state: Any, data: Any, epoch: int, *rest: Any) -> float:
+        if epoch == 3:
+            (folder / f"stopped{rank}").touch()
+            raise StoppedError
+        return real(state, data, epoch, *rest)
+
+    fit.train_epoch = train_epoch
+    with pytest.raises(StoppedError):
+        _run(
+            config,
+            workspace,
+            folder / "checkpoints",
+            collective=TorchCollective(torch.device("cpu")),
+        )
+    dist.destroy_process_group()
+
+
+def test_another_number_of_workers_goes_on(
+    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    """Two workers write what each owns, and one goes on with all of it."""
+    config = make_trial(mode="parallel", personal_epochs=3)
+    unbroken = _run(config, _fresh(workspace, tmp_path / "unbroken"), None)
+    fresh = _fresh(workspace, tmp_path / "broken")
+    mp.spawn(_broken_worker, (2, config, fresh, tmp_path), nprocs=2)
+    assert (tmp_path / "stopped1").exists()
+    resumed = _run(config, fresh, tmp_path / "checkpoints")
+    for name in RANKS:
+        ranks = getattr(resumed[0].users, name)
+        assert np.array_equal(ranks, getattr(unbroken[0].users, name)), name
+    losses = [[record.loss for record in run[1]] for run in (resumed, unbroken)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
