@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -84,7 +85,7 @@ def _own(trials: pd.DataFrame, summary: pd.DataFrame, study: StudyConfig, metric
         for (method, mode), cells in zip(names, body, strict=True)
     ]
     return TextTable(
-        title=f"Test {SHOWN[metric]} on {study.dataset}",
+        title=f"Test {SHOWN[metric]} on {_name(study.dataset)}",
         header=("method", *variants, "seeds"),
         rows=(*rows, *_gain_rows(of_metric, study)),
         caption=_caption(trials, summary, study),
@@ -113,6 +114,12 @@ def _papers(
         rows=tuple(rows),
         caption="× 100, from Tables 2 and 3 of arXiv 2602.09445. The data set is told by its name.",
     )
+
+
+def _name(dataset: str) -> str:
+    """A data set as a title has it: of a path, the last part."""
+    _, _, path = dataset.partition(":")
+    return PurePosixPath(path).name if "/" in path else dataset
 
 
 def _beside(summary: pd.DataFrame, paper: pd.DataFrame | None) -> pd.DataFrame:

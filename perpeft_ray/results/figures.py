@@ -19,17 +19,16 @@ from perpeft_ray.results.search_figures import (
     slices,
 )
 from perpeft_ray.results.statistics import read_final_trials
+from perpeft_ray.results.user_figures import user_map
 
 
 def study_figures(folder: StudyFolder) -> list[StudyFigure]:
-    """All figures that the trials so far give.
-
-    A map of the users is not among them: it needs SASRec's states, which are not stored.
-    """
+    """All figures that the trials so far give."""
     trials = folder.trials()
     figures = (
         accuracy_against_parameters(trials),
         groups_and_gains(read_final_trials([folder.path])),
+        user_map(folder),
         sensitivity_curves(trials),
         search_history(trials, folder.epochs()),
         search_front(trials, pareto=folder.config.search.pareto),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pyarrow as pa
 
 from perpeft_ray.config import TrialConfig
@@ -51,11 +52,13 @@ def epochs_table(record: TrialRecord) -> pa.Table:
 
 
 def users_table(trial_id: str, users: UserRanks) -> pa.Table:
-    """A row for each user, with the columns `USERS`; the -1 of `UserRanks` is null."""
+    """A row for each user, with the columns `USERS`; -1 and NaN of `UserRanks` are null."""
     columns = {"trial_id": pa.array([trial_id] * len(users.user_id), pa.string())}
     for field in fields(UserRanks):
         values = getattr(users, field.name)
-        hidden = None if field.name == "user_id" else values < 0
+        hidden = None
+        if values.dtype.kind in "if":
+            hidden = np.isnan(values) if values.dtype.kind == "f" else values < 0
         columns[field.name] = pa.array(values, USERS.field(field.name).type, mask=hidden)
     return pa.table(columns, schema=USERS)
 
@@ -129,10 +132,11 @@ TRIALS = _trials()
 EPOCHS = _schema(_EPOCH).insert(0, pa.field("trial_id", pa.string()))
 """One row an epoch of a trial."""
 
+_USER_TYPES = {"user_id": pa.string(), "map_x": pa.float32(), "map_y": pa.float32()}
 USERS = pa.schema(
     [pa.field("trial_id", pa.string())]
     + [
-        pa.field(field.name, pa.string() if field.name == "user_id" else pa.int64())
+        pa.field(field.name, _USER_TYPES.get(field.name, pa.int64()))
         for field in fields(UserRanks)
     ]
 )

@@ -60,6 +60,16 @@ def nearest_centroids(
     return distances.argmin(axis=1).astype(np.int32)
 
 
+def principal_components(states: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first two principal components of states [n, D], [n, 2]; each axis has the sign that
+    makes its largest loading positive."""
+    centred = states - states.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)  # eigenvalues ascend
+    first_two = axes[:, :-3:-1]
+    largest = np.abs(first_two).argmax(axis=0)
+    return centred @ (first_two * np.sign(first_two[largest, [0, 1]]))
+
+
 def group_items(
     histories: Histories, groups_of_users: NDArray[np.int32], groups: int
 ) -> list[NDArray[np.int64]]:

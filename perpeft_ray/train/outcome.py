@@ -43,6 +43,11 @@ class UserRanks:
     """0-based; -1 for users that are not evaluated."""
     test_rank: NDArray[np.int64]
     """0-based; -1 for users that are not evaluated or where test was not read."""
+    map_x: NDArray[np.float32]
+    """First principal component of what was grouped, SASRec's outputs after stage 1; NaN for
+    methods without groups."""
+    map_y: NDArray[np.float32]
+    """Second principal component."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from perpeft_ray.train.checkpoint import Checkpoints
 from perpeft_ray.train.collective import Alone, Collective
 from perpeft_ray.train.evaluation import metrics_of
 from perpeft_ray.train.fit import Report, ranks_of
-from perpeft_ray.train.grouping import Grouping
+from perpeft_ray.train.grouping import Grouping, principal_components
 from perpeft_ray.train.job import Job, open_job
 from perpeft_ray.train.memory import PeakMemory
 from perpeft_ray.train.outcome import TrialOutcome, UserRanks
@@ -68,6 +68,9 @@ def run_trial(
     trained, state = train(job, report, checkpoints)
     grouping, split = trained.grouping, job.split
     no_group = np.full(split.num_users, -1, dtype=np.int32)
+    user_map = np.full((split.num_users, 2), np.nan, dtype=np.float32)
+    if grouping is not None:
+        user_map = principal_components(grouping.states)
     test_ranks = np.full(split.num_users, -1, dtype=np.int64)
     test_seconds = 0.0
     if test:
@@ -95,6 +98,8 @@ def run_trial(
             test_group=no_group if grouping is None else grouping.test,
             valid_rank=trained.best.valid_ranks,
             test_rank=test_ranks,
+            map_x=user_map[:, 0],
+            map_y=user_map[:, 1],
         ),
     )
 

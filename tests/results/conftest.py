@@ -23,6 +23,8 @@ USERS = UserRanks(
     test_group=np.array([0, 0, -1], dtype=np.int32),
     valid_rank=np.array([4, 0, -1], dtype=np.int64),
     test_rank=np.array([7, 2, -1], dtype=np.int64),
+    map_x=np.array([-1.0, 0.5, 0.5], dtype=np.float32),
+    map_y=np.array([0.25, 0.25, -0.5], dtype=np.float32),
 )
 
 

@@ -50,6 +50,7 @@ def test_figures_are_written_as_images(folder: StudyFolder) -> None:
     assert [figure.name for figure in figures] == [
         "accuracy_against_parameters",
         "groups",
+        "user_map",
         "search_history",
         "parameter_importance",
         "slices",

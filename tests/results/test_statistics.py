@@ -36,6 +36,8 @@ def write(record, tmp_path: Path) -> Write:
                 test_group=np.full(len(values), -1, np.int32),
                 valid_rank=np.array(values, np.int64),
                 test_rank=np.array(values, np.int64),
+                map_x=np.full(len(values), np.nan, np.float32),
+                map_y=np.full(len(values), np.nan, np.float32),
             )
             folder.write_trial(replace(made, outcome=replace(made.outcome, users=users)))
         return folder

@@ -150,6 +150,8 @@ def fake_run(
             test_group=np.zeros(3, dtype=np.int32),
             valid_rank=np.zeros(3, dtype=np.int64),
             test_rank=np.zeros(3, dtype=np.int64),
+            map_x=np.zeros(3, dtype=np.float32),
+            map_y=np.zeros(3, dtype=np.float32),
         ),
     )
 

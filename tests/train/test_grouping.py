@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perpeft_ray.data.split import Histories
-from perpeft_ray.train.grouping import group_items, group_users, owners
+from perpeft_ray.train.grouping import group_items, group_users, owners, principal_components
 
 
 def _blobs(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +67,16 @@ def test_owners_balance_whole_groups(batches: list[int], workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 4, 7])
 def test_owners_with_few_groups(workers: int) -> None:
     assert set(owners(np.array([5, 3]), workers).tolist()) <= set(range(workers))
+
+
+def test_principal_components_are_those_of_scikit_learn() -> None:
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    states = (rng.normal(size=(50, 6)) * [5, 3, 1, 1, 0.5, 0.1]).astype(np.float32)
+    found = principal_components(states)
+    expected = PCA(2).fit_transform(states)
+    for axis in (0, 1):  # up to the sign
+        sign = np.sign(found[0, axis] * expected[0, axis])
+        np.testing.assert_allclose(found[:, axis], sign * expected[:, axis], atol=1e-4)
+    np.testing.assert_allclose(principal_components(states), found)
