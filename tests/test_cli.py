@@ -51,7 +51,7 @@ def test_help_names_every_field_and_answers_quickly(tmp_path: Path) -> None:
     for name in (
         "--preset {toyshop,full,paper}",
         "--search.max-concurrent INT",
-        "--peft.variant {lora,ia3,iisan,search}",
+        "--peft.variant {lora,ia3,iisan,rslora,dora,",
         "--grouping.groups INT|{search}",
         "--train.personal-epochs INT",
         "--seeds [INT [INT ...]]",

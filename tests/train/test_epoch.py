@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from perpeft_ray.config import VARIANTS
 from perpeft_ray.recommender.sampling import TrainingSampler
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Alone
@@ -63,7 +64,7 @@ def _data(workspace: Workspace, weight: float = 1.0) -> StageData:
     return StageData(3, sampler, users, pools, weight)
 
 
-@pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_only_the_active_groups_module_and_moments_move(
     workspace: Workspace, make_trial: MakeTrial, variant: str
 ) -> None:

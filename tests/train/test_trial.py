@@ -19,6 +19,7 @@ from perpeft_ray.config import (
     METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
+    VARIANTS,
     TrialConfig,
 )
 from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
@@ -242,15 +243,33 @@ def _worker(rank: int, world: int, config: TrialConfig, workspace: Workspace, fo
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("world", "alone_before"), [(2, 0), (4, 1)])
+@pytest.mark.parametrize(
+    ("variant", "world", "alone_before"),
+    [
+        ("lora", 2, 0),
+        ("vera", 4, 1),  # whose frozen random matrices each worker makes for itself
+        *(
+            pytest.param(variant, 2, 0, marks=pytest.mark.slow)
+            for variant in VARIANTS
+            if variant not in ("lora", "vera")
+        ),
+    ],
+)
 def test_workers_agree_with_one_process(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path, world: int, alone_before: int
+    workspace: Workspace,
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    variant: Any,
+    world: int,
+    alone_before: int,
 ) -> None:
     """Parallel mode, three uneven groups: every parameter after two epochs of these workers.
 
     Four workers, one of which owns no group, go on where one process stopped after an epoch.
     """
-    config = make_trial(mode="parallel", groups=3, personal_epochs=2 + alone_before)
+    config = make_trial(
+        "perpeft", variant, mode="parallel", groups=3, personal_epochs=2 + alone_before
+    )
     workspace = _without_cache(workspace, tmp_path)
     expected, expected_ranks = _trained_weights(config, workspace, Alone(), tmp_path / "alone")
     fresh = _without_cache(workspace, tmp_path / "workers")
