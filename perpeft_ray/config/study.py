@@ -141,7 +141,7 @@ class StudyConfig:
     dataset: str = "toyshop"
     """toyshop[:SEED] or parquet:PATH."""
     encoder: str = "toyshop-clip"
-    """toyshop-clip, a CLIP-family path or hub name, or text:PATH."""
+    """toyshop-clip, a dual encoder's path or hub name, text:PATH, or pair:TEXT,IMAGE."""
     storage: str = "results"
     """Folder of studies; results go to <storage>/<study>/."""
     study: str = "ablation_peft"

@@ -58,10 +58,13 @@ def hidden_states(
 
     def compute(working: Path) -> None:
         model = towers()
-        text_layers, image_layers = kept_layers(model.text_layers, model.image_layers)
-        shapes = {"text": (len(text_layers), model.text_width)}
-        if model.image_width:
-            shapes["image"] = (len(image_layers), model.image_width)
+        assert model.text is not None
+        text_layers, image_layers = kept_layers(
+            model.text.layers, model.image.layers if model.image else 0
+        )
+        shapes = {"text": (len(text_layers), model.text.width)}
+        if model.image:
+            shapes["image"] = (len(image_layers), model.image.width)
 
         def states(batch: ItemBatch) -> Sequence[NDArray]:
             texts, images = model.hidden_states(batch)

@@ -1,4 +1,4 @@
-"""Frozen foundation towers from transformers: a dual encoder, or a text encoder alone.
+"""Frozen foundation towers from transformers: a dual encoder, a pair of models, or text alone.
 
 Letters: n items, L tokens, S pixels a side, W a tower's width.
 """
@@ -6,7 +6,7 @@ Letters: n items, L tokens, S pixels a side, W a tower's width.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
 from perpeft_ray.errors import InputError
 
 TOYSHOP_CLIP = Path(__file__).parent / "toyshop_clip"
@@ -38,26 +39,41 @@ _EVEN = 1.3
 class EncoderSource:
     """Where an encoder comes from and what it is, parsed from its name on the command line."""
 
-    kind: Literal["dual", "text"]
+    kind: Literal["dual", "text", "pair"]
     path: str
-    """A local folder or a hub name, as `from_pretrained` takes it."""
+    """A local folder or a hub name, as `from_pretrained` takes it; of a pair, that of titles."""
+    image_path: str | None
+    """The same of what encodes images; None for text alone."""
 
 
 def parse_encoder(name: str) -> EncoderSource:
-    """`toyshop-clip`, `text:PATH_OR_NAME`, or the path or hub name of a CLIP-family model."""
+    """What an encoder's name means.
+
+    `toyshop-clip`, the path or hub name of a dual encoder (CLIP-like), `text:PATH_OR_NAME` for a
+    text encoder alone, or `pair:TEXT,IMAGE` for separate models of titles and of images.
+    """
     if name == "toyshop-clip":
-        return EncoderSource("dual", str(TOYSHOP_CLIP))
-    kind: Literal["dual", "text"] = "text" if name.startswith("text:") else "dual"
-    path = name.removeprefix("text:")
+        return EncoderSource("dual", str(TOYSHOP_CLIP), str(TOYSHOP_CLIP))
+    if name.startswith("text:"):
+        return EncoderSource("text", _located(name, name.removeprefix("text:")), None)
+    if name.startswith("pair:"):
+        text, _, image = name.removeprefix("pair:").partition(",")
+        return EncoderSource("pair", _located(name, text), _located(name, image))
+    path = _located(name, name)
+    return EncoderSource("dual", path, path)
+
+
+def _located(name: str, path: str) -> str:
+    """A hub name as it is, a local folder resolved."""
     if not path:
         raise InputError(f"`encoder` must name a folder or a hub model, but is {name!r}")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
-    if looks_local:
-        folder = Path(path).expanduser()
-        if not (folder / "config.json").is_file():
-            raise InputError(f"`encoder` must be a folder with a config.json, but is {path}")
-        path = str(folder.resolve())
-    return EncoderSource(kind, path)
+    if not looks_local:
+        return path
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise InputError(f"`encoder` must be a folder with a config.json, but is {path}")
+    return str(folder.resolve())
 
 
 def compute_dtype(name: Dtype, device: torch.device, width: int) -> torch.dtype:
@@ -75,12 +91,19 @@ def compute_dtype(name: Dtype, device: torch.device, width: int) -> torch.dtype:
     return torch.bfloat16 if native and width >= NARROW else torch.float32
 
 
-class DualTowers(nn.Module):
-    """A CLIP-family model: images and titles into one space.
+@dataclass(frozen=True)
+class PixelScaling:
+    """What an encoder's image processor does to uint8 pixels, a channel: x * scale + shift."""
 
-    `model` is any transformers model with `get_text_features` and `get_image_features`.
-    Items without an image (or title) have zeros in that half of the output. `modality` leaves only
-    one half, and only the tower that makes it.
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+class Towers(nn.Module):
+    """A frozen encoder of items: a text half, an image half, or both, over one `model`.
+
+    Items without an image (or title) have zeros in that half of the output. The halves refer to
+    modules of `model`, which holds all weights and is where adapters go.
     """
 
     pixel_scale: Tensor
@@ -88,129 +111,63 @@ class DualTowers(nn.Module):
 
     def __init__(
         self,
-        model: Any,
-        mean: Sequence[float],
-        std: Sequence[float],
-        modality: Modality | None = None,
+        model: nn.Module,
+        text: TextHalf | None,
+        image: ImageHalf | None,
     ) -> None:
         super().__init__()
-        self.model: Any = model
-        self.modality = modality
-        if modality == "text":
-            model.vision_model = None
-        elif modality == "image":
-            model.text_model = None
-        config = model.config
-        dim = int(config.projection_dim)
-        self.text_features = self.image_features = dim
-        self.text_width = int(config.text_config.hidden_size)
-        self.image_width = int(config.vision_config.hidden_size)
-        self.text_layers = int(config.text_config.num_hidden_layers)
-        self.image_layers = int(config.vision_config.num_hidden_layers)
-        # With causal attention and pooling at the end-of-text token, later padding is never seen.
-        self.needs_mask = config.model_type != "clip"
-        self.eos_token_id = getattr(config.text_config, "eos_token_id", None)
-        scale = 1.0 / (255.0 * torch.tensor(std))
-        self.register_buffer("pixel_scale", scale[:, None, None], persistent=False)
-        shift = -torch.tensor(mean) / torch.tensor(std)
-        self.register_buffer("pixel_shift", shift[:, None, None], persistent=False)
+        self.model = model
+        self.text, self.image = text, image
+        self.dtype = next(model.parameters()).dtype
+        self.register_buffer("pixel_scale", torch.ones(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_shift", torch.zeros(3, 1, 1), persistent=False)
+
+    @property
+    def image_features(self) -> int:
+        """Width of the image half of `forward`'s output."""
+        return self.image.out_features if self.image else 0
+
+    @property
+    def text_features(self) -> int:
+        """Width of the text half of `forward`'s output."""
+        return self.text.out_features if self.text else 0
 
     @property
     def out_features(self) -> int:
         """Width of `forward`'s output: image half, then text half."""
-        image = 0 if self.modality == "text" else self.image_features
-        text = 0 if self.modality == "image" else self.text_features
-        return image + text
+        return self.image_features + self.text_features
 
     def forward(self, batch: ItemBatch) -> Tensor:
-        """Projected features, float32 [n, out_features]."""
+        """Features, float32 [n, out_features]."""
         halves = []
-        if self.modality != "text":
-            image = self.model.get_image_features(pixel_values=self._pixels(batch)).pooler_output
+        if self.image:
+            image = self.image.features(self.pixels(batch))
             halves.append(_where(batch.has_image, image))
-        if self.modality != "image":
-            halves.append(_where(batch.has_title, by_length(batch, self._text_features)))
+        if self.text:
+            halves.append(_where(batch.has_title, by_length(batch, self.text.features)))
         return torch.cat(halves, dim=-1)
 
-    def hidden_states(self, batch: ItemBatch) -> tuple[Tensor, Tensor]:
-        """One state a layer and item: text [n, text_layers + 1, W] at the end-of-text token, image
-        [n, image_layers + 1, W] at the class token; layer 0 is the embedding output. float32."""
-        text_inputs = self._text_inputs(batch)
-        text = self.model.get_text_features(**text_inputs, output_hidden_states=True)
-        image = self.model.get_image_features(
-            pixel_values=self._pixels(batch), output_hidden_states=True
-        )
-        ids = text_inputs["input_ids"]
-        if self.eos_token_id is not None and self.eos_token_id != 2:
-            last = (ids == self.eos_token_id).int().argmax(dim=1)
-        else:  # as transformers: configurations that say 2 mean the highest token id
-            last = ids.argmax(dim=1)
-        rows = torch.arange(len(ids), device=ids.device)
-        texts = torch.stack([state[rows, last] for state in text.hidden_states], dim=1)
-        images = torch.stack([state[:, 0] for state in image.hidden_states], dim=1)
-        return (_where(batch.has_title, texts), _where(batch.has_image, images))
+    def hidden_states(self, batch: ItemBatch) -> tuple[Tensor, Tensor | None]:
+        """One state a layer and item: text [n, layers + 1, W], image [n, layers + 1, W] or None
+        without images; layer 0 is the embedding output. float32.
 
-    def _text_features(self, batch: ItemBatch) -> Tensor:
-        return self.model.get_text_features(**self._text_inputs(batch)).pooler_output
+        Raises InputError where a tower has no states of one width.
+        """
+        assert self.text is not None
+        texts = _where(batch.has_title, self.text.states(batch))
+        if self.image is None:
+            return texts, None
+        return texts, _where(batch.has_image, self.image.states(self.pixels(batch)))
 
-    def _text_inputs(self, batch: ItemBatch) -> dict[str, Tensor]:
-        inputs = {"input_ids": batch.token_ids}
-        if self.needs_mask:
-            inputs["attention_mask"] = batch.attention_mask
-        return inputs
+    def scale_pixels(self, scaling: PixelScaling) -> None:
+        """Set what `pixels` does; nothing at first."""
+        self.pixel_scale = torch.tensor(scaling.scale).view(3, 1, 1)
+        self.pixel_shift = torch.tensor(scaling.shift).view(3, 1, 1)
 
-    def _pixels(self, batch: ItemBatch) -> Tensor:
+    def pixels(self, batch: ItemBatch) -> Tensor:
+        """Pixels as the image processor makes them, in the towers' dtype, [n, 3, S, S]."""
         assert batch.pixels is not None
-        dtype = self.model.dtype
-        return (batch.pixels * self.pixel_scale + self.pixel_shift).to(dtype)
-
-
-class TextTower(nn.Module):
-    """A text encoder alone (BERT-like), pooled by the mean over tokens or the first token."""
-
-    image_features = 0
-    image_width = 0
-    image_layers = 0
-
-    def __init__(self, model: Any, pooling: Literal["mean", "first"]) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.pooling = pooling
-        config = model.config
-        self.text_features = self.text_width = int(config.hidden_size)
-        self.text_layers = int(config.num_hidden_layers)
-
-    @property
-    def out_features(self) -> int:
-        """Width of `forward`'s output."""
-        return self.text_features
-
-    def forward(self, batch: ItemBatch) -> Tensor:
-        """Pooled features, float32 [n, text_features]."""
-        return _where(batch.has_title, by_length(batch, self._encode))
-
-    def hidden_states(self, batch: ItemBatch) -> tuple[Tensor, None]:
-        """Pooled state of every layer, float32 [n, text_layers + 1, W]; no images."""
-        out = self.model(
-            input_ids=batch.token_ids,
-            attention_mask=batch.attention_mask,
-            output_hidden_states=True,
-        )
-        pooled = [self._pool(state, batch.attention_mask) for state in out.hidden_states]
-        return _where(batch.has_title, torch.stack(pooled, dim=1)), None
-
-    def _encode(self, batch: ItemBatch) -> Tensor:
-        out = self.model(input_ids=batch.token_ids, attention_mask=batch.attention_mask)
-        return self._pool(out.last_hidden_state, batch.attention_mask)
-
-    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        if self.pooling == "first":
-            return states[:, 0].float()
-        weights = mask.unsqueeze(-1).float()  # [n, L, 1]
-        return (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1.0)
-
-
-Towers = DualTowers | TextTower
+        return (batch.pixels * self.pixel_scale + self.pixel_shift).to(self.dtype)
 
 
 def load_towers(
@@ -218,39 +175,47 @@ def load_towers(
 ) -> Towers:
     """Frozen towers in evaluation mode on `device`, weights in `compute_dtype`.
 
-    `name` as in `parse_encoder`. `modality`: the only one of a dual encoder that is used.
+    `name` as in `parse_encoder`. `modality`: the only one of an encoder with two that is used.
     Weights are read from safetensors only, never from pickles.
     Raises InputError where the model cannot be loaded or is not of the family.
     """
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
+    from perpeft_ray.encoder.preprocess import pixel_scaling
+
     logging.disable_progress_bar()  # of weights being read; a study has its own progress
+
+    def load(path: str) -> Any:
+        config = AutoConfig.from_pretrained(path)
+        width = getattr(getattr(config, "text_config", config), "hidden_size", NARROW)
+        return AutoModel.from_pretrained(
+            path, dtype=compute_dtype(dtype, device, width), use_safetensors=True
+        )
+
     source = parse_encoder(name)
     try:
-        config = AutoConfig.from_pretrained(source.path)
-        width = getattr(config, "text_config", config).hidden_size
-        model = AutoModel.from_pretrained(
-            source.path, dtype=compute_dtype(dtype, device, width), use_safetensors=True
-        )
+        towers = _build(name, source, load, modality)
+        if source.image_path is not None:
+            towers.scale_pixels(pixel_scaling(source.image_path))
     except (OSError, ValueError, AttributeError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"`encoder` {name} cannot be loaded: {first}") from error
-    model.requires_grad_(False)
-    towers: Towers
-    if source.kind == "text":
-        towers = TextTower(model, _pooling(source.path))
-    else:
-        if not hasattr(model, "get_image_features"):
-            raise InputError(
-                "`encoder` must be a CLIP-family model, or text:PATH for a text encoder, but "
-                f"{name} is a {model.config.model_type}"
-            )
-        from perpeft_ray.encoder.preprocess import image_processor
-
-        processor = image_processor(source.path)
-        towers = DualTowers(model, processor.image_mean, processor.image_std, modality)
     return towers.eval().to(device)
+
+
+def skeleton(name: str) -> Towers:
+    """The towers of an encoder without weights (on the meta device), to see what is in them.
+
+    Only the encoder's config.json is read.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    def make(path: str) -> Any:
+        with torch.device("meta"):
+            return AutoModel.from_config(AutoConfig.from_pretrained(path))
+
+    return _build(name, parse_encoder(name), make, None)
 
 
 def by_length(batch: ItemBatch, encode: Callable[[ItemBatch], Tensor]) -> Tensor:
@@ -279,6 +244,41 @@ def by_length(batch: ItemBatch, encode: Callable[[ItemBatch], Tensor]) -> Tensor
             )
         )
     return torch.cat(encoded)[order.argsort()]
+
+
+def _build(
+    name: str,
+    source: EncoderSource,
+    load: Callable[[str], Any],
+    modality: Modality | None,
+) -> Towers:
+    text: TextHalf | None = None
+    image: ImageHalf | None = None
+    if source.kind == "dual":
+        model = load(source.path)
+        if not hasattr(model, "get_image_features") or model.config.model_type == "siglip2":
+            raise InputError(
+                "`encoder` must be a dual encoder of square images, or text:PATH, or "
+                f"pair:TEXT_PATH,IMAGE_PATH, but {name} is a {model.config.model_type}"
+            )
+        if modality == "text":
+            model.vision_model = None
+        else:
+            image = DualImage(model)
+        if modality == "image":
+            model.text_model = None
+        else:
+            text = DualText(model)
+    else:
+        model = nn.ModuleDict()
+        if modality != "image" or source.image_path is None:
+            model["text"] = load(source.path)
+            text = LoneText(model["text"], _pooling(source.path))
+        if modality != "text" and source.image_path is not None:
+            model["image"] = load(source.image_path)
+            image = LoneImage(model["image"])
+    model.requires_grad_(False)
+    return Towers(model, text, image)
 
 
 def _pooling(path: str) -> Literal["mean", "first"]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from perpeft_ray.encoder.foundation import EncoderSource, parse_encoder
+from perpeft_ray.encoder.foundation import PixelScaling, parse_encoder
 from perpeft_ray.errors import InputError
 
 MAX_TOKENS = 128
@@ -22,36 +22,44 @@ class FoundationPreprocessor:
     """Implements `perpeft_ray.data.item_arrays.ItemPreprocessor` for an encoder.
 
     Pixels are those of transformers' Pillow image processor before it rescales and normalises, so
-    that they can be kept as uint8; `DualTowers` does the rest in the training step.
+    that they can be kept as uint8; `Towers` do the rest in the training step.
     """
 
     def __init__(self, name: str) -> None:
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         source = parse_encoder(name)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source.path)
-            self._images: Any = image_processor(source.path) if source.kind == "dual" else None
+            self._images: Any = image_processor(source.image_path) if source.image_path else None
+            self._config: Any = AutoConfig.from_pretrained(source.path)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"`encoder` {name} cannot be loaded: {first}") from error
-        self.max_tokens = _max_tokens(source, self._tokenizer)
+        if self._tokenizer.pad_token_id is None:
+            raise InputError(f"`encoder` must have a tokenizer that can pad, but is {name}")
+        self.max_tokens = _max_tokens(self._config, self._tokenizer)
+        # SigLIP reads its last token, and was trained on titles padded to the full length.
+        self._padding = "max_length" if self._config.model_type == "siglip" else False
         self.pad_token_id = int(self._tokenizer.pad_token_id)
+        self._unscaled = {"do_rescale": False, "do_normalize": False}
+        if hasattr(self._images, "include_top"):
+            self._unscaled["include_top"] = False  # EfficientNet's name for normalising once more
         self.image_size = 0 if self._images is None else _image_size(self._images)
         self.fingerprint = self._fingerprint()
 
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
         """uint8 [3, S, S] of an RGB image, resized and cropped as the encoder was trained."""
-        out = self._images(
-            images=image, do_rescale=False, do_normalize=False, return_tensors="np"
-        ).pixel_values[0]
+        out = self._images(images=image, **self._unscaled, return_tensors="np").pixel_values[0]
         return np.asarray(out, dtype=np.uint8)
 
     def tokens(self, titles: list[str]) -> list[list[int]]:
         """Token ids of each title with the encoder's special tokens, cut to `max_tokens`."""
         if not titles:
             return []
-        return self._tokenizer(titles, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return self._tokenizer(
+            titles, truncation=True, max_length=self.max_tokens, padding=self._padding
+        )["input_ids"]
 
     def _fingerprint(self) -> str:
         """Hash of all that decides pixels and tokens: settings and a probe of the tokenizer."""
@@ -63,7 +71,7 @@ class FoundationPreprocessor:
             json.dumps(sorted(self._tokenizer.get_vocab().items())).encode()
         ).hexdigest()
         record = json.dumps(
-            [images, vocabulary, self.max_tokens, type(self._tokenizer).__name__],
+            [images, vocabulary, self.max_tokens, self._padding, type(self._tokenizer).__name__],
             sort_keys=True,
             default=str,
         )
@@ -77,32 +85,51 @@ def image_processor(path: str) -> Any:
     return AutoImageProcessor.from_pretrained(path, backend="pil")
 
 
+def pixel_scaling(path: str) -> PixelScaling:
+    """What the image processor does to pixels after resizing, seen on a black and a white image."""
+    processor = image_processor(path)
+    size = _image_size(processor)
+
+    def channels(value: int) -> NDArray[np.float64]:
+        image = Image.new("RGB", (size, size), (value,) * 3)
+        pixels = processor(images=image, return_tensors="np").pixel_values[0]
+        return np.asarray(pixels[:, 0, 0], dtype=np.float64)
+
+    shift = channels(0)
+    scale = (channels(255) - shift) / 255.0
+    return PixelScaling(tuple(scale.tolist()), tuple(shift.tolist()))
+
+
 def encoder_fingerprint(name: str) -> str:
-    """Hash of an encoder's configuration and weights (a local folder), or of its hub name."""
+    """Hash of an encoder's configuration and weights (local folders), or of its hub names."""
     source = parse_encoder(name)
-    folder = Path(source.path)
     digest = hashlib.sha256(source.kind.encode())
-    if folder.is_dir():
-        for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    else:
-        digest.update(source.path.encode())
+    _add_weights(digest, source.path)
+    if source.image_path is not None and source.image_path != source.path:
+        _add_weights(digest, source.image_path)
     return digest.hexdigest()[:16]
 
 
+def _add_weights(digest: hashlib._Hash, path: str) -> None:
+    folder = Path(path)
+    if not folder.is_dir():
+        digest.update(path.encode())
+        return
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+
+
 def _image_size(processor: Any) -> int:
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    height, width = size["height"], size["width"]
-    if height != width:
-        raise InputError(f"`encoder` must take square images, but takes {height} x {width}")
-    return int(height)
+    crop = getattr(processor, "do_center_crop", False)
+    size = dict(processor.crop_size if crop else processor.size)
+    if "height" not in size or size["height"] != size["width"]:
+        taken = " x ".join(str(size[side]) for side in ("height", "width") if side in size)
+        raise InputError(f"`encoder` must take square images, but takes {taken or size}")
+    return int(size["height"])
 
 
-def _max_tokens(source: EncoderSource, tokenizer: Any) -> int:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source.path)
+def _max_tokens(config: Any, tokenizer: Any) -> int:
     positions = int(getattr(config, "text_config", config).max_position_embeddings)
     return min(positions, int(tokenizer.model_max_length), MAX_TOKENS)

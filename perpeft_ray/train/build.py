@@ -11,7 +11,7 @@ from torch import nn
 
 from perpeft_ray.config import PERSONAL_METHODS, Method, TrialConfig
 from perpeft_ray.encoder.features import hidden_states, projected_features
-from perpeft_ray.encoder.foundation import Modality, Towers, load_towers, parse_encoder
+from perpeft_ray.encoder.foundation import Modality, Towers, load_towers, skeleton
 from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
 from perpeft_ray.recommender.model import ItemTower, Recommender
@@ -51,12 +51,7 @@ def build_model(config: TrialConfig, workspace: Workspace, device: torch.device)
 @lru_cache(maxsize=2)
 def encoder_parameters(name: str) -> int:
     """Parameters of the frozen foundation model, all towers and projections counted."""
-    from transformers import AutoConfig, AutoModel
-
-    config = AutoConfig.from_pretrained(parse_encoder(name).path)
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in skeleton(name).parameters())
 
 
 def _item_encoder(

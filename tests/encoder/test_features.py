@@ -61,7 +61,7 @@ def test_projected_features_are_the_towers(catalogue, tmp_path):
 def test_hidden_states_are_the_towers(catalogue, tmp_path):
     text, image = hidden_states(towers, catalogue, tmp_path / "store")
     model = towers()
-    text_layers, image_layers = kept_layers(model.text_layers, model.image_layers)
+    text_layers, image_layers = kept_layers(model.text.layers, model.image.layers)
     assert text.dtype == image.dtype == np.float16
     assert not text[0].any()
     assert not image[0].any()

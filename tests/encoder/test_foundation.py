@@ -45,7 +45,7 @@ def test_pixels_are_those_of_the_pillow_processor(size: tuple[int, int]) -> None
     towers = load_towers("toyshop-clip", "float32", CPU)
     batch = _batch("toyshop-clip", TITLES[:2], images)
     expected = processor(images=images, return_tensors="pt").pixel_values
-    torch.testing.assert_close(towers._pixels(batch), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(towers.pixels(batch), expected, atol=1e-5, rtol=0)
 
 
 def test_features_are_those_of_clip() -> None:
@@ -72,8 +72,8 @@ def test_last_hidden_states_lead_to_the_features() -> None:
         final = towers.model.text_model.final_layer_norm(text[:, -1])
         expected = torch.cat([from_image, towers.model.text_projection(final)], dim=1)
         torch.testing.assert_close(towers(batch), expected, atol=1e-5, rtol=1e-4)
-    assert text.shape == (3, towers.text_layers + 1, towers.text_width)
-    assert image.shape == (3, towers.image_layers + 1, towers.image_width)
+    assert text.shape == (3, towers.text.layers + 1, towers.text.width)
+    assert image.shape == (3, towers.image.layers + 1, towers.image.width)
 
 
 def test_absent_modalities_are_zero() -> None:
@@ -134,7 +134,7 @@ def test_titles_encoded_by_length_come_back_in_order(tiny_bert: Path) -> None:
     titles = [" ".join(rng.choice(words, size=rng.integers(1, 40))) for _ in range(100)]
     batch = _batch(name, titles, None)
     with torch.no_grad():
-        torch.testing.assert_close(towers(batch), towers._encode(batch), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(towers(batch), towers.text.features(batch), atol=1e-5, rtol=1e-4)
 
 
 def test_bad_names() -> None:

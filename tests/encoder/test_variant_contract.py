@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from perpeft_ray.config import FACTS, VARIANTS, Dtype, Variant
 from perpeft_ray.data.catalogue import ItemBatch
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, DualTowers, Towers, load_towers
+from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, Towers, load_towers
 from perpeft_ray.encoder.items import TowerItemEncoder
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, peft_config, trainable
 from perpeft_ray.errors import InputError
@@ -87,7 +87,7 @@ def test_parameters_on_vit_b_32(variant: Variant) -> None:
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig())
     model.requires_grad_(False)
-    towers = DualTowers(model, [0.5] * 3, [0.5] * 3)
+    towers = Towers(model, None, None)
     add_adapter(towers, _settings(variant))
     assert sum(p.numel() for p in trainable(towers).values()) == ON_VIT_B_32[variant]
 
