@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from perpeft_ray.errors import InputError
+from perpeft_ray.errors import InputError, StudyStoppedError
 
 USAGE = """usage: perpeft COMMAND ...
 
@@ -84,6 +84,9 @@ def run(command: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except StudyStoppedError as stopped:
+        print(f"error: {stopped}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command continues the study", file=sys.stderr)
         sys.exit(1)

@@ -89,6 +89,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     Raises InputError before anything is written.
     """
     from perpeft_ray.results.folder import StudyFolder, storage_folder
+    from perpeft_ray.study.disk import telling_a_full_disk
     from perpeft_ray.study.owner import owned
     from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.runtime import ray_for
@@ -97,7 +98,11 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     check_storage_outlives_job(config.storage)
     storage = storage_folder(config.storage)
     log_file = storage / config.study / "study.log"
-    with Progress() as progress, contextlib.ExitStack() as stack:
+    with (
+        telling_a_full_disk(log_file.parent),
+        Progress() as progress,
+        contextlib.ExitStack() as stack,
+    ):
         with _leaving_nothing_behind(storage, log_file.parent):
             cache = storage / ".cache"
             check_inputs(config, cache)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from perpeft_ray.config.rules import at_least, between, distinct
+from perpeft_ray.config.rules import at_least, between, distinct, positive
 from perpeft_ray.config.trial import (
     GROUPED_METHODS,
     PEFT_METHODS,
@@ -154,6 +154,8 @@ class StudyConfig:
     """CPU threads of a worker (or of a trial without workers)."""
     gpus_per_worker: float = 0.0
     """GPUs of a worker (or of a trial without workers), also a fraction; 0 trains on the CPU."""
+    start_timeout_s: float = 20.0
+    """Seconds to wait for Ray to have room for a trial; more on a cluster that grows on demand."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds of the ablation; the search uses the first."""
     methods: tuple[Method, ...] = (
@@ -177,6 +179,7 @@ class StudyConfig:
         at_least("parallel_workers", self.parallel_workers, 0)
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
         between("gpus_per_worker", self.gpus_per_worker, 0.0, math.inf)
+        positive("start_timeout_s", self.start_timeout_s)
         if self.train.mode == "sequential" and self.workers > 1:
             raise InputError(
                 "`workers` must be 0 or 1 with `train.mode` sequential (a step is one group's "

@@ -5,6 +5,7 @@ A process can be killed between any two lines; what is true is what `trials/` ha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def settle(study: StudyConfig, journal: Path, ended: Mapping[str, Searched]) -> 
     """
     if not journal.exists():
         return
+    _cut_last_line(journal)
     storage = open_journal(journal)
     for name in optuna.get_all_study_names(storage):
         search = optuna.load_study(study_name=name, storage=storage)
@@ -76,6 +78,17 @@ def sampler_after(study: StudyConfig, journal: Path) -> TPESampler:
         again.enqueue_trial(trial.system_attrs.get("fixed_params", {}))
         suggest_setting(study, again.ask())
     return sampler
+
+
+def _cut_last_line(journal: Path) -> None:
+    """Remove a line that was being written when a process ended or a disk was full.
+
+    Optuna passes over it, but would append to it, and then read no journal any more.
+    """
+    whole = journal.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        os.truncate(journal, end)
 
 
 def _trials(study: StudyConfig, journal: Path) -> list[FrozenTrial]:

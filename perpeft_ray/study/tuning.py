@@ -11,6 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.agenda import Agenda
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.room import resources_of_worker
 from perpeft_ray.study.trainable import Study, make_trainable
 from perpeft_ray.study.watch import Watch
 
@@ -56,17 +57,15 @@ def run_tune(
 def _concurrency(config: StudyConfig, workers: int) -> int:
     """Trials at a time: what the study allows and the cluster holds, at least one."""
     cluster = ray.cluster_resources()
-    of_trial = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     fits = [
         int(cluster.get(name, 0) / (max(workers, 1) * amount))
-        for name, amount in of_trial.items()
-        if amount
+        for name, amount in resources_of_worker(config).items()
     ]
     return max(1, min(config.search.max_concurrent, *fits))
 
 
 def _resources(config: StudyConfig, workers: int) -> dict[str, float]:
     if workers == 0:
-        return {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+        return resources_of_worker(config)
     # The trial's own process only waits for its workers: given CPUs it could starve them.
     return {"node:__internal_head__": 0.001}

@@ -12,9 +12,11 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
+from perpeft_ray.study.disk import is_full_disk
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.record import Status, TrialRecord
+from perpeft_ray.study.room import Patience
 from perpeft_ray.study.trainable import Study, from_result, is_last_epoch
 from perpeft_ray.train.outcome import EpochRecord
 
@@ -33,6 +35,8 @@ class Watch(tune.Callback):
         self._progress = progress
         self._started_at: dict[str, datetime] = {}
         self._epochs: dict[str, list[EpochRecord]] = {}
+        self._patience = Patience(study.config.start_timeout_s)
+        self._stopped_by: BaseException | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune saves callbacks for a restore that never comes, and a terminal cannot be saved.
@@ -77,14 +81,24 @@ class Watch(tune.Callback):
     ) -> None:
         """Write the row of a trial that failed; the traceback goes to the log."""
         spec = TrialSpec.from_tune(trial.config)
-        error = one_line(_raised_by(trial))
+        raised = _raised_by(trial)
+        error = one_line(raised)
         log.error("trial %s failed\n%s", spec.trial_id, Path(trial.error_file).read_text())
+        if is_full_disk(raised):  # not the trial's fault: it has no row, and is run again
+            self._stopped_by = raised
+            return
         self._write(trial, spec, "FAIL", error)
         self._tell(trial, spec, "FAIL", error)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
-        """Keep progress visible; Tune steps at least every 0.1 s or so."""
+        """Keep progress visible, and end what cannot go on; Tune steps at least every 0.1 s or so.
+
+        What is raised here, unlike in the other methods, ends Tune as it is.
+        """
         self._progress.tick()
+        if self._stopped_by is not None:
+            raise self._stopped_by
+        self._patience.look()
 
     def _write(self, trial: Trial, spec: TrialSpec, status: Status, error: str | None) -> None:
         now = datetime.now(UTC)

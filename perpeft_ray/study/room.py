@@ -1,0 +1,96 @@
+"""Room for trials on Ray: what a trial asks for, and an end to waiting for what does not come."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.util import placement_group, placement_group_table, remove_placement_group
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.errors import StudyStoppedError
+
+LOOK_EVERY_S = 1.0
+
+
+def resources_of_worker(config: StudyConfig) -> dict[str, float]:
+    """What a Ray Train worker, or a trial without workers, holds."""
+    amounts = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus_per_worker}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def wait_for_room(config: StudyConfig, workers: int) -> None:
+    """Return when Ray could place a trial; nothing is held then.
+
+    The request is one that an autoscaling cluster grows for. Raises StudyStoppedError after
+    `start_timeout_s`, with what is missing.
+    """
+    bundles = [resources_of_worker(config)] * max(workers, 1)
+    group = placement_group(bundles)
+    try:
+        if not group.wait(config.start_timeout_s):
+            raise StudyStoppedError(_nothing_placed([bundles], config.start_timeout_s))
+    finally:
+        remove_placement_group(group)
+
+
+class Patience:
+    """Ends a study of which nothing runs, since Ray has no room for its next trial.
+
+    Ray itself would wait for ever: a node may have left, or another job may hold the rest. A trial
+    of the study that runs will give its room back, so while one does there is nothing to end.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._looked_at = 0.0
+        self._stuck_since: float | None = None
+
+    def look(self) -> None:
+        """Call often; raises StudyStoppedError, with what is missing."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        waiting = self._waiting()
+        if not waiting:
+            self._stuck_since = None
+            return
+        self._stuck_since = self._stuck_since or now
+        if now - self._stuck_since > self._timeout_s:
+            raise StudyStoppedError(_nothing_placed(waiting, self._timeout_s))
+
+    def _waiting(self) -> list[list[dict[str, float]]]:
+        """What this job asks for and has not got; nothing while it has a trial's room."""
+        job = ray.get_runtime_context().get_job_id()  # the end of its placement groups' ids
+        mine = [group for key, group in placement_group_table().items() if key.endswith(job)]
+        placed = [group for group in mine if group["state"] == "CREATED"]
+        if any(_holds_processors(group) for group in placed):
+            return []
+        states = ("PENDING", "PREPARED", "RESCHEDULING")
+        return [list(group["bundles"].values()) for group in mine if group["state"] in states]
+
+
+def _holds_processors(group: Mapping[str, Any]) -> bool:
+    return any({"CPU", "GPU"} & set(bundle) for bundle in group["bundles"].values())
+
+
+def _nothing_placed(waiting: list[list[dict[str, float]]], seconds: float) -> str:
+    asked = min(waiting, key=len)
+    each = Counter(_amounts(bundle) for bundle in asked)
+    wants = " + ".join(f"{n} x ({text})" if n > 1 else text for text, n in each.items())
+    names = {name for bundle in asked for name in bundle}
+    return (
+        f"Ray has had no room for a trial for {seconds:g} s: it needs {wants}; the nodes have "
+        f"{_amounts(ray.cluster_resources(), names)}, of which "
+        f"{_amounts(ray.available_resources(), names)} are free. Wait for other jobs, add nodes or "
+        "raise `start_timeout_s`; the same command goes on with the study"
+    )
+
+
+def _amounts(resources: Mapping[str, float], names: set[str] | None = None) -> str:
+    shown = sorted(names or resources)
+    return ", ".join(f"{resources.get(name, 0.0):g} {name}" for name in shown)
