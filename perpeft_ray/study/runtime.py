@@ -39,9 +39,9 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
 
     What Ray, Optuna and failed trials log goes to `log_file`, whose folder must exist.
 
-    Raises InputError where no Ray answers or our own has too few CPUs for a trial, StudyStoppedError
-    where a cluster has no room for one within `start_timeout_s`, RuntimeError where trials would
-    hang because the State API is missing.
+    Raises InputError where no Ray answers or our own has too few CPUs for a trial,
+    StudyStoppedError where a cluster has no room for one within `start_timeout_s`, RuntimeError
+    where trials would hang because the State API is missing.
     """
     with ray_runtime():
         if os.environ.get("RAY_ADDRESS"):  # a cluster may grow, and others may hold its processors

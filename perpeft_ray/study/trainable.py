@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -123,6 +124,7 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
 
     checkpoints = study.checkpoints / spec.trial_id
     if spec.workers == 0:
+        _use_threads(study.config.cpus_per_worker)
         outcome = study.run(
             spec.config, study.workspace, keep, test=spec.test, checkpoints=checkpoints
         )
@@ -153,6 +155,13 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
             finished_at=datetime.now(UTC),
         )
     )
+
+
+def _use_threads(count: int) -> None:
+    """Train with as many threads as the trial has processors, whatever OMP_NUM_THREADS is."""
+    torch = sys.modules.get("torch")  # imported with the runner, if that trains at all
+    if torch is not None:
+        torch.set_num_threads(count)
 
 
 def to_result(record: EpochRecord, config: TrialConfig) -> dict[str, Any]:

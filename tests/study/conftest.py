@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -205,6 +207,25 @@ def fake_run_failing(
         return float("nan") if diverges else score_of(config)
 
     return fake_run(config, workspace, report, test=test, checkpoints=checkpoints, score=score)
+
+
+def fake_run_out_of_memory(
+    config: TrialConfig,
+    workspace: object,
+    report: Callable[[EpochRecord], None],
+    **more: Any,
+) -> TrialOutcome:
+    """ia3's process is killed, as by a system without memory; iisan's cannot have its memory."""
+    if config.variant == "ia3":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.variant == "iisan":
+        raise MemoryError("8 TB")
+    return fake_run(config, workspace, report, test=more["test"])
+
+
+@pytest.fixture
+def run_out_of_memory() -> Any:
+    return fake_run_out_of_memory
 
 
 @pytest.fixture

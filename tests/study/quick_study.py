@@ -1,0 +1,117 @@
+"""The command of a study whose trials do not train, to be killed, starved and continued by tests.
+
+    python tests/study/quick_study.py STORAGE [--die PLACE] [FIELD VALUE ...]
+
+Only the runner is a stand-in: lock, folder, Ray, Tune, Optuna and rows are the real ones. A trial
+that begins or ends leaves a file in `STORAGE/runs`, the first with the number of its process.
+
+--die search:3      kill the whole script in the search's fourth trial that begins
+--die ablation:1    the same in the ablation
+--die unwritten:2   after the last epoch of the third trial that ends, before its row is written
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from perpeft_ray.cli import parse_study, run, run_study
+from perpeft_ray.cli import study as command
+from perpeft_ray.config import StudyConfig, TrialConfig
+from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.study.trainable import Study
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+from tests.study.conftest import fake_run, fake_run_distributed
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong, and when."""
+
+    runs: Path
+    driver: int
+    die: str
+
+    def strike(self, place: str) -> None:
+        """Kill the script where `die` says so; at each place once in the life of a storage."""
+        number = len(list(self.runs.glob(f"at-{place}-*")))
+        (self.runs / f"at-{place}-{uuid.uuid4().hex}").touch()
+        if self.die == f"{place}:{number}":
+            os.kill(self.driver, signal.SIGKILL)
+            time.sleep(600)  # until Ray ends this process too
+
+    def run(
+        self,
+        config: TrialConfig,
+        workspace: object,
+        report: Callable[[EpochRecord], None],
+        *,
+        test: bool,
+        **more: object,
+    ) -> TrialOutcome:
+        """A trial of a few milliseconds an epoch."""
+        name = f"{'ablation' if test else 'search'}-{config.config_hash}"
+        (self.runs / f"began-{name}-{os.getpid()}-{uuid.uuid4().hex}").touch()
+        self.strike("ablation" if test else "search")
+
+        def slowly(record: EpochRecord) -> None:
+            time.sleep(0.01)
+            report(record)
+
+        outcome = fake_run(config, workspace, slowly, test=test)
+        self.strike("unwritten")
+        (self.runs / f"ended-{name}-{uuid.uuid4().hex}").touch()
+        return outcome
+
+
+def open_study(fault: Fault) -> Callable[..., Study]:
+    """In the stead of the command's own: the stand-in, and no data."""
+
+    def opened(config: StudyConfig, folder: StudyFolder, *_: Any) -> Study:
+        class Workspace:
+            num_users, num_items = 3, 5
+
+        return Study(
+            config=config,
+            folder=folder.path,
+            workspace=Workspace(),  # type: ignore[arg-type]
+            recorder=folder,
+            run=fault.run,  # type: ignore[arg-type]
+            run_distributed=fake_run_distributed,
+        )
+
+    return opened
+
+
+def start(arguments: list[str]) -> None:
+    """Run the study."""
+    storage, *rest = arguments
+    die = ""
+    if rest[:1] == ["--die"]:
+        die, rest = rest[1], rest[2:]
+    runs = Path(storage) / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    fault = Fault(runs, os.getpid(), die)
+    command._open_study = open_study(fault)
+    command.check_inputs = lambda *_: None
+    command.print_tables = command.write_report = lambda _: None
+    small = (
+        "--train.epochs 1 --train.personal-epochs 4 --train.validate-every 1 --parallel-workers 0 "
+        "--search.grace-epochs 1 --search.trials 9 --search.max-concurrent 1 "
+        "--search.learning-rates 5e-3 --search.groups 4 8 --search.ranks 2 4 "
+        "--methods global perpeft"
+    )
+    run(lambda: run_study(parse_study([*small.split(), "--storage", storage, *rest])))
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])

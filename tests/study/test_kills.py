@@ -1,0 +1,195 @@
+"""The command of a study killed by SIGKILL, or out of disk, and given again: nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+from perpeft_ray.study.suggest import open_journal
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+SCRIPT = Path(__file__).with_name("quick_study.py")
+TIMES = ["started_at", "finished_at"]
+
+
+def run(storage: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), str(storage), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, **environment},
+    )
+
+
+def rows(storage: Path) -> pd.DataFrame:
+    """One row a file; no trial twice."""
+    trials = pd.read_parquet(storage / "ablation_peft" / "trials")
+    assert trials.trial_id.is_unique
+    assert not trials.duplicated(["phase", "config_hash"]).any()
+    return trials.sort_values("trial_id", ignore_index=True)
+
+
+def states(storage: Path) -> Counter[TrialState]:
+    journal = open_journal(storage / "ablation_peft" / "optuna.journal")
+    [name] = optuna.get_all_study_names(journal)
+    return Counter(t.state for t in optuna.load_study(study_name=name, storage=journal).trials)
+
+
+def processes_of_trials(storage: Path) -> set[int]:
+    """Of trials that began and whose process is still there."""
+    began = {int(file.name.split("-")[3]) for file in (storage / "runs").glob("began-*")}
+    return {pid for pid in began if _is_trial(pid)}
+
+
+def _is_trial(pid: int) -> bool:
+    try:
+        return b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    assert run(unbroken).returncode == 0
+    expected = rows(unbroken)
+    assert len(expected) == 15
+    assert "PRUNED" in set(expected.status)  # what ASHA remembers matters
+
+    done = 0
+    for die in ("search:3", "unwritten:5", "ablation:2"):
+        ended = run(broken, "--die", die)
+        assert ended.returncode == -signal.SIGKILL, (die, ended.stdout, ended.stderr)
+        if done:
+            assert f"continuing: {done} of 15 trials are done" in ended.stdout
+        done = len(rows(broken))
+        deadline = time.monotonic() + 120
+        while processes_of_trials(broken):  # Ray's processes do not outlive the script
+            assert time.monotonic() < deadline, processes_of_trials(broken)
+            time.sleep(0.5)
+        assert len(rows(broken)) == done  # nor has one written a row meanwhile
+    last = run(broken)
+    assert last.returncode == 0, last.stderr
+    assert f"continuing: {done} of 15 trials are done" in last.stdout
+    assert "[15/15]" in last.stdout
+
+    pd.testing.assert_frame_equal(rows(broken).drop(columns=TIMES), expected.drop(columns=TIMES))
+    finished = states(broken)
+    assert finished[TrialState.RUNNING] == finished[TrialState.WAITING] == 0
+    for state in (TrialState.COMPLETE, TrialState.PRUNED):
+        assert finished[state] == states(unbroken)[state]
+    ends = Counter(re.sub(r"-\w+$", "", file.name) for file in (broken / "runs").glob("ended-*"))
+    assert set(ends.values()) == {1}  # nothing that was finished ran again
+
+    again = run(broken)
+    assert again.returncode == 0
+    assert "continuing: 15 of 15 trials are done" in again.stdout
+    assert "COMPLETE" not in again.stdout
+
+
+def test_a_second_command_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "--die", "search:1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as first:
+        owner = tmp_path / "ablation_peft" / "owner.json"
+        while not owner.exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        second = run(tmp_path)
+        assert second.returncode == 2
+        assert re.fullmatch(
+            rf"error: `study` must be run by one process at a time, but process {first.pid} on "
+            r"\S+ has run it since \S+\n",
+            second.stderr.replace(f": {tmp_path}/ablation_peft", ""),
+        )
+        assert first.wait(timeout=300) == -signal.SIGKILL
+    other = run(tmp_path, "--train.batch-size", "7")
+    assert other.returncode == 2
+    assert "`train.batch_size` must be 64 as in the study that" in other.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("file systems can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_stops_the_study_until_there_is_room(small_disk: Path) -> None:
+    ended = run(small_disk)
+    assert ended.returncode == 1, ended.stdout
+    assert re.fullmatch(
+        r"error: no room on the disk \(0\.\d MB are left in \S+\); make room, and the same command "
+        r"goes on with the study\n",
+        ended.stderr,
+    )
+    before = rows(small_disk)
+    assert 0 < len(before) < 15
+    assert "FAIL" not in set(before.status)
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    again = run(small_disk)
+    assert again.returncode == 0, again.stderr
+    assert f"continuing: {len(before)} of 15 trials are done" in again.stdout
+    after = rows(small_disk)
+    assert len(after) == 15
+    assert states(small_disk)[TrialState.RUNNING] == 0
+    kept = after[after.trial_id.isin(before.trial_id)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before)
+
+
+@pytest.mark.cluster
+def test_a_cluster_that_loses_its_nodes_is_told_and_another_node_lets_it_go_on(
+    tmp_path: Path,
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        two = run(tmp_path, "--cpus-per-worker", "2", RAY_ADDRESS=cluster.address)
+        assert two.returncode == 1
+        assert "it needs 2 CPU; the nodes have 1 CPU, of which 1 CPU are free" in two.stderr
+
+        command = [sys.executable, str(SCRIPT), str(tmp_path), "--study", "other"]
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("[2/15]"):
+                    break
+            cluster.remove_node(node, allow_graceful=False)
+            began = time.monotonic()
+            _, errors = process.communicate(timeout=300)
+        assert process.returncode == 1
+        assert re.search(r"no room for a trial for 20 s: it needs 1 CPU; the nodes have 0", errors)
+        assert time.monotonic() - began < 200  # 20 s after Ray has seen that the node is gone
+
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        last = run(tmp_path, "--study", "other", RAY_ADDRESS=cluster.address)
+        assert last.returncode == 0, last.stderr
+        trials = pd.read_parquet(tmp_path / "other" / "trials")
+        assert len(trials) == 15
+        assert set(trials.status) == {"COMPLETE", "PRUNED"}
+    finally:
+        cluster.shutdown()
