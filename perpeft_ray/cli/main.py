@@ -58,6 +58,11 @@ COMMANDS = {
         "perpeft_ray.cli.models",
         "export",
     ),
+    "explain": Command(
+        "what a trial's modules do: perpeft explain item|user STUDY ID",
+        "perpeft_ray.cli.explain",
+        "explain",
+    ),
     "recommend": Command(
         "what users may want next: perpeft recommend DIR --history ID ...",
         "perpeft_ray.cli.models",

@@ -1,0 +1,185 @@
+"""`perpeft explain item|user`: what a trial's modules do, on the terminal and as a page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from perpeft_ray.cli.parsing import parse
+from perpeft_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from perpeft_ray.data.interactions import Dataset
+    from perpeft_ray.explain.item import ItemExplanation
+    from perpeft_ray.explain.user import UserExplanation
+    from perpeft_ray.models.trained import TrainedTrial
+    from perpeft_ray.results.folder import StudyFolder
+
+USAGE = """usage: perpeft explain item STUDY ITEM_ID ...
+       perpeft explain user STUDY USER_ID ...
+
+item: where two groups' modules look on an item's title and image, and what is near it for each
+user: what a user has, and what own group, global module and another group would recommend
+
+perpeft explain item --help and perpeft explain user --help have the options."""
+
+
+def explain(arguments: Sequence[str]) -> None:
+    """`perpeft explain item|user STUDY ID`."""
+    kind, *rest = arguments or ["--help"]
+    if kind in ("-h", "--help"):
+        print(USAGE)
+    elif kind == "item":
+        _item(parse(_Item, rest, "perpeft explain item"))
+    elif kind == "user":
+        _user(parse(_User, rest, "perpeft explain user"))
+    else:
+        raise InputError(f"`perpeft explain` must be followed by item or user, but is by {kind!r}")
+
+
+@dataclass(frozen=True)
+class _Common:
+    study: tyro.conf.Positional[Path]
+    """Folder of the study: <storage>/<study>."""
+    id: tyro.conf.Positional[str]
+    """The item's or user's id, as in the data."""
+    trial: str = "best"
+    """A trial's id, or best: PerPEFT's highest validation NDCG@20 in the ablation."""
+    out: Path | None = None
+    """The page; by default <study>/explain/<item or user>-<id>.html."""
+
+
+@dataclass(frozen=True)
+class _Item(_Common):
+    """An item as two groups see it."""
+
+    groups: tuple[int, int] | None = None
+    """The groups; by default the two that see the item most differently."""
+    neighbours: int = 5
+    """Nearest items shown; 0 spares encoding the catalogue."""
+
+
+@dataclass(frozen=True)
+class _User(_Common):
+    """A user under own group's module, the global one and another group's."""
+
+    other: int | None = None
+    """The other group; by default the one farthest from the user's."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """Items recommended by each."""
+
+
+def _item(command: _Item) -> None:
+    from perpeft_ray.explain.item import explain_item
+    from perpeft_ray.explain.pages import write_item_page
+
+    folder, trial, dataset = _open(command)
+    item = _place(command.id, list(trial.split.item_ids), "item", command.study) + 1
+    explanation = explain_item(trial, item, command.groups, command.neighbours)
+    _print_item(explanation, dataset)
+    page = command.out or _default(folder, "item", command.id)
+    write_item_page(explanation, trial, dataset, page)
+    print(f"page: {page}")
+
+
+def _user(command: _User) -> None:
+    from perpeft_ray.explain.pages import write_user_page
+    from perpeft_ray.explain.user import explain_user
+
+    folder, trial, dataset = _open(command)
+    user = _place(command.id, list(trial.split.user_ids), "user", command.study)
+    explanation = explain_user(folder, trial, user, command.other, command.k)
+    _print_user(explanation, dataset)
+    page = command.out or _default(folder, "user", command.id)
+    write_user_page(explanation, trial, dataset, page)
+    print(f"page: {page}")
+
+
+def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial, Dataset]:
+    from perpeft_ray.data.sources import open_dataset
+    from perpeft_ray.models.trained import choose_trial, open_trained
+    from perpeft_ray.results.folder import StudyFolder
+
+    folder = StudyFolder.open(command.study)
+    trial = open_trained(folder, choose_trial(folder, command.trial))
+    return folder, trial, open_dataset(trial.config.dataset, folder.path.parent / ".cache")
+
+
+def _place(name: str, names: Sequence[str], kind: str, study: Path) -> int:
+    if name not in names:
+        raise InputError(f"`{kind}` must be the id of one in the data of {study}, but is {name}")
+    return names.index(name)
+
+
+def _default(folder: StudyFolder, kind: str, name: str) -> Path:
+    """In the study's folder, whatever characters the id has."""
+    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    return folder.path / "explain" / f"{kind}-{plain}.html"
+
+
+def _print_item(explanation: ItemExplanation, dataset: Dataset) -> None:
+    from rich.table import Table
+
+    from perpeft_ray.explain.pages import item_title
+
+    console = _console()
+    first, second = explanation.views
+    console.print(
+        f"{item_title(dataset, explanation.item)}: cosine {explanation.cosine:.2f} between its "
+        f"embeddings under group {first.group} and group {second.group}",
+        markup=False,
+    )
+    columns = [f"group {view.group}" for view in explanation.views]
+    if first.tokens is not None and second.tokens is not None:
+        table = Table("attention, %", *columns, box=None, pad_edge=False)
+        for row in zip(explanation.tokens, first.tokens, second.tokens, strict=True):
+            table.add_row(_plain(row[0]), *(f"{100 * share:.0f}" for share in row[1:]))
+        console.print(table)
+    if not explanation.has_attention:
+        console.print("this variant leaves the towers' attention as it is, the same for all groups")
+    if first.neighbours:
+        table = Table(*(f"nearest for {name}" for name in columns), box=None, pad_edge=False)
+        for pair in zip(first.neighbours, second.neighbours, strict=True):
+            table.add_row(*(_plain(f"{c:.2f} {item_title(dataset, item)}") for item, c in pair))
+        console.print(table)
+
+
+def _print_user(explanation: UserExplanation, dataset: Dataset) -> None:
+    from rich.table import Table
+
+    from perpeft_ray.explain.pages import item_title
+
+    console = _console()
+    titles = [item_title(dataset, item) for item in explanation.history]
+    console.print(f"group {explanation.group}; has: {'; '.join(titles)}", markup=False)
+    if explanation.test_item is not None:
+        console.print(f"then: {item_title(dataset, explanation.test_item)}", markup=False)
+    table = Table("", *(one.title for one in explanation.lists), box=None, pad_edge=False)
+    rows = max(len(one.items) for one in explanation.lists)
+    for place in range(rows):
+        names = [
+            item_title(dataset, one.items[place][0]) if place < len(one.items) else ""
+            for one in explanation.lists
+        ]
+        table.add_row(str(place + 1), *map(_plain, names))
+    if explanation.test_item is not None:
+        ranks = [one.test_rank for one in explanation.lists]
+        table.add_row("then", *("–" if rank is None else f"number {rank + 1}" for rank in ranks))
+    console.print(table)
+
+
+def _plain(text: str) -> str:
+    """Titles are not markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)

@@ -1,0 +1,46 @@
+"""Pictures for the pages: an item's image, and attention laid over what the encoder saw of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from perpeft_ray.data.images import decode_rgb
+
+SIDE = 160
+"""Longest side in pixels."""
+
+
+def thumbnail(root: Path, path: str | None) -> str | None:
+    """An item's image as a data URI; `path` is relative to `root`. None where there is none."""
+    if path is None:
+        return None
+    try:
+        image = decode_rgb(root / path)
+    except (OSError, ValueError):  # a broken image is a missing one, as in training
+        return None
+    image.thumbnail((SIDE, SIDE))
+    return data_uri(image)
+
+
+def heat(pixels: NDArray[np.uint8], weights: NDArray[np.float32]) -> Image.Image:
+    """Attention [rows, columns] over the encoder's pixels [3, S, S]: the less of it, the darker."""
+    image = Image.fromarray(pixels.transpose(1, 2, 0)).resize(
+        (SIDE, SIDE), Image.Resampling.NEAREST
+    )
+    shares = Image.fromarray((weights / weights.max()).astype(np.float32))
+    light = np.asarray(shares.resize((SIDE, SIDE), Image.Resampling.BILINEAR)).clip(0, 1)
+    dimmed = np.asarray(image) * (0.15 + 0.85 * light[:, :, None])
+    return Image.fromarray(dimmed.astype(np.uint8))
+
+
+def data_uri(image: Image.Image) -> str:
+    """A PNG in an address, so that a page needs nothing beside it."""
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
