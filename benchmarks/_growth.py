@@ -32,8 +32,8 @@ def in_own_process(script: str, arguments: Sequence[str]) -> Row:
     return Row(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def show(title: str, rows: Sequence[Row], figure: Path | None) -> None:
-    """Print the rows and how the last compares with the first; draw them where asked."""
+def show(title: str, rows: Sequence[Row], figure: Path) -> None:
+    """Print the rows and how the last compares with the first, and draw them."""
     print(title)
     print(f"{'items':>10} {'seconds':>8} {'CPU s':>8} {'peak MB':>8} {'checked MB':>11}")
     for row in rows:
@@ -47,8 +47,7 @@ def show(title: str, rows: Sequence[Row], figure: Path | None) -> None:
         f"{last.cpu_seconds / first.cpu_seconds:.1f}x the CPU time, "
         f"{last.peak_mb / first.peak_mb:.2f}x the memory"
     )
-    if figure is not None:
-        _draw(title, rows, figure)
+    _draw(title, rows, figure)
 
 
 def _draw(title: str, rows: Sequence[Row], figure: Path) -> None:

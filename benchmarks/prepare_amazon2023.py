@@ -38,7 +38,7 @@ class Sizes:
     """What DuckDB may hold."""
     folder: Path = Path(tempfile.gettempdir())
     """Where the raw files are generated; 2.5 GB for 200,000 items."""
-    figure: Path | None = None
+    figure: Path = Path("results/bench/prepare_amazon2023.png")
     """Where to draw the rows."""
 
 
@@ -63,7 +63,7 @@ def measure(scratch: Path, items: int, memory_gb: float) -> Row:
     started, busy = time.perf_counter(), time.process_time()
     prepare_amazon2023(raw, "Made_Up", out, Selection(), images=False, memory_gb=memory_gb)
     peak = _peak_mb()
-    kept = findings(report_on(out))[0]
+    kept = findings(report_on(out, memory_gb))[0]
     load_folder(out, "")
     seconds, cpu = time.perf_counter() - started, time.process_time() - busy
     reviews = items * REVIEWS_PER_ITEM

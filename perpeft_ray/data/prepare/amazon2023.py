@@ -148,16 +148,19 @@ def _raw_file(raw: Path, folder: str, name: str) -> Path:
 def _select(
     database: Database, reviews: Path, meta: Path, selection: Selection, fraction: float
 ) -> None:
-    """Make the tables `items` (item_id, title, url) and `core` (the chosen reviews)."""
+    """Make the tables `users` (user_id), `items` (item_id, title, url) and `core`, the chosen
+    reviews (user_row, item_row, timestamp, line), whose rows are those tables' `rowid`: ids are
+    long, and most of the work is on these."""
     with database.reading("`raw`"):
         database.table("reviews", *_reviews(reviews, selection, fraction))
         database.table("items", *_items(meta, selection))
+    database.table("users", "SELECT DISTINCT user_id FROM reviews")
     # Of a user's repeats of an item the first counts.
     database.table(
         "firsts",
-        "SELECT user_id, item_id, timestamp, line FROM reviews "
-        "WHERE item_id IN (SELECT item_id FROM items) "
-        "QUALIFY row_number() OVER (PARTITION BY user_id, item_id ORDER BY timestamp, line) = 1",
+        "SELECT users.rowid AS user_row, items.rowid AS item_row, timestamp, line "
+        "FROM reviews JOIN users USING (user_id) JOIN items USING (item_id) "
+        "QUALIFY row_number() OVER (PARTITION BY user_row, item_row ORDER BY timestamp, line) = 1",
     )
     left = make_core(database, "core", "firsts", selection.core)
     if not left:
@@ -217,7 +220,7 @@ def _fetch_images(database: Database, working: Path, limits: Limits) -> list[str
     folder.mkdir(exist_ok=True)
     wanted = database.rows(
         "SELECT item_id, url FROM items WHERE url IS NOT NULL "
-        "AND item_id IN (SELECT item_id FROM core) ORDER BY item_id"
+        "AND rowid IN (SELECT item_row FROM core) ORDER BY item_id"
     )
 
     def downloads() -> Iterator[Download]:
@@ -241,10 +244,11 @@ def _write(database: Database, working: Path, failed: list[str] | None) -> None:
         )
     database.write_parquet(
         f"SELECT item_id, title, CAST({image} AS VARCHAR) AS image FROM items "
-        "WHERE item_id IN (SELECT item_id FROM core) ORDER BY item_id",
+        "WHERE rowid IN (SELECT item_row FROM core) ORDER BY item_id",
         working / ITEMS_FILE,
     )
     database.write_parquet(
-        "SELECT user_id, item_id, timestamp FROM core ORDER BY timestamp, line",
+        "SELECT user_id, item_id, timestamp FROM core JOIN users ON users.rowid = user_row "
+        "JOIN items ON items.rowid = item_row ORDER BY timestamp, line",
         working / INTERACTIONS_FILE,
     )

@@ -148,7 +148,8 @@ def _telling() -> Iterator[None]:
 
 
 def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], started: float) -> None:
-    report = report_on(command.out)
+    memory_gb = 1.0 if isinstance(command, Release) else command.memory_gb
+    report = report_on(command.out, memory_gb)
     console = Console(width=None if sys.stdout.isatty() else 120)
     for line in (*findings(report), *told):
         console.print(line, highlight=False)

@@ -53,9 +53,14 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
+    def has(self, name: str) -> bool:
+        """Whether a table is there."""
+        query = "SELECT count(*) FROM duckdb_tables() WHERE table_name = ?"
+        return bool(self.row(query, [name])[0])
+
     def table(self, name: str, query: str, values: Sequence[Any] = ()) -> int:
         """Rows of a table; made by the query unless an earlier run has made it."""
-        if not self._has(name):
+        if not self.has(name):
             _log.info("making table %s", name)
             started = time.perf_counter()
             self._connection.execute(f"CREATE TABLE {name} AS {query}", list(values))
@@ -105,10 +110,6 @@ class Database:
         except _UNREADABLE as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"{what} must have readable files, but {reason}") from error
-
-    def _has(self, name: str) -> bool:
-        query = "SELECT count(*) FROM duckdb_tables() WHERE table_name = ?"
-        return bool(self.row(query, [name])[0])
 
 
 def quoted(text: str | Path) -> str:

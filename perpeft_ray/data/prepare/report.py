@@ -43,13 +43,13 @@ class Report:
         return self.interactions / (self.users * self.items)
 
 
-def report_on(folder: Path) -> Report:
-    """Count what is in a folder of the data format."""
+def report_on(folder: Path, memory_gb: float = 1.0) -> Report:
+    """Count what is in a folder of the data format; DuckDB holds at most `memory_gb`."""
     interactions = f"read_parquet({quoted(folder / INTERACTIONS_FILE)})"
     items = f"read_parquet({quoted(folder / ITEMS_FILE)})"
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Database(Path(scratch) / "report.duckdb", memory_gb=1.0) as database,
+        Database(Path(scratch) / "report.duckdb", memory_gb) as database,
     ):
         users, rows, repeats, ties = database.row(
             "SELECT count(DISTINCT user_id), count(*), "

@@ -14,6 +14,7 @@ from tests.data.prepare.conftest import jpeg
 from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, review, write_raw
 from tests.data.prepare.test_release import write_release
 
+TABLES = ("reviews", "items", "users", "firsts", "core")
 CORE_2 = ["--core", "2"]
 
 
@@ -62,7 +63,7 @@ def test_what_is_told_meanwhile(tmp_path, capsys, web):
     prepare(["amazon2023", "--raw", str(raw), "--category", CATEGORY, "--out", out, *options])
     lines = capsys.readouterr().err.splitlines()
     steps = [line for line in lines if line.startswith("making table ")]
-    assert steps == [f"making table {name}" for name in ("reviews", "items", "firsts", "core")]
+    assert steps == [f"making table {name}" for name in TABLES]
     assert len(lines) == 2 * len(steps)
     assert web.requests["/a.jpg"] == 3
 
