@@ -5,77 +5,92 @@ Letters: n items, L tokens, P patches.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from perpeft_ray.data.catalogue import ItemBatch
-from perpeft_ray.encoder.foundation import DualTowers, Towers
+from perpeft_ray.encoder.foundation import Towers
 
 
 class LastAttention(nn.Module):
-    """The towers' last attention, averaged over heads, from the position that is pooled.
+    """The towers' last self-attention, averaged over heads.
 
-    It replaces the towers' attention by one that keeps its weights, for good. A module of its own,
+    It replaces the towers' attention by one that gives its weights, for good. A module of its own,
     so that a group's tensors can be put in place for a call: the towers are its child `towers`.
     """
 
     def __init__(self, towers: Towers) -> None:
         super().__init__()
-        towers.model.set_attn_implementation("eager")  # others do not give their weights
         self.towers = towers
+        for half in (towers.text, towers.image):
+            if half is not None:
+                half.model.set_attn_implementation("eager")
 
     def forward(self, batch: ItemBatch) -> tuple[Tensor | None, Tensor | None]:
         """Weights on tokens [n, L] and on patches [n, P], float32, each row summing to 1.
 
         Tokens: as seen from the last one where attention is causal, else the mean over all that
-        look. Patches: as seen from the class token where there is one. None for a tower that is
-        not used or has no attention.
+        look. Patches: as seen from the class token, or the mean where there is none. None for a
+        half that is not there or has no self-attention.
         """
-        towers = self.towers
         text = image = None
-        if isinstance(towers, DualTowers):
-            if towers.modality != "image":
-                out = towers.model.get_text_features(
-                    **towers._text_inputs(batch), output_attentions=True
-                )
-                text = _on_tokens(out.attentions, batch.attention_mask)
-            if towers.modality != "text":
-                out = towers.model.get_image_features(
-                    pixel_values=towers._pixels(batch), output_attentions=True
-                )
-                image = _on_patches(out.attentions)
-        else:
-            out = towers.model(
-                input_ids=batch.token_ids,
-                attention_mask=batch.attention_mask,
-                output_attentions=True,
-            )
-            text = _on_tokens(out.attentions, batch.attention_mask)
+        if self.towers.text is not None:
+            with _weights_of(self.towers.text.model) as layers:
+                self.towers.text.features(batch)
+            text = _on_tokens(layers, batch.attention_mask)
+        if self.towers.image is not None:
+            with _weights_of(self.towers.image.model) as layers:
+                self.towers.image.features(self.towers.pixels(batch))
+            image = _on_patches(layers)
         return text, image
 
 
-def _on_tokens(layers: tuple[Tensor, ...] | None, mask: Tensor) -> Tensor | None:
+@contextmanager
+def _weights_of(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Attention weights [n, heads, positions, positions] of every layer that is run meanwhile.
+
+    Transformers' self-attention modules return (output, weights), whatever the family.
+    """
+    layers: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor):
+            weights = output[1]
+            # Wrappers of a layer return the same weights again.
+            if weights.dim() == 4 and not any(weights is other for other in layers):
+                layers.append(weights)
+
+    hooks = [module.register_forward_hook(keep) for module in model.modules()]
+    try:
+        yield layers
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _on_tokens(layers: list[Tensor], mask: Tensor) -> Tensor | None:
     if not layers:
         return None
     weights = layers[-1].float().mean(dim=1)  # [n, L, L], over heads
     real = mask.float()
-    causal = bool((weights.triu(1) == 0).all())
-    if causal:
+    if bool((weights.triu(1) == 0).all()):  # causal
         last = mask.sum(dim=1) - 1
-        seen = weights[torch.arange(len(weights)), last]
-    else:
-        seen = (weights * real[:, :, None]).sum(dim=1)
-    return _shares(seen * real)
+        return _shares(weights[torch.arange(len(weights)), last] * real)
+    return _shares((weights * real[:, :, None]).sum(dim=1) * real)
 
 
-def _on_patches(layers: tuple[Tensor, ...] | None) -> Tensor | None:
+def _on_patches(layers: list[Tensor]) -> Tensor | None:
     if not layers:
         return None
     weights = layers[-1].float().mean(dim=1)  # [n, 1 + P, 1 + P], or [n, P, P] without class token
     positions = weights.shape[-1]
-    if round((positions - 1) ** 0.5) ** 2 == positions - 1:
-        return _shares(weights[:, 0, 1:])
-    return _shares(weights.mean(dim=1))
+    if round(positions**0.5) ** 2 == positions:
+        return _shares(weights.mean(dim=1))
+    return _shares(weights[:, 0, 1:])
 
 
 def _shares(weights: Tensor) -> Tensor:

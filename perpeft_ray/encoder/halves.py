@@ -28,6 +28,8 @@ _TEXT_POOLING: dict[str, TextPooling] = {"clip": "end", "siglip": "last"}
 class TextHalf(Protocol):
     """What makes something of titles."""
 
+    model: Any
+    """The transformers model that does it, a dual encoder perhaps."""
     width: int
     """Of hidden states."""
     layers: int
@@ -49,6 +51,8 @@ class TextHalf(Protocol):
 class ImageHalf(Protocol):
     """What makes something of images; `pixels` are normalised, [n, 3, S, S]."""
 
+    model: Any
+    """The transformers model that does it, a dual encoder perhaps."""
     width: int
     """Of hidden states; 0 for a convolutional tower, whose states have no one width."""
     layers: int

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from perpeft_ray.config import FACTS, VARIANTS, Variant
 from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers, parse_encoder
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
@@ -196,6 +197,26 @@ def test_every_variant_adapts_every_family(
             p.add_(0.05)
     towers(batch).square().sum().backward()
     assert all(p.grad is not None for p in own.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_is_found_in_every_family(encoders: dict[str, str], family: str) -> None:
+    batch = _batch(encoders[family])
+    plain = load_towers(encoders[family], "float32", CPU)
+    probe = LastAttention(load_towers(encoders[family], "float32", CPU))
+    with torch.no_grad():
+        text, image = probe(batch)
+        torch.testing.assert_close(probe.towers(batch), plain(batch))  # eager computes the same
+    assert text is not None
+    assert text.shape == batch.token_ids.shape
+    torch.testing.assert_close(text.sum(dim=1), torch.ones(3))
+    assert (text[batch.attention_mask == 0] == 0).all()
+    if family in ("align", "text", "convolutional_pair"):
+        assert image is None
+    else:
+        assert image is not None
+        assert round(image.shape[1] ** 0.5) ** 2 == image.shape[1]
+        torch.testing.assert_close(image.sum(dim=1), torch.ones(3))
 
 
 def test_iisan_needs_states_of_one_width(encoders: dict[str, str]) -> None:
