@@ -53,6 +53,11 @@ COMMANDS = {
         "perpeft_ray.cli.results",
         "report",
     ),
+    "variants": Command(
+        "the PEFT variants and their sizes on an encoder: perpeft variants --encoder NAME",
+        "perpeft_ray.cli.variants",
+        "variants",
+    ),
     "export": Command(
         "a finished trial as a model of its own: perpeft export FOLDER DIR",
         "perpeft_ray.cli.models",

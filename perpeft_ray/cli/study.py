@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -123,16 +124,23 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
 
 
 def check_inputs(config: StudyConfig, cache: Path) -> Dataset:
-    """Open the dataset and the encoder's preprocessing. Raises InputError for unusable ones."""
+    """Open the dataset and the encoder's preprocessing. Raises InputError for unusable ones.
+
+    Also where a variant does not fit the encoder: its trials would all fail.
+    """
     from perpeft_ray.data.sources import open_dataset
     from perpeft_ray.data.split import leave_one_out
     from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+    from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
     from perpeft_ray.study.check import check_study
 
     dataset = open_dataset(config.dataset, cache)
     num_users = leave_one_out(dataset).num_users
     has_images = FoundationPreprocessor(config.encoder).image_size > 0
     check_study(config, num_users, has_images=has_images)
+    for variant, rank in itertools.product(config.values("variant"), config.values("rank")):
+        settings = ModuleSettings(rank, config.peft.bottleneck, config.peft.last_layers)
+        module_parameters(config.encoder, variant, settings)
     return dataset
 
 

@@ -39,7 +39,7 @@ class VariantFacts:
     """Whether it lives in the towers, so that gradients pass through them and `peft.last_layers`
     applies."""
     scalable: bool = False
-    """Whether its size is proportional to its rank or bottleneck, as `large_global` needs."""
+    """Whether `large_global` has a form of it: its rank, or bottleneck, times the groups."""
     limits: str = ""
     """What it cannot do."""
 
@@ -55,10 +55,10 @@ FACTS: dict[Variant, VariantFacts] = {
         "trained scales of key, value and the feed-forward's input (Liu et al. 2022)"
     ),
     "iisan": VariantFacts(
-        "side network on cached hidden states (Fu et al. 2024)",
+        "side network on cached hidden states, as wide as peft.bottleneck (Fu et al. 2024)",
         in_towers=False,
         scalable=True,
-        limits="needs hidden states of one width a tower; size set by peft.bottleneck",
+        limits="needs hidden states of one width a tower: not of convolutional ones",
     ),
     "rslora": VariantFacts(
         "LoRA scaled by alpha / sqrt(rank) (Kalajdzievski 2023)",

@@ -58,13 +58,11 @@ def hidden_states(
 
     def compute(working: Path) -> None:
         model = towers()
-        assert model.text is not None
-        text_layers, image_layers = kept_layers(
-            model.text.layers, model.image.layers if model.image else 0
-        )
-        shapes = {"text": (len(text_layers), model.text.width)}
-        if model.image:
-            shapes["image"] = (len(image_layers), model.image.width)
+        (text_width, text_depth), (image_width, image_depth) = model.state_sizes()
+        text_layers, image_layers = kept_layers(text_depth, image_depth)
+        shapes = {"text": (len(text_layers), text_width)}
+        if image_width:
+            shapes["image"] = (len(image_layers), image_width)
 
         def states(batch: ItemBatch) -> Sequence[NDArray]:
             texts, images = model.hidden_states(batch)

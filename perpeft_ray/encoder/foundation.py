@@ -147,11 +147,24 @@ class Towers(nn.Module):
             halves.append(_where(batch.has_title, by_length(batch, self.text.features)))
         return torch.cat(halves, dim=-1)
 
-    def hidden_states(self, batch: ItemBatch) -> tuple[Tensor, Tensor | None]:
-        """One state a layer and item: text [n, layers + 1, W], image [n, layers + 1, W] or None
-        without images; layer 0 is the embedding output. float32.
+    def state_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and number of layers of the text and image towers' states; zeros without images.
 
         Raises InputError where a tower has no states of one width.
+        """
+        assert self.text is not None
+        if self.image is None:
+            return (self.text.width, self.text.layers), (0, 0)
+        if not self.image.width:
+            raise InputError(
+                "`peft.variant` iisan needs hidden states of one width, but the encoder's image "
+                "tower is convolutional"
+            )
+        return (self.text.width, self.text.layers), (self.image.width, self.image.layers)
+
+    def hidden_states(self, batch: ItemBatch) -> tuple[Tensor, Tensor | None]:
+        """One state a layer and item: text [n, layers + 1, W], image [n, layers + 1, W] or None
+        without images; layer 0 is the embedding output. float32. As `state_sizes` says.
         """
         assert self.text is not None
         texts = _where(batch.has_title, self.text.states(batch))

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.targets import layer_stacks
-from perpeft_ray.errors import InputError
 
 TextPooling = Literal["end", "last", "first", "mean"]
 """Which token stands for a title: its end-of-text token, the last of all, the first, or none."""
@@ -136,7 +135,6 @@ class DualImage:
 
     def states(self, pixels: Tensor) -> Tensor:
         """States at the class token, or their mean over patches where there is none."""
-        _check_states(self.width, self.model)
         out = self.model.get_image_features(pixel_values=pixels, output_hidden_states=True)
         return _pooled_states(out.hidden_states, pixels, self.config)
 
@@ -193,7 +191,6 @@ class LoneImage:
 
     def states(self, pixels: Tensor) -> Tensor:
         """Pooled as the features are."""
-        _check_states(self.width, self.model)
         out = self.model(pixel_values=pixels, output_hidden_states=True)
         return _pooled_states(out.hidden_states, pixels, self.model.config)
 
@@ -203,14 +200,6 @@ def _state_sizes(model: Any, config: Any) -> tuple[int, int]:
     if model is None or not layer_stacks(model):
         return 0, 0
     return int(config.hidden_size), int(config.num_hidden_layers)
-
-
-def _check_states(width: int, model: Any) -> None:
-    if not width:
-        raise InputError(
-            "`peft.variant` iisan needs hidden states of one width, but the image tower of "
-            f"{type(model).__name__} is convolutional"
-        )
 
 
 def _blank(model: Any, config: Any) -> Tensor:

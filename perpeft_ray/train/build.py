@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import nn
 
 from perpeft_ray.config import PERSONAL_METHODS, Method, TrialConfig
 from perpeft_ray.encoder.features import hidden_states, projected_features
-from perpeft_ray.encoder.foundation import Modality, Towers, load_towers, skeleton
+from perpeft_ray.encoder.foundation import Modality, Towers, load_towers
 from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
 from perpeft_ray.recommender.model import ItemTower, Recommender
@@ -46,12 +45,6 @@ def build_model(config: TrialConfig, workspace: Workspace, device: torch.device)
         torch.manual_seed(config.seed + 1)
         tower = ItemTower(encoder, Projector(encoder.out_features, config.hidden_units))
     return Recommender(backbone, tower, config.multimodal_weight).to(device)
-
-
-@lru_cache(maxsize=2)
-def encoder_parameters(name: str) -> int:
-    """Parameters of the frozen foundation model, all towers and projections counted."""
-    return sum(parameter.numel() for parameter in skeleton(name).parameters())
 
 
 def _item_encoder(

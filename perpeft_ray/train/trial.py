@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from perpeft_ray.config import GROUPED_METHODS, PERSONAL_METHODS, TrialConfig
-from perpeft_ray.train.build import encoder_parameters, trainable_parameters
+from perpeft_ray.encoder.sizes import encoder_parameters
+from perpeft_ray.train.build import trainable_parameters
 from perpeft_ray.train.checkpoint import Checkpoints
 from perpeft_ray.train.collective import Alone, Collective
 from perpeft_ray.train.evaluation import metrics_of

@@ -15,6 +15,7 @@ from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers, parse_encoder
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
+from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 from perpeft_ray.errors import InputError
 from tests.encoder.tiny_models import SIZE, write_tiny_model
@@ -222,8 +223,10 @@ def test_attention_is_found_in_every_family(encoders: dict[str, str], family: st
 def test_iisan_needs_states_of_one_width(encoders: dict[str, str]) -> None:
     for family in ("align", "convolutional_pair"):
         towers = load_towers(encoders[family], "float32", CPU)
-        with pytest.raises(InputError, match=r"the image tower of .* is convolutional"):
-            towers.hidden_states(_batch(encoders[family]))
+        with pytest.raises(InputError, match="image tower is convolutional"):
+            towers.state_sizes()
+        with pytest.raises(InputError, match="image tower is convolutional"):
+            module_parameters(encoders[family], "iisan", ModuleSettings())
 
 
 def test_a_pairs_fingerprint_is_of_both(encoders: dict[str, str]) -> None:

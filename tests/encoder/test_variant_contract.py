@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig
 
+from perpeft_ray.cli.variants import variants
 from perpeft_ray.config import FACTS, VARIANTS, Dtype, Variant
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, Towers, load_towers
 from perpeft_ray.encoder.items import TowerItemEncoder
+from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, peft_config, trainable
 from perpeft_ray.errors import InputError
 
@@ -36,6 +39,7 @@ ON_VIT_B_32 = {
     "oft": 2 * 12 * (128 + 192) * (4 * 3 // 2),
     "ln_tuning": 2 * ((2 * 12 + 1) * 512 + (2 * 12 + 2) * 768),
     "bitfit": 12 * 9 * (512 + 768),
+    "iisan": 3_572_149,  # as in the paper
 }
 
 
@@ -81,15 +85,42 @@ def test_every_variant_has_its_facts() -> None:
     assert len(VARIANTS) >= 12
 
 
-@pytest.mark.parametrize("variant", IN_TOWERS)
-def test_parameters_on_vit_b_32(variant: Variant) -> None:
-    """CLIPConfig's defaults are ViT-B/32; on the meta device no memory is needed to count them."""
-    with torch.device("meta"):
-        model = CLIPModel(CLIPConfig())
-    model.requires_grad_(False)
-    towers = Towers(model, None, None)
-    add_adapter(towers, _settings(variant))
-    assert sum(p.numel() for p in trainable(towers).values()) == ON_VIT_B_32[variant]
+@pytest.fixture(scope="module")
+def vit_b_32(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """CLIPConfig's defaults are ViT-B/32; without weights."""
+    folder = tmp_path_factory.mktemp("vit_b_32")
+    CLIPConfig().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_on_vit_b_32(vit_b_32: str, variant: Variant) -> None:
+    assert module_parameters(vit_b_32, variant, ModuleSettings()) == ON_VIT_B_32[variant]
+    if FACTS[variant].in_towers and variant != "ln_tuning":  # whose outer LayerNorms drop out too
+        last = module_parameters(vit_b_32, variant, ModuleSettings(last_layers=3))
+        assert 12 * last == 3 * ON_VIT_B_32[variant]
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if FACTS[v].scalable])
+def test_scalable_variants_grow_with_their_size(vit_b_32: str, variant: Variant) -> None:
+    larger = module_parameters(vit_b_32, variant, ModuleSettings(rank=32, bottleneck=8 * 32))
+    # DoRA's magnitudes do not grow, nor do the matrices between IISAN's towers.
+    least = {"dora": 7, "iisan": 2}.get(variant, 8)
+    assert least <= larger / ON_VIT_B_32[variant] <= 8
+
+
+def test_the_command_lists_them_all(vit_b_32: str, capsys: pytest.CaptureFixture[str]) -> None:
+    variants(["--encoder", vit_b_32, "--rank", "5"])
+    printed = capsys.readouterr().out
+    assert "151,277,313 parameters" in printed
+    for variant, facts in FACTS.items():
+        assert f"\n{variant}: {facts.summary}" in printed
+    assert re.search(r"\niisan +3,572,149 +2.361 +– +– +– +–", printed)
+    assert re.search(r"\nbitfit +138,240 +0.091 +– +– +yes +yes", printed)
+    assert re.search(r"\noft +– +– +yes", printed)
+    assert "`peft.rank` of oft must be at least 2 and divide the encoder's widths (512, 768)" in (
+        printed
+    )
 
 
 @pytest.mark.parametrize("variant", IN_TOWERS)
