@@ -94,6 +94,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     from perpeft_ray.study.owner import owned
     from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.runtime import ray_for
+    from perpeft_ray.study.trackers import check_trackers
 
     question = question or Question()
     check_storage_outlives_job(config.storage)
@@ -107,6 +108,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
         with _leaving_nothing_behind(storage, log_file.parent):
             cache = storage / ".cache"
             check_inputs(config, cache)
+            check_trackers(config)
             stack.enter_context(owned(log_file.parent, progress.say))
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             folder = StudyFolder.create(config, scientific=question.scientific)

@@ -154,6 +154,8 @@ class StudyConfig:
     """CPU threads of a worker (or of a trial without workers)."""
     gpus_per_worker: float = 0.0
     """GPUs of a worker (or of a trial without workers), also a fraction; 0 trains on the CPU."""
+    log: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Trackers besides TensorBoard: mlflow, wandb; each a package of its own, see README."""
     start_timeout_s: float = 20.0
     """Seconds to wait for Ray to have room for a trial; more on a cluster that grows on demand."""
     seeds: tuple[int, ...] = (0,)
@@ -180,6 +182,8 @@ class StudyConfig:
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
         between("gpus_per_worker", self.gpus_per_worker, 0.0, math.inf)
         positive("start_timeout_s", self.start_timeout_s)
+        if self.log:
+            distinct("log", self.log)
         if self.train.mode == "sequential" and self.workers > 1:
             raise InputError(
                 "`workers` must be 0 or 1 with `train.mode` sequential (a step is one group's "

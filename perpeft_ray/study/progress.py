@@ -12,6 +12,7 @@ from rich.status import Status as Spinner
 
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.record import Status
+from perpeft_ray.train.outcome import EpochRecord
 
 
 class Progress:
@@ -26,7 +27,8 @@ class Progress:
         self._planned: int | None = None
         self._done = self._before = 0
         self._preparing = ""
-        self._running = 0
+        self._epochs: dict[str, tuple[int, int]] = {}  # of running trials: done, in all
+        self._first_trial: float | None = None
         self._best: float | None = None
         self._spinner: Spinner | None = None
         self._console = Console(file=self._stream, highlight=False, soft_wrap=True, markup=False)
@@ -71,12 +73,16 @@ class Progress:
         self._done += done
         self._before += done
 
-    def start(self) -> None:
+    def start(self, spec: TrialSpec) -> None:
         """A trial began."""
-        self._running += 1
+        if self._first_trial is None:
+            self._first_trial = time.monotonic()
+        self._epochs[spec.trial_id] = (0, spec.config.stage1_epochs + spec.config.stage3_epochs)
 
-    def score(self, value: float | None) -> None:
-        """A trial's validation NDCG@20; the study's best so far is shown."""
+    def epoch(self, spec: TrialSpec, record: EpochRecord) -> None:
+        """A trial had an epoch; the study's best validation NDCG@20 so far is shown."""
+        self._epochs[spec.trial_id] = (record.epoch, self._epochs[spec.trial_id][1])
+        value = record.best_valid_ndcg_at_20
         if value is not None:
             self._best = value if self._best is None else max(value, self._best)
 
@@ -90,7 +96,7 @@ class Progress:
         error: str | None,
     ) -> None:
         """A trial ended: print its line. `score` is its best validation NDCG@20."""
-        self._running -= 1
+        self._epochs.pop(spec.trial_id, None)
         self._done += 1
         outcome = error or ("" if score is None else f"validation NDCG@20 {score:.4f}")
         self.say(
@@ -111,14 +117,22 @@ class Progress:
         if self._planned is None:
             return f"getting ready{self._preparing}, {_clock(elapsed)} elapsed"
         best = "-" if self._best is None else f"{self._best:.4f}"
-        left = "-"
-        if self._done > self._before:
-            each = elapsed / (self._done - self._before)
-            left = _clock(each * (self._planned - self._done))
+        epochs = ", ".join(f"{done}/{of}" for done, of in self._epochs.values())
+        running = f"{len(self._epochs)} running" + (f" (epochs {epochs})" if epochs else "")
+        left = self._seconds_left()
         return (
-            f"{self._done}/{self._planned} trials, {self._running} running, "
-            f"best validation NDCG@20 {best}, {_clock(elapsed)} elapsed, {left} left"
+            f"{self._done}/{self._planned} trials, {running}, "
+            f"best validation NDCG@20 {best}, {_clock(elapsed)} elapsed, "
+            f"{'-' if left is None else _clock(left)} left"
         )
+
+    def _seconds_left(self) -> float | None:
+        """As if all trials took as long as those so far; None before the first epoch."""
+        ran = self._done - self._before + sum(done / of for done, of in self._epochs.values())
+        if not ran or self._first_trial is None or self._planned is None:
+            return None
+        each = (time.monotonic() - self._first_trial) / ran
+        return each * max(self._planned - self._before - ran, 0.0)
 
 
 def _settings(spec: TrialSpec) -> str:

@@ -17,6 +17,7 @@ from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.record import Status, TrialRecord
 from perpeft_ray.study.room import Patience
+from perpeft_ray.study.trackers import trackers
 from perpeft_ray.study.trainable import Study, from_result, is_last_epoch
 from perpeft_ray.train.outcome import EpochRecord
 
@@ -35,6 +36,7 @@ class Watch(tune.Callback):
         self._progress = progress
         self._started_at: dict[str, datetime] = {}
         self._epochs: dict[str, list[EpochRecord]] = {}
+        self._trackers = trackers(study.config, study.folder)
         self._patience = Patience(study.config.start_timeout_s)
         self._stopped_by: BaseException | None = None
 
@@ -48,7 +50,10 @@ class Watch(tune.Callback):
         """Note the time."""
         self._started_at[trial.trial_id] = datetime.now(UTC)
         self._epochs[trial.trial_id] = []
-        self._progress.start()
+        spec = TrialSpec.from_tune(trial.config)
+        self._progress.start(spec)
+        for tracker in self._trackers:
+            tracker.begin(spec)
 
     def on_trial_result(
         self,
@@ -61,7 +66,10 @@ class Watch(tune.Callback):
         """Keep the epoch."""
         record = from_result(result)
         self._epochs[trial.trial_id].append(record)
-        self._progress.score(record.best_valid_ndcg_at_20)
+        spec = TrialSpec.from_tune(trial.config)
+        self._progress.epoch(spec, record)
+        for tracker in self._trackers:
+            tracker.epoch(spec, record)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
@@ -127,6 +135,9 @@ class Watch(tune.Callback):
             seconds=(datetime.now(UTC) - started_at).total_seconds() if started_at else 0.0,
             error=error,
         )
+        if started_at:
+            for tracker in self._trackers:
+                tracker.end(spec, status)
 
 
 def one_line(error: BaseException) -> str:

@@ -220,7 +220,7 @@ def fake_run_out_of_memory(
         os.kill(os.getpid(), signal.SIGKILL)
     if config.variant == "iisan":
         raise MemoryError("8 TB")
-    return fake_run(config, workspace, report, test=more["test"])
+    return fake_run(config, workspace, report, **more)
 
 
 @pytest.fixture

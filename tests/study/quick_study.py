@@ -56,7 +56,7 @@ class Fault:
         report: Callable[[EpochRecord], None],
         *,
         test: bool,
-        **more: object,
+        **more: Any,
     ) -> TrialOutcome:
         """A trial of a few milliseconds an epoch."""
         name = f"{'ablation' if test else 'search'}-{config.config_hash}"
@@ -67,7 +67,7 @@ class Fault:
             time.sleep(0.01)
             report(record)
 
-        outcome = fake_run(config, workspace, slowly, test=test)
+        outcome = fake_run(config, workspace, slowly, test=test, **more)
         self.strike("unwritten")
         (self.runs / f"ended-{name}-{uuid.uuid4().hex}").touch()
         return outcome

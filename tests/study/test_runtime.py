@@ -23,6 +23,7 @@ from perpeft_ray.study.plan import search_trials
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.runtime import ray_for
 from perpeft_ray.study.watch import one_line
+from perpeft_ray.train.outcome import EpochRecord
 
 
 @pytest.mark.usefixtures("ray_runtime")
@@ -89,22 +90,47 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     [spec, *_] = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
     with Progress(out, every=0.0) as progress:
         progress.plan(4, done=0)
-        progress.start()
-        progress.score(None)
-        progress.score(0.25)
+        progress.start(spec)
+        progress.epoch(spec, EpochRecord(1, 1, 0.5, 1.0, None, None, False))
+        progress.epoch(spec, EpochRecord(1, 2, 0.5, 1.0, None, 0.25, False))
         progress.tick()
         progress.finish(spec, "COMPLETE", score=0.25, seconds=2.0, error=None)
-        progress.start()
+        progress.start(spec)
         progress.finish(spec, "FAIL", score=None, seconds=1.0, error="ValueError: [no] markup")
         time.sleep(0.01)
         progress.tick()
     status, complete, failed, last = out.getvalue().splitlines()
-    assert status.startswith("0/4 trials, 1 running, best validation NDCG@20 0.2500, 0:00 elapsed")
+    assert status.startswith(
+        "0/4 trials, 1 running (epochs 2/18), best validation NDCG@20 0.2500, "
+    )
+    assert status.endswith(" left")
     assert complete == (
         f"[1/4] COMPLETE {spec.trial_id}  r=4 G=4 λ=0.25 lr=0.005  2.0 s  validation NDCG@20 0.2500"
     )
     assert failed.endswith("1.0 s  ValueError: [no] markup")
-    assert last.startswith("2/4 trials, 0 running")
+    assert last.startswith("2/4 trials, 0 running, ")
+
+
+def test_time_left_counts_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    [spec, *_] = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
+    out = io.StringIO()
+    progress = Progress(out, every=0.0)
+    now += 50  # getting ready
+    progress.plan(14, done=10)
+    progress.start(spec)
+    now += 60
+    progress.finish(spec, "COMPLETE", score=0.1, seconds=60.0, error=None)
+    progress.start(spec)
+    now += 30
+    progress.epoch(spec, EpochRecord(1, 9, 0.5, 1.0, None, 0.1, False))
+    progress.tick()
+    # One trial and a half in 90 s; two and a half are left.
+    assert out.getvalue().splitlines()[-1] == (
+        "11/14 trials, 1 running (epochs 9/18), best validation NDCG@20 0.1000, "
+        "2:20 elapsed, 2:30 left"
+    )
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
