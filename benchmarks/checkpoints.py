@@ -1,0 +1,90 @@
+"""What checkpoints cost: seconds and bytes of writing one after every epoch, against the epoch.
+
+    python benchmarks/checkpoints.py                       # toyshop, LoRA, 6 groups, 1 + 4 epochs
+    python benchmarks/checkpoints.py --variant iisan --groups 8
+
+One PerPEFT trial in this process. CPU seconds are what other work on the machine does not lengthen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from perpeft_ray.config import StudyConfig, TrainSettings, Variant
+from perpeft_ray.train import fit
+from perpeft_ray.train.checkpoint import Checkpoints
+from perpeft_ray.train.trial import run_trial
+from perpeft_ray.train.workspace import prepare
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The trial to measure."""
+
+    dataset: str = "toyshop"
+    """As of a study."""
+    variant: Variant = "lora"
+    """As of a study."""
+    groups: int = 6
+    """Groups of users."""
+    personal_epochs: int = 4
+    """Epochs of stage 3."""
+
+
+def main(settings: Settings) -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    spent: dict[str, list[tuple[float, float]]] = {"epoch": [], "checkpoint": []}
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = function(*arguments)
+            spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+            return result
+
+        return run
+
+    study = StudyConfig(train=TrainSettings(epochs=1, personal_epochs=settings.personal_epochs))
+    config = study.trial(
+        "perpeft",
+        seed=0,
+        variant=settings.variant,
+        rank=4,
+        groups=settings.groups,
+        conditioning_weight=0.5,
+        learning_rate=1.5e-3,
+    )
+    sizes: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="perpeft-checkpoints-") as scratch:
+        workspace = prepare(settings.dataset, study.encoder, Path(scratch) / "cache")
+        checkpoints = Path(scratch) / "trial"
+
+        def look(record: Any) -> None:
+            latest = checkpoints.glob(f"*/epoch-{record.epoch:04d}/*")
+            sizes.append(sum(file.stat().st_size for file in latest))
+
+        fit.train_epoch = timed("epoch", fit.train_epoch)  # type: ignore[assignment]
+        fit.evaluate = timed("epoch", fit.evaluate)  # type: ignore[assignment]
+        Checkpoints.save = timed("checkpoint", Checkpoints.save)  # type: ignore[method-assign]
+        run_trial(config, workspace, look, test=False, checkpoints=checkpoints)
+    wall, cpu = ({k: sum(pair[i] for pair in v) for k, v in spent.items()} for i in (0, 1))
+    print(f"checkpoint of {sizes[-1] / 2**20:.2f} MB, {len(sizes)} epochs")
+    for name, of in (("wall", wall), ("CPU", cpu)):
+        share = of["checkpoint"] / of["epoch"]
+        each = 1000 * of["checkpoint"] / len(sizes)
+        print(
+            f"{name}: epochs {of['epoch']:.2f} s, checkpoints {each:.0f} ms each, {share:.1%} more"
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
