@@ -70,6 +70,14 @@ class TrialSpec:
         return cls(values["phase"], TrialConfig(**values["config"]), values["workers"])
 
 
+def is_one_of(trial_id: str, keys: Collection[Key]) -> bool:
+    """Whether a trial id is that of one of these trials."""
+    return any(
+        trial_id.startswith(f"{phase}-") and trial_id.endswith(f"-{config_hash[:8]}")
+        for phase, config_hash in keys
+    )
+
+
 def search_trial(study: StudyConfig, setting: Setting) -> TrialSpec:
     """The search's trial of a setting: PerPEFT with the study's first seed."""
     config = study.trial("perpeft", seed=study.seeds[0], **setting)

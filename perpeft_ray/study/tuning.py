@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 
 import ray
@@ -10,6 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.agenda import Agenda
+from perpeft_ray.study.plan import is_one_of
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.room import resources_of_worker
 from perpeft_ray.study.trainable import Study, make_trainable
@@ -52,6 +54,15 @@ def run_tune(
                 verbose=0,
             ),
         ).fit()
+    _remove_checkpoints(study)
+
+
+def _remove_checkpoints(study: Study) -> None:
+    """Of trials that have ended: what a kill, or a worker of a stopped trial, has left."""
+    ended = study.recorder.finished()
+    for folder in study.checkpoints.glob("*"):
+        if is_one_of(folder.name, ended):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _concurrency(config: StudyConfig, workers: int) -> int:

@@ -3,6 +3,10 @@
 Ray Train places the workers and, where one is lost, starts all of them again; the trial goes on
 after its last checkpoint (`train/checkpoint.py`). What a worker raises itself would come again, so
 it ends the trial: a loss that is not finite, memory that does not suffice, a full disk.
+
+The number of workers is fixed. Ray Train's elastic `num_workers=(least, most)` would give the same
+result, but starts with what is free at the moment, so that trials side by side would each get some
+number, and starts all workers again for every change, which costs more than most trials are long.
 """
 
 from __future__ import annotations

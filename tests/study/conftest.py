@@ -117,8 +117,9 @@ def fake_run(
 ) -> TrialOutcome:
     """All epochs at once; validated as `validate_every` says, growing towards the score.
 
-    The best of stage 3 starts anew, as in real trials.
+    The best of stage 3 starts anew, as in real trials. Its checkpoints are left.
     """
+    (checkpoints / "epoch-0001").mkdir(parents=True, exist_ok=True)
     metrics = RankingMetrics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     first, last = config.stage1_epochs, config.stage1_epochs + config.stage3_epochs
     best = None

@@ -49,6 +49,7 @@ def test_a_study_from_search_to_ablation_and_again(
         assert states[TrialState[status]] == sum(row["status"] == status for row in searched)
     assert states[TrialState.PRUNED] > 0
     pruned = [row for row in searched if row["status"] == "PRUNED"]
+    assert list(study.checkpoints.iterdir()) == []  # nor has a stopped trial left anything
     assert all(2 + 2 <= row["epochs"] < 8 for row in pruned)  # stage 1 and grace, not the end
 
     # What the ablation runs is the best of the search by validation, and only it reads test.

@@ -14,6 +14,7 @@ from perpeft_ray.study.plan import (
     best_configs,
     best_of,
     count_later_trials,
+    is_one_of,
     other_mode_trials,
     ready_trials,
     search_trials,
@@ -212,3 +213,9 @@ def test_only_parallel_trials_take_several_workers() -> None:
         personal = spec.config.groups is not None
         assert spec.workers == (2 if personal else 1)
     assert all(spec.workers == 0 for spec in ablation_trials(StudyConfig(), best))
+
+
+def test_a_trial_is_known_by_its_id() -> None:
+    first, other = search_trials(StudyConfig())[:2]
+    assert is_one_of(first.trial_id, {first.key, other.key})
+    assert not is_one_of(first.trial_id, {other.key, ("ablation", first.config.config_hash)})
