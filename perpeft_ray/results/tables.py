@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pandas as pd
 
 from perpeft_ray.results.ablation_table import ablation_table
@@ -41,20 +44,23 @@ def write_tables(folder: StudyFolder) -> list[StudyTable]:
     """Write `tables/<name>.parquet`, `.csv`, `.md` and `.tex` of a study, and return the tables."""
     tables = study_tables(folder)
     for table in tables:
-        path = folder.path / "tables" / table.name
-        with whole_file(path.with_suffix(".parquet")) as temporary:
-            table.numbers.to_parquet(temporary, index=False)
-        with whole_file(path.with_suffix(".csv")) as temporary:
-            table.numbers.to_csv(temporary, index=False)
-        with whole_file(path.with_suffix(".md")) as temporary:
-            temporary.write_text(
-                "\n".join(text.markdown() for text in table.printed), encoding="utf-8"
-            )
-        with whole_file(path.with_suffix(".tex")) as temporary:
-            temporary.write_text(
-                "\n".join(text.latex() for text in table.printed), encoding="utf-8"
-            )
+        write_table(table, folder.path / "tables")
     return tables
+
+
+def write_table(
+    table: StudyTable, folder: Path, forms: Sequence[str] = ("parquet", "csv", "md", "tex")
+) -> None:
+    """Write a table in these forms to `<folder>/<name>.<form>`: numbers, and as printed."""
+    for form in forms:
+        with whole_file(folder / f"{table.name}.{form}") as temporary:
+            if form == "parquet":
+                table.numbers.to_parquet(temporary, index=False)
+            elif form == "csv":
+                table.numbers.to_csv(temporary, index=False)
+            else:
+                texts = (t.markdown() if form == "md" else t.latex() for t in table.printed)
+                temporary.write_text("\n".join(texts), encoding="utf-8")
 
 
 def best_settings_table(trials: pd.DataFrame) -> StudyTable:

@@ -43,7 +43,8 @@ def run_ablation(study: Study, progress: Progress) -> None:
     finished = study.recorder.finished()
     tried = {spec.config.config_hash for spec in searched if spec.key in finished}
     to_search = max(0, min(config.search.trials, len(searched)) - len(tried))
-    done_later = len(finished - {spec.key for spec in searched})
+    own = {(phase, config_hash) for phase, config_hash in finished if phase != "settings"}
+    done_later = len(own - {spec.key for spec in searched})
     later = max(count_later_trials(config), done_later)
     progress.plan(len(tried) + to_search + later, done=len(tried) + done_later)
 

@@ -1,0 +1,42 @@
+"""Which orderings of the paper hold on the data at hand? One table from finished studies.
+
+    python studies/findings.py results/findings_toyshop results/findings_movielens_small
+
+Trains nothing. Writes `means` and `orderings` as Parquet and Markdown to results/reference
+(`--out`). The commands of the studies behind the committed tables are in results/LOG.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from perpeft_ray.cli import run
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Which studies."""
+
+    studies: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished studies, of any data sets."""
+    out: Path = Path("results/reference")
+    """Where the tables go."""
+
+
+def main() -> None:
+    """Write the tables and print them."""
+    from perpeft_ray.results.orderings import means, orderings
+    from perpeft_ray.results.tables import write_table
+
+    findings = tyro.cli(Findings, description=__doc__)
+    for table in (means(findings.studies), orderings(findings.studies)):
+        write_table(table, findings.out, ("parquet", "md"))
+        for text in table.printed:
+            print(text.markdown())
+
+
+if __name__ == "__main__":
+    run(main)
