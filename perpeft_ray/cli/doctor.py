@@ -33,9 +33,11 @@ def doctor(arguments: Sequence[str]) -> None:
 
     check_storage_outlives_job(config.storage)
     storage = storage_folder(config.storage)
-    # The toyshop is drawn anew: nothing is to be left in the storage.
+    # The toyshop is drawn anew, so that nothing is left in the storage; what takes long to prepare
+    # is left there for the study.
+    drawn = config.dataset.partition(":")[0] == "toyshop"
     with tempfile.TemporaryDirectory(prefix="perpeft-doctor-") as scratch:
-        dataset = check_inputs(config, Path(scratch))
+        dataset = check_inputs(config, Path(scratch) if drawn else storage / ".cache")
         from perpeft_ray.study.doctor import diagnose
 
         checks = diagnose(config, storage, dataset)

@@ -144,7 +144,7 @@ def _name(node: Mapping[str, Any]) -> str:
 
 def _files(dataset: Dataset) -> dict[str, int]:
     """Sizes of a folder's tables and of its first image; none where no node needs them."""
-    if not dataset.uri.startswith("parquet:"):
+    if dataset.uri.partition(":")[0] == "toyshop":
         return {}
     names = ["interactions.parquet", "items.parquet"]
     images = dataset.items["image"].dropna()
