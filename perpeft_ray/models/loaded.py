@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from perpeft_ray.data.split import Histories
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.layout import (
     CENTROIDS,
@@ -32,6 +33,7 @@ from perpeft_ray.models.layout import (
     read_config,
 )
 from perpeft_ray.models.new_items import NewItem, embed_new_items
+from perpeft_ray.recommender.ranking import target_ranks
 from perpeft_ray.recommender.sasrec import SASRec
 from perpeft_ray.train.grouping import nearest_centroids
 
@@ -184,6 +186,37 @@ class LoadedModel:
             rows = np.flatnonzero(groups == group)
             embeddings = self._embeddings[group]
             out[rows] = _states(self._backbone, inputs[rows], embeddings) @ embeddings[1:].T
+        return out
+
+    def ranks(
+        self,
+        histories: Sequence[NDArray[np.int64]],
+        targets: NDArray[np.int64],
+        candidates: NDArray[np.int64] | None = None,
+        groups: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int64]:
+        """The 0-based rank of each history's target, int64 [n], by a study's own ranking.
+
+        `targets` [n] item indices. `candidates`: item indices, ascending, the targets among them;
+        None: all items. The history's items are none. `groups` [n]: None assigns by history.
+        """
+        if groups is None:
+            groups = self.assign(histories)
+        if candidates is None:
+            candidates = np.arange(1, len(self.item_ids) + 1)
+        inputs = self._latest(histories)
+        known = [np.searchsorted(candidates, h[np.isin(h, candidates)]) + 1 for h in histories]
+        places = np.searchsorted(candidates, targets) + 1
+        rows_of = np.concatenate([[0], candidates])  # padding stays in front
+        out = np.empty(len(histories), dtype=np.int64)
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            embeddings = self._embeddings[group]
+            states = _states(self._backbone, inputs[rows], embeddings)
+            of_rows = [known[row] for row in rows]
+            offsets = np.concatenate([[0], np.cumsum([len(items) for items in of_rows])])
+            history = Histories(offsets, np.concatenate(of_rows).astype(np.int32))
+            out[rows] = target_ranks(states, embeddings[rows_of], places[rows], history)
         return out
 
     def top_items(

@@ -90,7 +90,46 @@ def compare_trials(
 ) -> Comparison | None:
     """As `compare_methods`, on what `read_final_trials` gave; None where there is no pair."""
     values = paired_users(trials, method_a, method_b, variant, metric)
-    return None if values.empty else _compare(values, (method_a, method_b, variant), metric)
+    return None if values.empty else compare_users(values, (method_a, method_b, variant), metric)
+
+
+def compare_users(
+    values: pd.DataFrame, names: tuple[str, str, str | None], metric: str
+) -> Comparison:
+    """Two methods on values of the same users, one row a user, data set and seed.
+
+    `values`: columns dataset, seed, user_id, a, b. `names`: method a, method b and variant.
+    """
+    from scipy import stats
+
+    of_seeds = values.groupby(_PAIR)[["a", "b"]].mean()
+    of_users = values.groupby(["dataset", "user_id"])[["a", "b"]].mean()
+    a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
+    differences = a - b
+    spread = float(np.std(differences, ddof=1)) if len(a) > 1 else 0.0
+    low, high = _bootstrap(a, b)
+    return Comparison(
+        *names,
+        metric=metric,
+        mean_a=float(a.mean()),
+        mean_b=float(b.mean()),
+        difference=float(differences.mean()),
+        interval=(low[0], high[0]),
+        ratio=_ratio(a.mean(), b.mean()),
+        ratio_interval=(low[1], high[1]),
+        p_value=float(stats.ttest_rel(a, b).pvalue) if spread else 1.0,
+        p_wilcoxon=(
+            float(stats.wilcoxon(differences, zero_method="pratt").pvalue) if spread else 1.0
+        ),
+        p_seeds=(
+            float(stats.ttest_rel(of_seeds.a, of_seeds.b).pvalue)
+            if len(of_seeds) > 1
+            else float("nan")
+        ),
+        effect_size=float(differences.mean() / spread) if spread else 0.0,
+        users=len(of_users),
+        seeds=len(of_seeds),
+    )
 
 
 def paired_users(
@@ -159,39 +198,6 @@ def _paired(
         rows = rows.sort_values("finished_at").drop_duplicates(_PAIR, keep="last")
         sides.append(rows[[*_PAIR, "folder", "trial_id"]])
     return sides[0].merge(sides[1], on=_PAIR, suffixes=("_a", "_b"))
-
-
-def _compare(values: pd.DataFrame, names: tuple[str, str, str | None], metric: str) -> Comparison:
-    from scipy import stats
-
-    of_seeds = values.groupby(_PAIR)[["a", "b"]].mean()
-    of_users = values.groupby(["dataset", "user_id"])[["a", "b"]].mean()
-    a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
-    differences = a - b
-    spread = float(np.std(differences, ddof=1)) if len(a) > 1 else 0.0
-    low, high = _bootstrap(a, b)
-    return Comparison(
-        *names,
-        metric=metric,
-        mean_a=float(a.mean()),
-        mean_b=float(b.mean()),
-        difference=float(differences.mean()),
-        interval=(low[0], high[0]),
-        ratio=_ratio(a.mean(), b.mean()),
-        ratio_interval=(low[1], high[1]),
-        p_value=float(stats.ttest_rel(a, b).pvalue) if spread else 1.0,
-        p_wilcoxon=(
-            float(stats.wilcoxon(differences, zero_method="pratt").pvalue) if spread else 1.0
-        ),
-        p_seeds=(
-            float(stats.ttest_rel(of_seeds.a, of_seeds.b).pvalue)
-            if len(of_seeds) > 1
-            else float("nan")
-        ),
-        effect_size=float(differences.mean() / spread) if spread else 0.0,
-        users=len(of_users),
-        seeds=len(of_seeds),
-    )
 
 
 def _values_of_users(pair: Any, metric: str) -> pd.DataFrame:

@@ -72,10 +72,12 @@ def test_ranks_are_the_studys(
         ranks_of(model, trial, trial.modules_of_users()), rows.loc[ids, "test_rank"]
     )
     assert np.array_equal(ranks_of(model, trial, None), rows.loc[ids, "test_rank"])
+    known = trial.split.known("test")
+    histories = [known.of(user).astype(np.int64) for user in trial.split.evaluable]
+    targets = trial.split.test_item[trial.split.evaluable].astype(np.int64)
+    assert np.array_equal(model.ranks(histories, targets), rows.loc[ids, "test_rank"])
     if trial.grouping is not None:
-        known = trial.split.known("test")
-        of_users = [known.of(u).astype(np.int64) for u in trial.split.evaluable]
-        assert np.array_equal(model.assign(of_users), rows.loc[ids, "test_group"])
+        assert np.array_equal(model.assign(histories), rows.loc[ids, "test_group"])
 
 
 @pytest.mark.parametrize("variant", ["lora", "ia3"])
