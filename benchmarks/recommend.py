@@ -1,0 +1,173 @@
+"""How fast an exported model answers: one user at a time, many at once, and all by Ray Data.
+
+    python benchmarks/recommend.py                                   # 2,000 to 200,000 items
+    python benchmarks/recommend.py --items 2000 --ray-users 0        # a look, without Ray
+
+The model is random, of the paper's size (8 groups, D = 32, T = 10): speed does not depend on what
+was learned. Loading is timed with the files in the system's cache. One thread.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+import perpeft_ray
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.models.batch import BatchOptions, recommend_all
+from perpeft_ray.models.layout import (
+    CENTROIDS,
+    EMBEDDINGS,
+    FORMAT,
+    GROUPING,
+    ITEMS,
+    SASREC,
+    ExportConfig,
+    group_folder,
+    write_config,
+)
+from perpeft_ray.models.loaded import LoadedModel
+from perpeft_ray.recommender.sasrec import SASRec
+
+GROUPS = 8
+CALLS = 300
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes to measure."""
+
+    items: tuple[int, ...] = (2_000, 20_000, 200_000)
+    """Items of each catalogue."""
+    users: int = 4_096
+    """Users scored together."""
+    ray_users: int = 50_000
+    """Users scored by Ray Data, at the first two sizes; 0: none."""
+
+
+def main() -> None:
+    """Measure and print a row a size."""
+    sizes = tyro.cli(Sizes, description=__doc__)
+    torch.set_num_threads(1)
+    print(
+        f"{'items':>8} {'load s':>7} {'p50 ms':>7} {'p95 ms':>7} {'users/s':>8} {'Ray users/s':>12}"
+    )
+    for place, items in enumerate(sizes.items):
+        with tempfile.TemporaryDirectory() as folder:
+            model_folder = Path(folder) / "model"
+            write_random_model(model_folder, items)
+            model, load_seconds = timed(lambda: perpeft_ray.load(model_folder))  # noqa: B023
+            histories = random_histories(max(sizes.users, CALLS), items)
+            p50, p95 = latencies(model, histories[:CALLS])
+            model.top_items(histories[:64], 10)
+            _, together = timed(lambda: model.top_items(histories[: sizes.users], 10))  # noqa: B023
+            print(f"{items:8,} {load_seconds:8.2f} {p50:8.2f} {p95:8.2f}", end="")
+            print(f" {sizes.users / together:8,.0f}", end="", flush=True)
+            if sizes.ray_users and place < 2:
+                print(f" {through_ray(model_folder, sizes.ray_users, items):12,.0f}", end="")
+        print()
+
+
+def write_random_model(folder: Path, items: int) -> None:
+    """An exported model of random weights."""
+    trial = StudyConfig().trial(
+        "perpeft",
+        seed=0,
+        variant="lora",
+        rank=4,
+        groups=GROUPS,
+        conditioning_weight=1.0,
+        learning_rate=1e-3,
+    )
+    folder.mkdir()
+    ids = [f"item{n}" for n in range(items)]
+    (folder / ITEMS).write_text(json.dumps({"item_ids": ids, "titles": [None] * items}))
+    rng = torch.Generator().manual_seed(0)
+    D = trial.hidden_units
+    parts = [group_folder(folder, group) for group in range(GROUPS)] + [folder / GROUPING]
+    for part in parts:
+        part.mkdir(parents=True)
+        save_file({"embeddings": torch.randn(items + 1, D, generator=rng)}, part / EMBEDDINGS)
+    save_file({"centroids": torch.randn(GROUPS, D, generator=rng)}, folder / GROUPING / CENTROIDS)
+    for part in (folder, folder / GROUPING):
+        sasrec = SASRec(items, D, trial.sequence_length, trial.blocks, trial.heads, trial.dropout)
+        save_file(sasrec.state_dict(), part / SASREC)
+    write_config(
+        ExportConfig(
+            format=FORMAT,
+            version=perpeft_ray.__version__,
+            study="random",
+            trial_id="random",
+            trial=replace(trial, dataset="random"),
+            encoder="toyshop-clip",
+            encoder_fingerprint="",
+            data_fingerprint="",
+            users=0,
+            items=items,
+            interactions=0,
+            embeddings="float32",
+        ),
+        folder,
+    )
+
+
+def random_histories(users: int, items: int) -> list[NDArray[np.int64]]:
+    """5 to 20 items each."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(1, items + 1, size=rng.integers(5, 21)) for _ in range(users)]
+
+
+def latencies(model: LoadedModel, histories: list[NDArray[np.int64]]) -> tuple[float, float]:
+    """Median and 95th percentile of one `recommend`, in ms."""
+    ids = [[model.item_ids[item - 1] for item in history] for history in histories]
+    model.recommend(ids[0])
+    seconds = [timed(lambda: model.recommend(history))[1] for history in ids]  # noqa: B023
+    p50, p95 = np.percentile(seconds, [50, 95])
+    return 1e3 * p50, 1e3 * p95
+
+
+def through_ray(model: Path, users: int, items: int) -> float:
+    """Users a second of `recommend_all` with one worker: all of it but starting Ray."""
+    from perpeft_ray.study.runtime import ray_runtime
+
+    histories = random_histories(users, items)
+    owners = np.repeat(np.arange(users), [len(history) for history in histories])
+    table = pd.DataFrame(
+        {
+            "user_id": pd.Series(owners).map("user{}".format),
+            "item_id": pd.Series(np.concatenate(histories) - 1).map("item{}".format),
+            "timestamp": np.arange(len(owners)),
+        }
+    )
+    file = model.parent / "interactions.parquet"
+    table.to_parquet(file)
+    with ray_runtime():
+        _, seconds = timed(
+            lambda: recommend_all(model, file, model.parent / "out", BatchOptions(workers=1))
+        )
+    return users / seconds
+
+
+def timed(function: Callable[[], T]) -> tuple[T, float]:
+    """What the function returns, and its wall time in seconds."""
+    started = time.perf_counter()
+    out = function()
+    return out, time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
