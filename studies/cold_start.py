@@ -138,16 +138,18 @@ def print_comparison(ranks: pd.DataFrame, variant: str, metric: str = "ndcg@20")
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 200)
-    table = Table("slice", "method", "users", "events", "NDCG@20", "PerPEFT minus it", "p")
+    table = Table("slice", "method", "users", "events", metric.upper(), "PerPEFT minus it", "p")
     for row in comparison(ranks, variant, metric).itertuples():
-        interval = f"{100 * row.low:+.2f} to {100 * row.high:+.2f}"
+        difference = "" if pd.isna(row.difference) else f"{100 * row.difference:+.2f}"
+        if not pd.isna(row.low):
+            difference += f" [{100 * row.low:.2f}, {100 * row.high:.2f}]"
         table.add_row(
             row.slice,
             row.method,
             str(row.users),
             str(row.events),
             f"{100 * row.mean:.2f}",
-            "" if pd.isna(row.difference) else f"{100 * row.difference:+.2f} [{interval}]",
+            difference,
             "" if pd.isna(row.p_value) else f"{row.p_value:.2g}",
         )
     console.print(table)
@@ -157,8 +159,9 @@ def print_comparison(ranks: pd.DataFrame, variant: str, metric: str = "ndcg@20")
 def comparison(ranks: pd.DataFrame, variant: str, metric: str) -> pd.DataFrame:
     """One row a slice and method.
 
-    Columns: slice, method, users, events, mean, and PerPEFT minus the method: difference, low,
-    high, p_value (null for PerPEFT itself).
+    Columns: slice, method, users, events, mean, and PerPEFT minus the method: difference, low and
+    high (of the interval; null where the method has nothing at all), p_value (null for PerPEFT
+    itself).
     """
     from perpeft_ray.models.cold_start import SLICES
     from perpeft_ray.results.statistics import compare_users, user_metric
@@ -171,22 +174,15 @@ def comparison(ranks: pd.DataFrame, variant: str, metric: str) -> pd.DataFrame:
         by_user = of_slice.groupby([*keys, "method"]).value.mean().unstack()
         events = len(of_slice[of_slice.method == "perpeft"])
         for method in ranks.method.unique():
-            pairs = by_user[["perpeft", method]].set_axis(["a", "b"], axis=1).reset_index()
-            found = compare_users(pairs, ("perpeft", method, variant), metric)
-            other = method != "perpeft"
-            rows.append(
-                {
-                    "slice": name,
-                    "method": method,
-                    "users": found.users,
-                    "events": events,
-                    "mean": found.mean_b,
-                    "difference": found.difference if other else None,
-                    "low": found.interval[0] if other else None,
-                    "high": found.interval[1] if other else None,
-                    "p_value": found.p_value if other else None,
-                }
-            )
+            row = {"slice": name, "method": method, "events": events}
+            row["users"] = len(by_user.groupby(["dataset", "user_id"]))
+            row["mean"] = by_user.groupby(["dataset", "user_id"])[method].mean().mean()
+            if method != "perpeft":
+                pairs = by_user[["perpeft", method]].set_axis(["a", "b"], axis=1).reset_index()
+                found = compare_users(pairs, ("perpeft", method, variant), metric)
+                row |= {"difference": found.difference, "p_value": found.p_value}
+                row["low"], row["high"] = found.interval
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -24,6 +24,8 @@ ADAPTER = "adapter"
 _PREFIX = "base_model.model."
 """Before every name in a `PeftModel`'s file."""
 _WEIGHTS = "adapter_model.safetensors"
+_MODULE_LISTS = {"target_modules", "feedforward_modules"}
+"""Fields of a `PeftConfig` that name modules of the model."""
 
 
 def write_module(
@@ -31,8 +33,8 @@ def write_module(
 ) -> None:
     """Write a group's module of a recommender to a folder that is there.
 
-    `base` is the foundation model as the adapter's configuration names it. The model's own tower
-    takes the module's values. Nothing is written for methods without content.
+    `base`: the encoder's name, as in `parse_encoder`, for the adapter's configuration. The model's
+    own tower takes the module's values. Nothing is written for methods without content.
     """
     if model.tower is None:
         return
@@ -44,7 +46,7 @@ def write_module(
     _put(model, module)
     adapted = _adapted(model)
     if adapted is not None:
-        _write_adapter(adapted, folder / ADAPTER, base)
+        _write_adapter(adapted, folder, base)
         return
     assert config.variant is not None
     side = folder / config.variant
@@ -69,7 +71,7 @@ def read_module(model: Recommender, config: TrialConfig, folder: Path) -> dict[s
     tensors = {f"projector.{k}": v for k, v in load_file(folder / PROJECTOR).items()}
     adapted = _adapted(model)
     if adapted is not None:
-        _read_adapter(adapted, folder / ADAPTER)
+        _read_adapter(adapted, folder)
     elif config.variant is not None:
         side = load_file(folder / config.variant / "model.safetensors")
         tensors |= {f"encoder.{name}": tensor for name, tensor in side.items()}
@@ -105,26 +107,51 @@ def _adapted(model: Recommender) -> Any:
     return next((m for m in model.tower.modules() if hasattr(m, "peft_config")), None)
 
 
+def _parts(adapted: nn.Module) -> dict[str, str]:
+    """The adapter folders of a model, and how the names of each one's modules begin in it.
+
+    An encoder of separate models is a dictionary of them; each has a folder of its own, so that
+    `peft` puts it into the transformers model alone.
+    """
+    if not isinstance(adapted, nn.ModuleDict):
+        return {ADAPTER: ""}
+    if len(adapted) == 1:
+        (name,) = adapted
+        return {ADAPTER: f"{name}."}
+    return {f"{ADAPTER}-{name}": f"{name}." for name in adapted}
+
+
 def _write_adapter(adapted: Any, folder: Path, base: str) -> None:
     import peft
 
-    tensors = {
-        _PREFIX + name: tensor.detach().cpu().contiguous()
-        for name, tensor in peft.get_peft_model_state_dict(adapted).items()
-    }
-    folder.mkdir()
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    config = copy.copy(adapted.peft_config["default"])
-    config.base_model_name_or_path = base
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
+    tensors = peft.get_peft_model_state_dict(adapted)
+    parts = _parts(adapted)
+    paths = base.rpartition(":")[2].split(",")  # of a pair, its models' in the order of its parts
+    for (name, prefix), path in zip(parts.items(), paths, strict=True):
+        (folder / name).mkdir()
+        own = {
+            _PREFIX + key.removeprefix(prefix): tensor.detach().cpu().contiguous()
+            for key, tensor in tensors.items()
+            if key.startswith(prefix)
+        }
+        save_file(own, folder / name / _WEIGHTS, metadata={"format": "pt"})
+        config = copy.copy(adapted.peft_config["default"])
+        others = tuple(other for other in parts.values() if other != prefix)
+        for field in _MODULE_LISTS & vars(config).keys():
+            names = [n for n in getattr(config, field) if not others or not n.startswith(others)]
+            setattr(config, field, sorted(n.removeprefix(prefix) for n in names))
+        config.base_model_name_or_path = path
+        config.inference_mode = True
+        config.save_pretrained(str(folder / name))
 
 
 def _read_adapter(adapted: Any, folder: Path) -> None:
     import peft
 
     tensors = {
-        name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / _WEIGHTS).items()
+        prefix + key.removeprefix(_PREFIX): tensor
+        for name, prefix in _parts(adapted).items()
+        for key, tensor in load_file(folder / name / _WEIGHTS).items()
     }
     wanted = peft.get_peft_model_state_dict(adapted).keys()
     if tensors.keys() != wanted:

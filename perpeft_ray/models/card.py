@@ -159,7 +159,7 @@ them, {config.embeddings}; known items need no encoder. {_of_encoder(config)}"""
 def _of_encoder(config: ExportConfig) -> str:
     if config.trial.method == "without_mm":
         return "This method has no encoder."
-    if config.encoder.removeprefix("text:").startswith(ENCODER):
+    if config.has_encoder:
         return f"New items are embedded by the encoder in `{ENCODER}/`."
     return (
         f"New items are embedded by `{_public(config.encoder)}`, which must be there where the "
@@ -168,9 +168,10 @@ def _of_encoder(config: ExportConfig) -> str:
 
 
 def _peft(config: ExportConfig) -> str:
-    text_only = config.encoder.startswith("text:")
-    features = "hidden states" if text_only else "image and text features"
-    return f"""The adapters are standard `peft` folders:
+    pair = ""
+    if config.encoder.startswith("pair:"):
+        pair = " `adapter-text` and `adapter-image` are for the two models of the encoder."
+    return f"""The adapters are standard `peft` folders.{pair}
 
 ```python
 from peft import PeftModel
@@ -180,13 +181,17 @@ base = AutoModel.from_pretrained("path/to/the/encoder")
 group_0 = PeftModel.from_pretrained(base, "path/to/this/folder/groups/0/adapter")
 ```
 
-An item's embedding is `id + {config.trial.multimodal_weight:g} * projector(features)`, with the
-{features} of `group_0` and the group's `projector.safetensors`."""
+An item's embedding is `id + {config.trial.multimodal_weight:g} * projector(features)`: the features
+are those of `group_0`, the image's before the title's, a missing one's zero; the projector is the
+group's `projector.safetensors`, the id embedding a row of `sasrec.safetensors`."""
 
 
 def _public(name: str) -> str:
     """A data set's or encoder's name without the folders of the machine that it lay on."""
-    kind, colon, path = name.partition(":")
-    path = path if colon else name
-    short = Path(path).name if path.startswith((".", "/", "~")) else path
-    return f"{kind}:{short}" if colon else short
+    kind, colon, paths = name.partition(":")
+    if not colon:
+        kind, paths = "", name
+    short = (
+        Path(path).name if path.startswith((".", "/", "~")) else path for path in paths.split(",")
+    )
+    return kind + colon + ",".join(short)

@@ -31,7 +31,10 @@ from perpeft_ray.models.layout import (
     SASREC,
     ExportConfig,
     Precision,
+    encoder_name,
     group_folder,
+    inside,
+    located_encoder,
     write_config,
 )
 from perpeft_ray.models.trained import TrainedTrial, item_embeddings, open_global, open_trained
@@ -87,9 +90,8 @@ def export_trial(
 
 def _write(folder: StudyFolder, trial: TrainedTrial, out: Path, options: ExportOptions) -> None:
     config = trial.config
-    encoder = config.encoder
-    if options.with_encoder and config.method != "without_mm":
-        encoder = _copy_encoder(encoder, out)
+    copied = options.with_encoder and config.method != "without_mm"
+    encoder = _encoder(config.encoder, out, copy=copied)
     dataset = open_dataset(config.dataset, folder.path.parent / ".cache")
     of_export = ExportConfig(
         format=FORMAT,
@@ -98,9 +100,7 @@ def _write(folder: StudyFolder, trial: TrainedTrial, out: Path, options: ExportO
         trial_id=trial.trial_id,
         trial=config,
         encoder=encoder,
-        encoder_fingerprint=encoder_fingerprint(
-            str(out / ENCODER) if encoder != config.encoder else config.encoder
-        ),
+        encoder_fingerprint=encoder_fingerprint(located_encoder(encoder, out)),
         data_fingerprint=dataset.fingerprint,
         users=trial.split.num_users,
         items=trial.split.num_items,
@@ -125,7 +125,7 @@ def _write(folder: StudyFolder, trial: TrainedTrial, out: Path, options: ExportO
         centroids = torch.from_numpy(trial.grouping.centroids)
         save_file({"centroids": centroids}, grouping / CENTROIDS)
     write_config(of_export, out)
-    has_adapter = (group_folder(out, 0) / ADAPTER).is_dir()
+    has_adapter = any(group_folder(out, 0).glob(f"{ADAPTER}*"))
     card = model_card(of_export, folder.users_of(trial.trial_id), has_adapter)
     (out / CARD).write_text(card, encoding="utf-8")
 
@@ -143,17 +143,30 @@ def _write_group(trial: TrainedTrial, group: int, folder: Path, config: ExportCo
     write_module(trial.model, trial.modules[group], trial.config, folder, config.encoder)
 
 
-def _copy_encoder(name: str, out: Path) -> str:
-    """Copy the foundation model of an encoder into the export; its name there."""
+def _encoder(name: str, out: Path, *, copy: bool) -> str:
+    """An encoder's name on other machines; with `copy` it is put into the exported folder."""
+    if name == "toyshop-clip" and not copy:
+        return name
     source = parse_encoder(name)
-    folder = Path(source.path)
+    paths = [source.path]
+    if source.kind == "pair" and source.image_path is not None:
+        paths.append(source.image_path)
+    if not copy:
+        return encoder_name(source.kind, paths)
+    places = [()] if len(paths) == 1 else [("text",), ("image",)]
+    for path, place in zip(paths, places, strict=True):
+        _copy_foundation_model(path, out.joinpath(ENCODER, *place))
+    return encoder_name(source.kind, [inside(*place) for place in places])
+
+
+def _copy_foundation_model(path: str, target: Path) -> None:
+    folder = Path(path)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(source.path, allow_patterns=list(_ENCODER_FILES)))
+        folder = Path(snapshot_download(path, allow_patterns=list(_ENCODER_FILES)))
     for pattern in _ENCODER_FILES:
         for file in folder.glob(pattern):
-            target = out / ENCODER / file.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-    return f"text:{ENCODER}" if source.kind == "text" else ENCODER
+            copied = target / file.relative_to(folder)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,8 @@ EMBEDDINGS = "embeddings.safetensors"
 CENTROIDS = "centroids.safetensors"
 GROUPING = "grouping"
 ENCODER = "encoder"
+_INSIDE = "./"
+"""Begins the path of an encoder that lies in the exported folder."""
 
 Precision = Literal["float32", "float16"]
 
@@ -53,7 +56,7 @@ class ExportConfig:
     trial_id: str
     trial: TrialConfig
     encoder: str
-    """As in `parse_encoder`; a path that begins with `encoder` lies inside the folder."""
+    """As in `parse_encoder`; a path that begins with `./` lies inside the folder."""
     encoder_fingerprint: str
     """Of the encoder's files; new items are embedded with no other."""
     data_fingerprint: str
@@ -64,6 +67,11 @@ class ExportConfig:
     embeddings: Precision
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether the foundation model lies in the folder."""
+        return _INSIDE + ENCODER in self.encoder
+
+    @property
     def groups(self) -> int:
         """Number of modules: of groups, or one for all users."""
         return self.trial.groups or 1
@@ -72,6 +80,26 @@ class ExportConfig:
 def group_folder(folder: Path, group: int) -> Path:
     """Where a group's module lies."""
     return folder / "groups" / str(group)
+
+
+def encoder_name(kind: str, paths: Sequence[str]) -> str:
+    """An encoder's name, as in `parse_encoder`, from its kind and one path, or two of a pair."""
+    return ("" if kind == "dual" else f"{kind}:") + ",".join(paths)
+
+
+def inside(*parts: str) -> str:
+    """The path of an encoder in the exported folder, relative to it."""
+    return _INSIDE + "/".join([ENCODER, *parts])
+
+
+def located_encoder(name: str, folder: Path) -> str:
+    """An encoder's name with paths inside an exported folder made absolute."""
+    kind, colon, paths = name.rpartition(":")
+    located = (
+        str((folder / path).resolve()) if path.startswith(_INSIDE) else path
+        for path in paths.split(",")
+    )
+    return kind + colon + ",".join(located)
 
 
 def write_config(config: ExportConfig, folder: Path) -> None:

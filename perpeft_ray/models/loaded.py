@@ -17,23 +17,21 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
-from perpeft_ray.data.split import Histories
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.layout import (
     CENTROIDS,
     EMBEDDINGS,
-    ENCODER,
     GROUPING,
     ITEMS,
     SASREC,
     ExportConfig,
     group_folder,
+    located_encoder,
     read_config,
 )
 from perpeft_ray.models.new_items import NewItem, embed_new_items
-from perpeft_ray.recommender.ranking import target_ranks
+from perpeft_ray.models.scoring import last_states, latest_inputs, ranks_among
 from perpeft_ray.recommender.sasrec import SASRec
 from perpeft_ray.train.grouping import nearest_centroids
 
@@ -167,7 +165,7 @@ class LoadedModel:
         if self._grouping is None:
             return np.zeros(len(histories), dtype=np.int32)
         inputs = self._latest(histories)
-        states = _states(self._grouping.backbone, inputs, self._grouping.embeddings)
+        states = last_states(self._grouping.backbone, inputs, self._grouping.embeddings)
         return nearest_centroids(states.numpy(), self._grouping.centroids)
 
     def scores(
@@ -185,7 +183,7 @@ class LoadedModel:
         for group in np.unique(groups):
             rows = np.flatnonzero(groups == group)
             embeddings = self._embeddings[group]
-            out[rows] = _states(self._backbone, inputs[rows], embeddings) @ embeddings[1:].T
+            out[rows] = last_states(self._backbone, inputs[rows], embeddings) @ embeddings[1:].T
         return out
 
     def ranks(
@@ -205,18 +203,13 @@ class LoadedModel:
         if candidates is None:
             candidates = np.arange(1, len(self.item_ids) + 1)
         inputs = self._latest(histories)
-        known = [np.searchsorted(candidates, h[np.isin(h, candidates)]) + 1 for h in histories]
-        places = np.searchsorted(candidates, targets) + 1
-        rows_of = np.concatenate([[0], candidates])  # padding stays in front
         out = np.empty(len(histories), dtype=np.int64)
         for group in np.unique(groups):
             rows = np.flatnonzero(groups == group)
             embeddings = self._embeddings[group]
-            states = _states(self._backbone, inputs[rows], embeddings)
-            of_rows = [known[row] for row in rows]
-            offsets = np.concatenate([[0], np.cumsum([len(items) for items in of_rows])])
-            history = Histories(offsets, np.concatenate(of_rows).astype(np.int32))
-            out[rows] = target_ranks(states, embeddings[rows_of], places[rows], history)
+            states = last_states(self._backbone, inputs[rows], embeddings)
+            own = [histories[int(row)] for row in rows]
+            out[rows] = ranks_among(candidates, states, embeddings, targets[rows], own)
         return out
 
     def top_items(
@@ -242,15 +235,7 @@ class LoadedModel:
         return TopItems(groups, items, scores)
 
     def _latest(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """The last T items of each history, padded with 0 on the left: [n, T]."""
-        length = self.config.trial.sequence_length
-        inputs = np.zeros((len(histories), length), dtype=np.int64)
-        for row, history in zip(inputs, histories, strict=True):
-            if len(history) == 0:
-                raise InputError("`history` must have at least one item, but is empty")
-            latest = history[-length:]
-            row[length - len(latest) :] = latest
-        return inputs
+        return latest_inputs(histories, self.config.trial.sequence_length)
 
     def _embed_new(self, items: Sequence[NewItem]) -> Tensor:
         """[G, n, D], with groups one row more: under the stage-1 module."""
@@ -264,10 +249,7 @@ class LoadedModel:
         """The encoder's name for this machine; raises InputError where it is another one."""
         from perpeft_ray.encoder.preprocess import encoder_fingerprint
 
-        kind, _, path = self.config.encoder.rpartition(":")
-        name = self.config.encoder
-        if path == ENCODER:
-            name = f"{kind}:{self.folder / ENCODER}" if kind else str(self.folder / ENCODER)
+        name = located_encoder(self.config.encoder, self.folder)
         if self.config.trial.method != "without_mm":
             fingerprint = encoder_fingerprint(name)
             if fingerprint != self.config.encoder_fingerprint:
@@ -304,13 +286,3 @@ class _Grouping:
 
 def _embeddings(folder: Path) -> Tensor:
     return load_file(folder / EMBEDDINGS)["embeddings"].float()
-
-
-@torch.inference_mode()
-def _states(backbone: SASRec, inputs: NDArray[np.int64], embeddings: Tensor) -> Tensor:
-    """Last outputs of inputs [n, T]: [n, D]; embedded in blocks, as `Recommender.states` does."""
-    out = []
-    for at in range(0, len(inputs), 1024):
-        block = torch.from_numpy(inputs[at : at + 1024])
-        out.append(backbone(F.embedding(block, embeddings), block == 0)[:, -1])
-    return torch.cat(out) if out else torch.empty(0, embeddings.shape[1])

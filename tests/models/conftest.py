@@ -31,12 +31,19 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def study_folder(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    storage = tmp_path_factory.mktemp("results")
+    return new_study(shop, tmp_path_factory.mktemp("results"))
+
+
+def new_study(shop: Path, storage: Path, encoder: str = "toyshop-clip") -> StudyFolder:
     train = TrainSettings(
         epochs=1, personal_epochs=1, validate_every=1, batch_size=8, dtype="float32"
     )
     config = StudyConfig(
-        dataset=f"parquet:{shop}", storage=str(storage), study="small", train=train
+        dataset=f"parquet:{shop}",
+        encoder=encoder,
+        storage=str(storage),
+        study="small",
+        train=train,
     )
     return StudyFolder.create(config)
 
@@ -44,6 +51,10 @@ def study_folder(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyF
 @pytest.fixture(scope="session")
 def finished_trial(study_folder: StudyFolder) -> FinishedTrial:
     """Trains a trial of the study, as the ablation does; its id. A second call finds it done."""
+    return trials_of(study_folder)
+
+
+def trials_of(study_folder: StudyFolder) -> FinishedTrial:
     from perpeft_ray.study.trainable import Study, run_spec
     from perpeft_ray.train.ray_train import run_distributed
     from perpeft_ray.train.trial import run_trial

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from torch.func import functional_call
 from transformers import AutoModel
 
 import perpeft_ray
@@ -24,7 +25,8 @@ from perpeft_ray.models.trained import TrainedTrial, item_embeddings, open_train
 from perpeft_ray.recommender.projector import Projector
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.train.workspace import open_catalogue
-from tests.models.conftest import GROUPS, FinishedTrial
+from tests.encoder.tiny_models import write_tiny_model
+from tests.models.conftest import GROUPS, FinishedTrial, new_study, trials_of
 
 CASES = [
     ("perpeft", "lora"),
@@ -156,12 +158,60 @@ def test_the_folder_works_without_the_study(
     shutil.rmtree(storage)
     (tmp_path / "model").rename(tmp_path / "moved")
     model = perpeft_ray.load(tmp_path / "moved")
-    assert model.config.encoder == "encoder"
+    assert model.config.encoder == "./encoder"
     assert len(model.recommend(["i3", "i5"], 4)) == 4
     new = model.embed_item("red lamp", None)
     assert new.shape == (GROUPS, before.config.hidden_units)
     names = {file.suffix for file in (tmp_path / "moved").rglob("*") if file.is_file()}
     assert names <= {".json", ".safetensors", ".md", ".txt"}
+
+
+@pytest.mark.parametrize("family", ["text", "siglip", "pair"])
+def test_every_kind_of_encoder_goes_along(shop: Path, tmp_path: Path, family: str) -> None:
+    """A pair's two models too; then the originals are gone, and a new item is still embedded."""
+    encoder = write_tiny_model(family, tmp_path / "encoder")
+    folder = new_study(shop, tmp_path / "results", encoder)
+    trial_id = trials_of(folder)("perpeft", "lora")
+    trial = open_trained(folder, trial_id)
+    export_trial(folder, trial_id, tmp_path / "model", ExportOptions(with_encoder=True))
+    if family != "siglip":
+        name = "adapter" if family == "text" else "adapter-text"
+        path = encoder.removeprefix(f"{family}:").partition(",")[0]
+        _check_text_adapter(trial, path, tmp_path / "model" / "groups" / "1" / name)
+    if family == "pair":
+        image = AutoModel.from_pretrained(tmp_path / "encoder" / "image")
+        folder_of_image = tmp_path / "model" / "groups" / "1" / "adapter-image"
+        adapted = PeftModel.from_pretrained(image, str(folder_of_image))
+        kept = load_file(folder_of_image / "adapter_model.safetensors")
+        assert set(kept) == set(get_peft_model_state_dict(adapted))
+    shutil.rmtree(tmp_path / "encoder")
+    model = perpeft_ray.load(tmp_path / "model")
+    assert str(tmp_path) not in model.config.encoder
+    new = model.embed_item(model.titles[5], shop / "images" / "5.png")
+    ids = trial.model.backbone.item_embedding.weight.detach()
+    for group in range(GROUPS):
+        expected = item_embeddings(trial, group)[6] - ids[6]
+        torch.testing.assert_close(new[group], expected, atol=1e-5, rtol=1e-5)
+
+
+def _check_text_adapter(trial: TrainedTrial, path: str, adapter: Path) -> None:
+    """BERT with the adapter of group 1 pools titles to the text half of training's features."""
+    adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(path), str(adapter)).eval()
+    items = np.arange(2, trial.split.num_items + 1)  # the first has no title
+    batch = open_catalogue(trial.workspace).batch(items)
+    mask = batch.attention_mask[:, :, None]
+    assert trial.model.tower is not None
+    own = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in trial.modules[1].items()
+        if name.startswith("encoder.")
+    }
+    with torch.no_grad():
+        out = adapted(input_ids=batch.token_ids, attention_mask=batch.attention_mask)
+        pooled = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
+        features = functional_call(trial.model.tower.encoder, own, (items,))
+    text = features[:, -pooled.shape[1] :]
+    torch.testing.assert_close(pooled, text, atol=1e-5, rtol=1e-5)
 
 
 def test_the_card_is_hugging_faces_and_has_the_studys_numbers(

@@ -67,7 +67,7 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     assert "new_lamp" not in printed[-1].splitlines()[-1]  # it stands in the history
     model = perpeft_ray.load(tmp_path / "my_model")
     assert model.config.trial.method == "perpeft"
-    assert model.config.encoder == "encoder"
+    assert model.config.has_encoder
     everyone = pd.read_parquet(tmp_path / "for_everyone")
     assert everyone.user_id.nunique() == model.config.users
     assert everyone.groupby("user_id").size().eq(10).all()
