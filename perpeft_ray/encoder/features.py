@@ -79,6 +79,22 @@ def hidden_states(
     return np.load(folder / "text.npy", mmap_mode="r"), image
 
 
+def store_of_items(
+    folder: Path,
+    catalogue: Catalogue,
+    device: torch.device,
+    dtype: DTypeLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    encode: Callable[[ItemBatch], Sequence[NDArray]],
+) -> dict[str, NDArray]:
+    """Arrays [I+1, *shape] by name, memory-mapped, row 0 zero; computed where they are missing.
+
+    `encode` gives the rows of a batch, one array a name, in the order of `shapes`.
+    """
+    _ensure(folder, lambda working: _fill(working, catalogue, device, dtype, shapes, encode))
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
+
+
 def _ensure(folder: Path, compute: Callable[[Path], None]) -> None:
     if folder.is_dir():
         return

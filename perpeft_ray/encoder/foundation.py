@@ -119,6 +119,8 @@ class Towers(nn.Module):
         self.model = model
         self.text, self.image = text, image
         self.dtype = next(model.parameters()).dtype
+        self.sorts_titles = True
+        """Whether titles of like length are encoded together."""
         self.register_buffer("pixel_scale", torch.ones(3, 1, 1), persistent=False)
         self.register_buffer("pixel_shift", torch.zeros(3, 1, 1), persistent=False)
 
@@ -144,7 +146,9 @@ class Towers(nn.Module):
             image = self.image.features(self.pixels(batch))
             halves.append(_where(batch.has_image, image))
         if self.text:
-            halves.append(_where(batch.has_title, by_length(batch, self.text.features)))
+            features = self.text.features
+            text = by_length(batch, features) if self.sorts_titles else features(batch)
+            halves.append(_where(batch.has_title, text))
         return torch.cat(halves, dim=-1)
 
     def state_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.targets import layer_stacks
@@ -27,6 +27,8 @@ _TEXT_POOLING: dict[str, TextPooling] = {"clip": "end", "siglip": "last"}
 class TextHalf(Protocol):
     """What makes something of titles."""
 
+    tower: nn.Module
+    """The modules that do."""
     model: Any
     """The transformers model that does it, a dual encoder perhaps."""
     width: int
@@ -50,6 +52,8 @@ class TextHalf(Protocol):
 class ImageHalf(Protocol):
     """What makes something of images; `pixels` are normalised, [n, 3, S, S]."""
 
+    tower: nn.Module
+    """The modules that do."""
     model: Any
     """The transformers model that does it, a dual encoder perhaps."""
     width: int
@@ -75,6 +79,7 @@ class DualText:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.tower = model.text_model
         config = model.config.text_config
         self.width = int(config.hidden_size)
         self.layers = int(config.num_hidden_layers)
@@ -120,6 +125,7 @@ class DualImage:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.tower = model.vision_model
         self.config = model.config.vision_config
         self.width, self.layers = _state_sizes(model.vision_model, self.config)
 
@@ -143,7 +149,7 @@ class LoneText:
     """Titles by a text encoder alone (BERT-like): the mean over tokens, or the first token."""
 
     def __init__(self, model: Any, pooling: Literal["mean", "first"]) -> None:
-        self.model = model
+        self.model = self.tower = model
         self.pooling = pooling
         self.width = self.out_features = int(model.config.hidden_size)
         self.layers = int(model.config.num_hidden_layers)
@@ -173,7 +179,7 @@ class LoneImage:
     """Images by a vision model alone: its class token, or the mean over patches without one."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model = self.tower = model
         self.width, self.layers = _state_sizes(model, model.config)
 
     @cached_property

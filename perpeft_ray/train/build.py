@@ -12,6 +12,7 @@ from perpeft_ray.config import PERSONAL_METHODS, Method, TrialConfig
 from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Modality, Towers, load_towers
 from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
+from perpeft_ray.encoder.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
 from perpeft_ray.recommender.model import ItemTower, Recommender
 from perpeft_ray.recommender.projector import Projector
@@ -78,7 +79,15 @@ def _item_encoder(
         last_layers=config.last_layers,
         seed=config.seed + 2,
     )
+    states = None
+    if config.last_layers is not None:
+        folder = workspace.features.with_name(
+            f"{name}-before-last-{config.last_layers}-{modality or 'both'}"
+        )
+        states = prefix_states(live, catalogue, folder, config.last_layers)
     add_adapter(live, settings)
+    if states is not None:
+        return SuffixItemEncoder(live, catalogue, states)
     return TowerItemEncoder(live, catalogue)
 
 

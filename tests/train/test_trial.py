@@ -22,6 +22,7 @@ from perpeft_ray.config import (
     VARIANTS,
     TrialConfig,
 )
+from perpeft_ray.encoder import prefix
 from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ranking_metrics
@@ -309,3 +310,21 @@ def test_sequential_mode_is_for_one_worker(workspace: Workspace, make_trial: Mak
 
     with pytest.raises(InputError, match="`workers` must be 0 or 1"):
         _run(make_trial(), workspace, collective=Two())
+
+
+def test_last_layers_train_the_same_from_stored_states(
+    workspace: Workspace,
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of the towers' layers are never run, and every rank is what it is with all of them."""
+    config = dataclasses.replace(make_trial(), last_layers=1)
+    stored = _run(config, _without_cache(workspace, tmp_path / "stored"))
+    monkeypatch.setattr(prefix, "MAX_BYTES", 0)
+    fresh = _without_cache(workspace, tmp_path / "live")
+    live = _run(config, dataclasses.replace(fresh, features=tmp_path / "features"))
+    assert np.array_equal(stored.users.test_rank, live.users.test_rank)
+    whole = _run(make_trial(), _without_cache(workspace, tmp_path / "whole"))
+    assert 2 * stored.trainable_parameters == whole.trainable_parameters
+    assert not np.array_equal(stored.users.test_rank, whole.users.test_rank)

@@ -1,0 +1,148 @@
+"""What frozen first layers make of every item, computed once where only last ones are adapted.
+
+With `peft.last_layers` k, the layers before the last k say the same of an item in every step, group
+and trial. Their output for all tokens is kept beside the other features, memory-mapped and in the
+towers' own dtype, so that an item is encoded by the last k layers alone: k / L of the work. It is
+not kept where it would be larger than `MAX_BYTES` or half of the free disk, and encoded live then;
+the results are the same.
+Letters: I items (row 0 is padding), n items asked for, T tokens or patches of an item, W width.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from perpeft_ray.data.catalogue import Catalogue, ItemBatch
+from perpeft_ray.encoder.features import store_of_items
+from perpeft_ray.encoder.foundation import Towers
+from perpeft_ray.encoder.items import TowerItemEncoder, batch_on
+from perpeft_ray.encoder.targets import layer_stacks
+
+MAX_BYTES = 64 * 2**30
+"""Largest store; 12,000 items of CLIP ViT-B/32 with titles of up to 77 tokens are 1.9 GB."""
+
+_log = logging.getLogger(__name__)
+
+
+class SuffixItemEncoder(TowerItemEncoder):
+    """Towers that begin at the first adapted layer, with stored states of what is before it."""
+
+    def __init__(self, towers: Towers, catalogue: Catalogue, states: PrefixStates) -> None:
+        super().__init__(towers, catalogue)
+        self._states = states
+
+    def forward(self, items: NDArray[np.int64]) -> Tensor:
+        """Item indices int64 [n] -> float32 [n, out_features]."""
+        device = next(self.towers.parameters()).device
+        batch = batch_on(self._catalogue, items, device)
+        longest = {"text": batch.token_ids.shape[1]}
+        self.towers.sorts_titles = False  # the states are in the order of the items
+        try:
+            for name, entry in self._states.entries.items():
+                rows = self._states.arrays[name][items, : longest.get(name)]
+                entry.states = torch.from_numpy(rows).to(device).view(self.towers.dtype)
+            return self.towers(batch)
+        finally:
+            self.towers.sorts_titles = True
+            for entry in self._states.entries.values():
+                entry.states = None
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixStates:
+    """States that enter the first adapted layer of each half that has frozen layers."""
+
+    arrays: dict[str, NDArray]
+    """`text` and `image`: [I+1, T, W], bfloat16 as int16."""
+    entries: dict[str, _Entry]
+    """Where these enter the towers that they were computed with."""
+
+
+def prefix_states(
+    towers: Towers, catalogue: Catalogue, folder: Path, last_layers: int
+) -> PrefixStates | None:
+    """The store of these towers, computed into `folder` where it is not there yet.
+
+    The towers must not have an adapter yet. None where no layer is frozen, or where the store
+    would be too large.
+    """
+    entries = _entries(towers, last_layers)
+    if not entries:
+        return None
+    device = next(towers.parameters()).device
+    dtype = np.dtype(np.float32 if towers.dtype == torch.float32 else np.int16)
+    longest = int(catalogue.token_counts.max(initial=1))
+
+    def states(batch: ItemBatch) -> Sequence[NDArray]:
+        missing = longest - batch.token_ids.shape[1]
+        found = {name: entry.states_of(towers, batch) for name, entry in entries.items()}
+        if "text" in found:
+            found["text"] = F.pad(found["text"], (0, 0, 0, missing))
+        plain = torch.float32 if dtype == np.float32 else torch.int16
+        return [tensor.contiguous().view(plain).cpu().numpy() for tensor in found.values()]
+
+    with torch.inference_mode():
+        one = states(batch_on(catalogue, np.array([1]), device))
+    shapes = {name: rows.shape[1:] for name, rows in zip(entries, one, strict=True)}
+    size = (catalogue.num_items + 1) * sum(rows[0].nbytes for rows in one)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir() and size > min(MAX_BYTES, shutil.disk_usage(folder.parent).free // 2):
+        _log.warning("states of frozen layers are not kept: they would be %.1f GB", size / 1e9)
+        return None
+    arrays = store_of_items(folder, catalogue, device, dtype, shapes, states)
+    return PrefixStates(arrays, entries)
+
+
+class _Entry:
+    """Where a half's tower begins: its frozen layers are passed over while `states` are given."""
+
+    def __init__(self, tower: nn.Module, frozen: Sequence[nn.Module], *, images: bool) -> None:
+        self.states: Tensor | None = None
+        self._last = frozen[-1]
+        for layer in frozen:
+            self._pass_over(layer)
+        # What is cheap with tokens is a convolution with images.
+        if images and hasattr(tower, "embeddings"):
+            self._pass_over(tower.get_submodule("embeddings"))
+
+    def states_of(self, towers: Towers, batch: ItemBatch) -> Tensor:
+        """What the frozen layers make of a batch, [n, T, W]."""
+        kept: list[Tensor] = []
+        hook = self._last.register_forward_hook(lambda _, inputs, output: kept.append(output))
+        towers.sorts_titles = False
+        try:
+            towers(batch)
+        finally:
+            hook.remove()
+            towers.sorts_titles = True
+        return kept[0]
+
+    def _pass_over(self, module: Any) -> None:
+        real: Callable[..., Any] = module.forward
+        module.forward = lambda *inputs, **named: (
+            real(*inputs, **named) if self.states is None else self.states
+        )
+
+
+def _entries(towers: Towers, last_layers: int) -> dict[str, _Entry]:
+    """For each half with frozen layers before its last ones."""
+    entries = {}
+    for name, half in (("text", towers.text), ("image", towers.image)):
+        stacks = list(layer_stacks(half.tower).values()) if half is not None else []
+        if half is None or len(stacks) != 1:
+            continue  # a convolutional tower is encoded live
+        frozen = list(stacks[0])[: max(len(stacks[0]) - last_layers, 0)]
+        if frozen:
+            entries[name] = _Entry(half.tower, frozen, images=name == "image")
+    return entries
