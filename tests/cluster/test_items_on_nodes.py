@@ -69,7 +69,7 @@ def tell(done, total):
 
 
 from perpeft_ray.study import ray_items
-ray_items.LEAST_IMAGES = 1
+ray_items.LEAST_IMAGES = ray_items.LEAST_CPUS = 1
 made = catalogue.build_catalogue(shop, Slow(folder / "log"), folder / "nodes", telling(tell))
 on = [path.name.split("-")[0] for path in (folder / "log").iterdir()]
 print(json.dumps({

@@ -104,13 +104,19 @@ def test_an_image_that_a_node_does_not_see_is_no_missing_image(shop, tmp_path) -
     assert not [path for path in (tmp_path / "ray" / "catalogue").iterdir() if path.name[0] != "."]
 
 
-def test_few_images_and_texts_alone_stay_in_this_process(shop, monkeypatch) -> None:
+def test_few_images_few_cpus_and_texts_alone_stay_in_this_process(shop, monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(ray_items, "on_ray", lambda step, blocks: asked.append(len(blocks)) or [])
     items = shop.items.fillna("")
     pictured = int((items["image"] != "").sum())
-    for least, size, expected in ((pictured, 4, [1]), (pictured + 1, 4, []), (1, 0, [])):
+    for least, size, cpus, expected in (
+        (pictured, 4, 4, [1]),
+        (pictured + 1, 4, 4, []),
+        (pictured, 4, 3, []),
+        (1, 0, 4, []),
+    ):
         monkeypatch.setattr(ray_items, "LEAST_IMAGES", least)
+        monkeypatch.setattr(ray_items, "_cpus", lambda cpus=cpus: cpus)
         asked.clear()
         arrays = list(on_ray_if_many(ItemStep(shop.root, Small(size)), [items]))
         assert asked == expected
