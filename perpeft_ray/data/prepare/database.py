@@ -37,6 +37,7 @@ class Database:
             new.unlink(missing_ok=True)
             duckdb.connect(str(new)).close()
             new.rename(file)
+        self._memory_gb = memory_gb
         self._connection = duckdb.connect(
             str(file),
             config={
@@ -63,14 +64,14 @@ class Database:
         if not self.has(name):
             _log.info("making table %s", name)
             started = time.perf_counter()
-            self._connection.execute(f"CREATE TABLE {name} AS {query}", list(values))
+            self._execute(f"CREATE TABLE {name} AS {query}", values)
             seconds = time.perf_counter() - started
             _log.info("table %s: %s rows in %.1f s", name, f"{self.count(name):,}", seconds)
         return self.count(name)
 
     def replace(self, name: str, query: str) -> int:
         """Rows of a table that the query makes new, perhaps from its own old rows."""
-        self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
+        self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
         return self.count(name)
 
     def fill(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -92,14 +93,12 @@ class Database:
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query's result."""
-        return self._connection.execute(query, list(values)).fetchall()
+        return self._execute(query, values).fetchall()
 
     def write_parquet(self, query: str, file: Path) -> None:
         """Write the rows of a query, in its order, to a file that appears whole."""
         new = file.with_name(f".{file.name}.new")
-        self._connection.execute(
-            f"COPY ({query}) TO {quoted(new)} (FORMAT parquet, COMPRESSION zstd)"
-        )
+        self._execute(f"COPY ({query}) TO {quoted(new)} (FORMAT parquet, COMPRESSION zstd)")
         new.replace(file)
 
     @contextmanager
@@ -110,6 +109,14 @@ class Database:
         except _UNREADABLE as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"{what} must have readable files, but {reason}") from error
+
+    def _execute(self, query: str, values: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
+        try:
+            return self._connection.execute(query, list(values))
+        except duckdb.OutOfMemoryException as error:
+            raise InputError(
+                f"`memory_gb` must be more for these data, but is {self._memory_gb:g}"
+            ) from error
 
 
 def quoted(text: str | Path) -> str:

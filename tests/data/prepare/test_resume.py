@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.database import Database
 from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.release import prepare_release
+from perpeft_ray.errors import InputError
 from tests.data.prepare.conftest import jpeg
 from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, review, write_raw
 from tests.data.prepare.test_release import write_release, zipped
@@ -150,6 +152,21 @@ def test_finished_tables_are_not_made_again(tmp_path):
         assert database.table("numbers", "SELECT * FROM range(5)") == 5
     with Database(file, memory_gb=0.1) as database:
         assert database.table("numbers", "SELECT * FROM range(7)") == 5
+
+
+def test_too_little_memory_is_told_and_more_goes_on(tmp_path):
+    file = tmp_path / "tables.duckdb"
+    with Database(file, memory_gb=0.5) as database:
+        database.table("numbers", "SELECT * FROM range(5)")
+    query = "SELECT list(range ORDER BY hash(range)) AS all FROM range(2000000)"
+    with (
+        Database(file, memory_gb=0.01) as database,
+        pytest.raises(InputError, match=r"^`memory_gb` must be more for these data, but is 0\.01$"),
+    ):
+        database.table("longer", query)
+    with Database(file, memory_gb=0.5) as database:
+        assert database.count("numbers") == 5
+        assert database.table("longer", query) == 1
 
 
 def test_another_recipe_starts_anew(tmp_path):
