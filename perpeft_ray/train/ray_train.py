@@ -195,5 +195,13 @@ def _cause(error: BaseException) -> BaseException:
         failures = list(error.worker_failures.values())
         lost = [e for e in failures if not isinstance(e, PeerLostError)]
         first = next(iter(lost or failures), error)
-        return getattr(first, "health_check_failure", first)
+        of_ray = getattr(first, "health_check_failure", first)
+        if not isinstance(of_ray, _OwnError):
+            told = RuntimeError(
+                f"workers were lost {MAX_FAILURES + 1} times; killed for want of memory, or with "
+                f"their node ({type(of_ray).__name__})"
+            )
+            told.__cause__ = of_ray
+            return told
+        return of_ray.error
     return error

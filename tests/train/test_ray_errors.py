@@ -1,0 +1,35 @@
+"""What becomes of errors on Ray Train workers: which are tried again, and what is told of them."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from perpeft_ray.train.collective import PeerLostError
+from perpeft_ray.train.ray_train import _cause, _EndsAtOwnErrors, _OwnError
+
+OWN = [
+    FloatingPointError("the training loss must be finite, but is nan"),
+    MemoryError("8 TB"),
+    OSError(errno.ENOSPC, "No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
+def test_what_a_worker_raises_itself_is_not_tried_again(error: Exception) -> None:
+    with pytest.raises(ControllerError) as raised:
+        _EndsAtOwnErrors().after_exception(None, {0: PeerLostError(), 1: _OwnError(error)})
+    assert _cause(raised.value) is error
+
+
+def test_lost_workers_are_tried_again_and_told_when_there_are_too_many() -> None:
+    lost = {0: PeerLostError("another worker was lost"), 1: ActorDiedError()}
+    _EndsAtOwnErrors().after_exception(None, lost)  # raises nothing
+    told = _cause(WorkerGroupError("both", lost))
+    assert str(told) == (
+        "workers were lost 4 times; killed for want of memory, or with their node (ActorDiedError)"
+    )
+    assert told.__cause__ is lost[1]
