@@ -8,6 +8,7 @@ Letters: n items of a block, S image size in pixels, L most tokens of a title.
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class ItemStep:
         """Pixels, or why there are none."""
         file = self.root / image
         if not file.is_file():
-            raise FileNotFoundError(f"{str(file)!r} is not seen by {os.uname().nodename}")
+            raise FileNotFoundError(f"{str(file)!r} is not seen by {platform.node()}")
         try:
             return self.preprocessor.image(decode_rgb(file))
         except UnreadableImageError as error:
