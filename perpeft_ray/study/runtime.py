@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
+from perpeft_ray.study.disk import is_full_disk
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -164,9 +166,19 @@ def _check_resources(study: StudyConfig) -> None:
                 )
 
 
+class _LogFile(logging.FileHandler):
+    """A log on a full disk loses lines quietly: the study itself tells of it and ends."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Where a line cannot be written; called while the error is handled."""
+        error = sys.exception()
+        if error is None or not is_full_disk(error):
+            super().handleError(record)
+
+
 @contextmanager
 def _logging_to(file: Path) -> Iterator[None]:
-    handler = logging.FileHandler(file, delay=True)
+    handler = _LogFile(file, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.handlers[:], logger.propagate) for logger in loggers]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -58,35 +59,49 @@ def trackers(config: StudyConfig, folder: Path) -> list[Tracker]:
 
 
 class TensorBoard:
-    """Event files in `<study folder>/tensorboard/<trial id>`."""
+    """Event files in `<study folder>/tensorboard/<trial id>`.
+
+    Written at once: tensorboardX's `SummaryWriter` has a thread, and where that meets a full disk
+    the next call waits for ever.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / TENSORBOARD
-        self._writers: dict[str, Any] = {}
+        self._files: dict[str, Any] = {}
 
     def begin(self, spec: TrialSpec) -> None:
         """Open the trial's file, and remove that of an earlier run."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
 
         folder = self._folder / spec.trial_id
         shutil.rmtree(folder, ignore_errors=True)
-        writer = SummaryWriter(str(folder), write_to_disk=True)
+        folder.mkdir(parents=True)
+        self._files[spec.trial_id] = EventsWriter(str(folder / "events"))
         settings = (f"| {name} | {value} |" for name, value in asdict(spec.config).items())
-        writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *settings]))
-        self._writers[spec.trial_id] = writer
+        table = "\n".join(["| setting | value |", "|---|---|", *settings])
+        self._write(spec, summary.text("settings", table), 0)
 
     def epoch(self, spec: TrialSpec, record: EpochRecord) -> None:
         """Write the epoch's numbers."""
-        writer = self._writers[spec.trial_id]
+        from tensorboardX import summary
+
         for name, value in _numbers(record):
-            writer.add_scalar(name, value, record.epoch)
-        writer.flush()
+            self._write(spec, summary.scalar(name, value), record.epoch)
+        self._files[spec.trial_id].flush()
 
     def end(self, spec: TrialSpec, status: Status) -> None:
         """Close the file."""
-        writer = self._writers.pop(spec.trial_id)
-        writer.add_text("status", status)
-        writer.close()
+        from tensorboardX import summary
+
+        self._write(spec, summary.text("status", status), 0)
+        self._files.pop(spec.trial_id).close()
+
+    def _write(self, spec: TrialSpec, summary: Any, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=step, summary=summary)
+        self._files[spec.trial_id].write_event(event)
 
 
 class MLflow:
