@@ -241,3 +241,26 @@ def test_a_real_study_that_was_killed_has_the_metrics_of_the_unbroken_one(tmp_pa
     )
     pd.testing.assert_frame_equal(one, other)
     assert states(tmp_path / "broken")[TrialState.RUNNING] == 0
+
+
+@pytest.mark.cluster
+def test_two_trials_share_a_gpu_by_halves(tmp_path: Path) -> None:
+    """Ray's accounting of a GPU that is only declared; nothing computes on it."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    try:
+        options = ("--gpus-per-worker", "0.5", "--search.max-concurrent", "2")
+        halves = run(tmp_path, *options, RAY_ADDRESS=cluster.address)
+        assert halves.returncode == 0, halves.stderr
+        began = {file.name.split("-")[3] for file in (tmp_path / "runs").glob("began-*")}
+        assert len(began) == 2  # processes, side by side
+        trials = rows(tmp_path).sort_values("started_at")
+        assert (trials.started_at.iloc[1:].values < trials.finished_at.iloc[:-1].values).any()
+        more = run(
+            tmp_path, "--gpus-per-worker", "1.5", "--study", "x", RAY_ADDRESS=cluster.address
+        )
+        assert more.returncode == 1
+        assert "it needs 1 CPU, 1.5 GPU; the nodes have 2 CPU, 1 GPU" in more.stderr
+    finally:
+        cluster.shutdown()
