@@ -107,6 +107,15 @@ def test_a_bad_trial_is_refused_in_one_line(change: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"gpus_per_worker": 1.5},
+            "`gpus_per_worker` must be a whole number above 1, or a fraction of one, but is 1.5",
+        ),
+        ({"start_timeout_s": 0.0}, "`start_timeout_s` must be a positive number, but is 0.0"),
+        (
+            {"log": ("mlflow", "mlflow")},
+            "`log` must not repeat a value, but is",
+        ),
         ({"workers": -1}, "`workers` must be a whole number of at least 0, but is -1"),
         (
             {"workers": 2, "train": TrainSettings(mode="sequential")},

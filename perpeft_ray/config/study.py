@@ -181,6 +181,11 @@ class StudyConfig:
         at_least("parallel_workers", self.parallel_workers, 0)
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
         between("gpus_per_worker", self.gpus_per_worker, 0.0, math.inf)
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise InputError(
+                "`gpus_per_worker` must be a whole number above 1, or a fraction of one, but is "
+                f"{self.gpus_per_worker}"
+            )
         positive("start_timeout_s", self.start_timeout_s)
         if self.log:
             distinct("log", self.log)

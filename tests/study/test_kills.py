@@ -261,6 +261,6 @@ def test_two_trials_share_a_gpu_by_halves(tmp_path: Path) -> None:
             tmp_path, "--gpus-per-worker", "1.5", "--study", "x", RAY_ADDRESS=cluster.address
         )
         assert more.returncode == 1
-        assert "it needs 1 CPU, 1.5 GPU; the nodes have 2 CPU, 1 GPU" in more.stderr
+        assert "it needs 1 CPU, 2 GPU; the nodes have 2 CPU, 1 GPU" in more.stderr
     finally:
         cluster.shutdown()
