@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 PERPEFT = (sys.executable, "-c", "from perpeft_ray.cli import main; main()")
 TRIALS = "--workers 2 --search.max-concurrent 1 --parallel-workers 0"
-NODES_S = 120.0
+NODES_S = 300.0
 
 
 def doctor(nodes: Any, storage: Path, arguments: str = TRIALS) -> Any:
@@ -36,15 +36,15 @@ def wait_for_nodes(nodes: Any, count: int) -> None:
         "print(json.dumps(sum(node['Alive'] for node in ray.nodes())))"
     )
     deadline = time.monotonic() + NODES_S
-    alive = 0
     while time.monotonic() < deadline:
         asked = nodes.run(sys.executable, "-c", script, RAY_ADDRESS=nodes.address)
-        assert asked.returncode == 0, asked.stderr
-        alive = json.loads(asked.stdout.splitlines()[-1])
-        if alive == count:
+        # Ray cannot be joined in the moment in which a node on the same machine comes or goes.
+        if asked.returncode == 0 and json.loads(asked.stdout.splitlines()[-1]) == count:
             return
         time.sleep(1)
-    pytest.fail(f"{alive} of {count} nodes after {NODES_S:g} s: {nodes.logs()}")
+    pytest.fail(
+        f"not {count} nodes after {NODES_S:g} s: {asked.stdout}{asked.stderr}{nodes.logs()}"
+    )
 
 
 def row(output: str, check: str) -> str:
