@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from perpeft_ray.study.node_report import visible_gpus
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 PERPEFT = (sys.executable, "-c", "from perpeft_ray.cli import main; main()")
@@ -37,7 +39,7 @@ def wait_for_nodes(nodes: Any, count: int) -> None:
     )
     deadline = time.monotonic() + NODES_S
     while time.monotonic() < deadline:
-        asked = nodes.run(sys.executable, "-c", script, RAY_ADDRESS=nodes.address)
+        asked = nodes.run(sys.executable, "-c", script, timeout=NODES_S, RAY_ADDRESS=nodes.address)
         # Ray cannot be joined in the moment in which a node on the same machine comes or goes.
         if asked.returncode == 0 and json.loads(asked.stdout.splitlines()[-1]) == count:
             return
@@ -80,7 +82,7 @@ def own_mount() -> Callable[[Path], tuple[str, ...]]:
     return lambda folder: (*make, str(folder))
 
 
-def test_a_node_with_another_storage_and_another_torch(
+def test_a_node_with_another_storage_another_torch_and_no_gpu(
     nodes: Any, own_mount: Callable[[Path], tuple[str, ...]], tmp_path: Path
 ) -> None:
     storage, packages = tmp_path / "results", tmp_path / "packages"
@@ -89,16 +91,20 @@ def test_a_node_with_another_storage_and_another_torch(
     (packages / "torch-2.1.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: torch\nVersion: 2.1.0\n"
     )
+    # It also says that it has a GPU, which torch does not see.
     second = nodes.start_worker(
-        cpus=1, prefix=own_mount(storage), environment={"PYTHONPATH": str(packages)}
+        cpus=1, gpus=1, prefix=own_mount(storage), environment={"PYTHONPATH": str(packages)}
     )
     wait_for_nodes(nodes, 2)
-    ended = doctor(nodes, storage, TRIALS.replace("--workers 2", "--workers 5"))
+    ended = doctor(nodes, storage, f"{TRIALS} --gpus-per-worker 0.5")
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "has torch 2.1.0, not" in row(ended.stdout, "versions")
     found = row(ended.stdout, "storage")
     assert "cannot read it: No such file or directory: mount one file system" in found
-    assert "need 5 places: add nodes with 2 places of 1 CPU" in row(ended.stdout, "resources")
+    resources = row(ended.stdout, "resources")
+    assert "2 workers need 2 places: add nodes with 1 place of 1 CPU and 0.5 GPUs" in resources
+    if visible_gpus() == 0:
+        assert "torch sees none on " in row(ended.stdout, "GPUs")
     assert "2 of 2 answer" in row(ended.stdout, "nodes")
     assert list(storage.iterdir()) == []
     nodes.stop(second)
