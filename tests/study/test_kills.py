@@ -256,10 +256,9 @@ def test_two_trials_share_a_gpu_by_halves(tmp_path: Path) -> None:
         began = {file.name.split("-")[3] for file in (tmp_path / "runs").glob("began-*")}
         assert len(began) == 2  # processes, side by side
         trials = rows(tmp_path).sort_values("started_at")
-        assert (trials.started_at.iloc[1:].values < trials.finished_at.iloc[:-1].values).any()
-        more = run(
-            tmp_path, "--gpus-per-worker", "1.5", "--study", "x", RAY_ADDRESS=cluster.address
-        )
+        assert (trials.started_at.shift(-1) < trials.finished_at).any()
+        options = ("--gpus-per-worker", "2", "--study", "other")
+        more = run(tmp_path, *options, RAY_ADDRESS=cluster.address)
         assert more.returncode == 1
         assert "it needs 1 CPU, 2 GPU; the nodes have 2 CPU, 1 GPU" in more.stderr
     finally:
