@@ -18,8 +18,8 @@ the nearest centroid, for every event from the history up to it. Events are the 
 interactions of each user after the cut that have a history; a user counts once in each slice, with
 the mean over their events and seeds. Intervals and tests are those of all studies, over users.
 
-Groups and conditioning weight are given, not searched; the defaults are what a search found on
-toyshop:0 (results/LOG.md, toyshop_order).
+Scientific: the method. Nuisance: the learning rate, the seed. Fixed: the rest; groups and
+conditioning weight are what a search found on toyshop:0 (results/LOG.md, toyshop_order).
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class ExportOptions:
     """What an exported model holds beyond the trial itself."""
 
     embeddings: Precision = "float32"
-    """Of the precomputed item embeddings; float16 halves them and rounds scores to 3 digits."""
+    """Of the item embeddings on disk; float16 halves them and rounds scores to 3 digits."""
     with_encoder: bool = False
     """Copy the foundation model into the folder, so that new items need nothing from elsewhere."""
 

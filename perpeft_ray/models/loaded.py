@@ -74,15 +74,17 @@ class LoadedModel:
             items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
             self.item_ids: list[str] = items["item_ids"]
             self.titles: list[str | None] = items["titles"]
+            if not len(self.item_ids) == len(self.titles) == self.config.items:
+                raise ValueError(f"{ITEMS} must have {self.config.items} items")
             self._backbone = self._sasrec(folder)
             self._embeddings = [
-                _embeddings(group_folder(folder, g)) for g in range(self.config.groups)
+                self._table(group_folder(folder, g)) for g in range(self.config.groups)
             ]
             self._grouping: _Grouping | None = None
             if self.config.trial.groups is not None:
                 self._grouping = _Grouping(
                     self._sasrec(folder / GROUPING),
-                    _embeddings(folder / GROUPING),
+                    self._table(folder / GROUPING),
                     load_file(folder / GROUPING / CENTROIDS)["centroids"].numpy(),
                 )
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
@@ -259,6 +261,14 @@ class LoadedModel:
                 )
         return name
 
+    def _table(self, folder: Path) -> Tensor:
+        """All items as a group sees them, float32 [I+1, D]."""
+        table = load_file(folder / EMBEDDINGS)["embeddings"].float()
+        expected = (self.config.items + 1, self.config.trial.hidden_units)
+        if table.shape != expected:
+            raise ValueError(f"{folder / EMBEDDINGS} must have the shape {expected}")
+        return table
+
     def _sasrec(self, folder: Path) -> SASRec:
         trial = self.config.trial
         backbone = SASRec(
@@ -282,7 +292,3 @@ class _Grouping:
     """[I+1, D]."""
     centroids: NDArray[np.float32]
     """[G, D]."""
-
-
-def _embeddings(folder: Path) -> Tensor:
-    return load_file(folder / EMBEDDINGS)["embeddings"].float()

@@ -20,6 +20,7 @@ from perpeft_ray.config import TrialConfig
 from perpeft_ray.data.catalogue import build_catalogue
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.errors import InputError
+from perpeft_ray.models.adapters import read_module
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.workspace import Workspace
@@ -44,8 +45,6 @@ def embed_new_items(
     is loaded once. Raises InputError for an encoder that cannot be loaded, an item with neither
     title nor image, and an image file that is not there.
     """
-    from perpeft_ray.models.adapters import read_module
-
     for item in items:
         _check(item)
     if config.method == "without_mm":

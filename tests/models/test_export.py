@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from transformers import AutoModel
 
@@ -276,6 +276,21 @@ def test_a_folder_that_is_no_whole_model_is_told(
     export_trial(study_folder, finished_trial("perpeft", "lora"), tmp_path / "model")
     (tmp_path / "model" / broken).unlink()
     with pytest.raises(InputError, match=message):
+        perpeft_ray.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("changed", ["items.json", "groups/1/embeddings.safetensors"])
+def test_files_of_different_models_are_told(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path, changed: str
+) -> None:
+    export_trial(study_folder, finished_trial("perpeft", "lora"), tmp_path / "model")
+    file = tmp_path / "model" / changed
+    if file.suffix == ".json":
+        items = json.loads(file.read_text())
+        file.write_text(json.dumps({name: values[1:] for name, values in items.items()}))
+    else:
+        save_file({"embeddings": load_file(file)["embeddings"][1:].contiguous()}, file)
+    with pytest.raises(InputError, match=r"must be a whole exported model, but: .* must have"):
         perpeft_ray.load(tmp_path / "model")
 
 
