@@ -59,6 +59,15 @@ class Sizes:
     """Users scored by Ray Data, at the first two sizes; 0: none."""
 
 
+@dataclass(frozen=True)
+class Took:
+    """Time of one call."""
+
+    seconds: float
+    cpu_seconds: float
+    """Which other work on the machine lengthens little."""
+
+
 def main() -> None:
     """Measure and print a row a size."""
     sizes = tyro.cli(Sizes, description=__doc__)
@@ -70,13 +79,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             model_folder = Path(folder) / "model"
             write_random_model(model_folder, items)
-            model, load_seconds = timed(lambda: perpeft_ray.load(model_folder))  # noqa: B023
+            model, load = timed(lambda: perpeft_ray.load(model_folder))  # noqa: B023
             histories = random_histories(max(sizes.users, CALLS), items)
-            p50, p95 = latencies(model, histories[:CALLS])
+            calls = latencies(model, histories[:CALLS])
+            p50, p95 = np.percentile([call.seconds for call in calls], [50, 95])
+            cpu = np.median([call.cpu_seconds for call in calls])
             model.top_items(histories[:64], 10)
-            _, together = timed(lambda: model.top_items(histories[: sizes.users], 10))  # noqa: B023
-            print(f"{items:8,} {load_seconds:8.2f} {p50:8.2f} {p95:8.2f}", end="")
-            print(f" {sizes.users / together:8,.0f}", end="", flush=True)
+            _, many = timed(lambda: model.top_items(histories[: sizes.users], 10))  # noqa: B023
+            print(
+                f"{items:8,} {load.seconds:8.2f} {1e3 * p50:8.2f} {1e3 * p95:8.2f} {1e3 * cpu:8.2f}"
+                f" {sizes.users / many.seconds:8,.0f} {sizes.users / many.cpu_seconds:8,.0f}",
+                end="",
+                flush=True,
+            )
             if sizes.ray_users and place < 2:
                 print(f" {through_ray(model_folder, sizes.ray_users, items):12,.0f}", end="")
         print()
@@ -131,13 +146,11 @@ def random_histories(users: int, items: int) -> list[NDArray[np.int64]]:
     return [rng.integers(1, items + 1, size=rng.integers(5, 21)) for _ in range(users)]
 
 
-def latencies(model: LoadedModel, histories: list[NDArray[np.int64]]) -> tuple[float, float]:
-    """Median and 95th percentile of one `recommend`, in ms."""
+def latencies(model: LoadedModel, histories: list[NDArray[np.int64]]) -> list[Took]:
+    """What one `recommend` took, for each history."""
     ids = [[model.item_ids[item - 1] for item in history] for history in histories]
     model.recommend(ids[0])
-    seconds = [timed(lambda: model.recommend(history))[1] for history in ids]  # noqa: B023
-    p50, p95 = np.percentile(seconds, [50, 95])
-    return 1e3 * p50, 1e3 * p95
+    return [timed(lambda: model.recommend(history))[1] for history in ids]  # noqa: B023
 
 
 def through_ray(model: Path, users: int, items: int) -> float:
@@ -156,17 +169,17 @@ def through_ray(model: Path, users: int, items: int) -> float:
     file = model.parent / "interactions.parquet"
     table.to_parquet(file)
     with ray_runtime():
-        _, seconds = timed(
+        _, took = timed(
             lambda: recommend_all(model, file, model.parent / "out", BatchOptions(workers=1))
         )
-    return users / seconds
+    return users / took.seconds
 
 
-def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """What the function returns, and its wall time in seconds."""
-    started = time.perf_counter()
+def timed(function: Callable[[], T]) -> tuple[T, Took]:
+    """What the function returns, and what it took in this process."""
+    started, cpu_started = time.perf_counter(), time.process_time()
     out = function()
-    return out, time.perf_counter() - started
+    return out, Took(time.perf_counter() - started, time.process_time() - cpu_started)
 
 
 if __name__ == "__main__":

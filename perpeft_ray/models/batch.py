@@ -6,6 +6,7 @@ table nor the result need fit in memory.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,9 @@ def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> No
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's own log folder
+            handler.setLevel(logging.ERROR)
     ray.data.read_parquet(str(histories)).map_batches(
         _Scorer,
         fn_constructor_args=(str(model), options.k, options.exclude_seen),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +54,18 @@ def _moved(model: Recommender) -> dict[str, torch.nn.Parameter]:
     return module
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "last_layers"), [*((name, None) for name in VARIANTS), ("lora", 1)]
+)
 def test_what_is_written_is_what_is_read(
-    study_folder: StudyFolder, workspace: Workspace, tmp_path: Path, variant: Variant
+    study_folder: StudyFolder,
+    workspace: Workspace,
+    tmp_path: Path,
+    variant: Variant,
+    last_layers: int | None,
 ) -> None:
     """Read by a model that was built anew, as on another machine."""
-    config = _trial(study_folder.config, variant)
+    config = replace(_trial(study_folder.config, variant), last_layers=last_layers)
     model = _build(config, workspace)
     module = _moved(model)
     items = np.arange(1, workspace.num_items + 1)
@@ -75,11 +82,18 @@ def test_what_is_written_is_what_is_read(
     torch.testing.assert_close(again, expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if FACTS[name].in_towers])
+@pytest.mark.parametrize(
+    ("variant", "last_layers"),
+    [*((name, None) for name in VARIANTS if FACTS[name].in_towers), ("lora", 1), ("ia3", 1)],
+)
 def test_peft_alone_gives_the_same_features(
-    study_folder: StudyFolder, workspace: Workspace, tmp_path: Path, variant: Variant
+    study_folder: StudyFolder,
+    workspace: Workspace,
+    tmp_path: Path,
+    variant: Variant,
+    last_layers: int | None,
 ) -> None:
-    config = _trial(study_folder.config, variant)
+    config = replace(_trial(study_folder.config, variant), last_layers=last_layers)
     model = _build(config, workspace)
     module = _moved(model)
     write_module(model, module, config, tmp_path, "toyshop-clip")
