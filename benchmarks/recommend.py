@@ -72,9 +72,8 @@ def main() -> None:
     """Measure and print a row a size."""
     sizes = tyro.cli(Sizes, description=__doc__)
     torch.set_num_threads(1)
-    print(
-        f"{'items':>8} {'load s':>7} {'p50 ms':>7} {'p95 ms':>7} {'users/s':>8} {'Ray users/s':>12}"
-    )
+    columns = ("load s", "p50 ms", "p95 ms", "CPU ms", "users/s", "a CPU s")
+    print(f"{'items':>8}", *(f"{column:>8}" for column in columns), f"{'Ray users/s':>12}")
     for place, items in enumerate(sizes.items):
         with tempfile.TemporaryDirectory() as folder:
             model_folder = Path(folder) / "model"
