@@ -9,17 +9,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from perpeft_ray.config import StudyConfig
+from perpeft_ray.config import VARIANTS, StudyConfig
 from perpeft_ray.results.ablation_figures import (
     group_gains,
     groups_and_gains,
     sensitivity_curves,
 )
+from perpeft_ray.results.drawing import VARIANT_COLOURS, VARIANT_MARKERS
 from perpeft_ray.results.figures import study_figures, write_figures
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.search_figures import parameter_importance, search_history
-from perpeft_ray.study.front import on_front
 from perpeft_ray.results.statistics import paired_users, read_final_trials
+from perpeft_ray.study.front import on_front
 
 
 @pytest.fixture
@@ -43,6 +44,19 @@ def folder(record, tmp_path: Path) -> StudyFolder:
         folder.write_trial(record("global", "lora", 0.08, seed=seed))
         folder.write_trial(record("perpeft", "lora", 0.1 + 0.01 * seed, seed=seed))
     return folder
+
+
+def test_every_variant_can_be_drawn_and_told_apart(record, tmp_path: Path) -> None:
+    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
+    for variant in VARIANTS:
+        for rate in (5e-3, 1e-2):
+            folder.write_trial(record("perpeft", variant, phase="search", learning_rate=rate))
+        folder.write_trial(record("global", variant))
+        folder.write_trial(record("perpeft", variant))
+    drawn = {figure.name for figure in write_figures(folder)}
+    assert drawn >= {"accuracy_against_parameters", "groups", "search_history", "slices"}
+    for looks in (VARIANT_COLOURS, VARIANT_MARKERS):
+        assert len({looks[variant] for variant in (None, *VARIANTS)}) == 1 + len(VARIANTS)
 
 
 def test_figures_are_written_as_images(folder: StudyFolder) -> None:

@@ -18,13 +18,16 @@ def test_findings_are_the_signs_of_what_is_significant(write: Write) -> None:
     better, worse = rng.integers(0, 3, 200), rng.integers(10, 60, 200)
     first = write(
         "toyshop:1",
-        {("without_mm", 0): worse, ("frozen_mm", 0): better, ("global", 0): worse, ("perpeft", 0): better},
+        {
+            ("without_mm", 0): worse,
+            ("frozen_mm", 0): better,
+            ("global", 0): worse,
+            ("perpeft", 0): better,
+        },
     )
     second = write("toyshop:2", {("global", 0): worse, ("perpeft", 0): rng.permutation(worse)})
     table = orderings([first.path, second.path])
-    found = {
-        (row.dataset, row.above, row.below): row.finding for row in table.numbers.itertuples()
-    }
+    found = {(row.dataset, row.above, row.below): row.finding for row in table.numbers.itertuples()}
     assert found == {
         ("toyshop:1", "frozen_mm", "without_mm"): "holds",
         ("toyshop:1", "global", "frozen_mm"): "reversed",
