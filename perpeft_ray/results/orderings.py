@@ -28,7 +28,7 @@ def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
 
     Columns: dataset, encoder, variant, above, below, mean_above, mean_below, difference, low, high
     (95 % bootstrap interval over users), p_value (paired t over users), p_holm (corrected over the
-    table), p_seeds, users, seeds, finding: `holds` or `reversed` where p_holm is below 0.05, else
+    data set), p_seeds, users, seeds, finding: `holds` or `reversed` where p_holm is below 0.05, else
     `undecided`.
     """
     trials = read_final_trials(folders)
@@ -40,7 +40,11 @@ def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
         if (row := _row(of_data, variant, above, below, metric)) is not None
     ]
     numbers = pd.DataFrame(rows)
-    numbers["p_holm"] = holm(numbers.p_value.fillna(1.0).to_numpy(np.float64))
+    numbers["p_holm"] = (
+        numbers.p_value.fillna(1.0)
+        .groupby([numbers.dataset, numbers.encoder])
+        .transform(lambda p: holm(p.to_numpy(np.float64)))
+    )
     numbers["finding"] = np.where(
         numbers.p_holm >= LEVEL, "undecided", np.where(numbers.difference > 0, "holds", "reversed")
     )
@@ -129,7 +133,7 @@ def _text(rows: pd.DataFrame, dataset: str, metric: str) -> TextTable:
         caption=(
             f"Encoder {_short(encoder)}; {rows.seeds.max()} seeds, {rows.users.max()} users. × 100 "
             "with 95 % bootstrap intervals over users; p: paired t over users, Holm-corrected over "
-            "all data sets; p seeds: paired t over seeds, not corrected."
+            "the data set; p seeds: paired t over seeds, not corrected."
         ),
     )
 
