@@ -156,6 +156,9 @@ class StudyConfig:
     """GPUs of a worker (or of a trial without workers), also a fraction; 0 trains on the CPU."""
     log: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Trackers besides TensorBoard: mlflow, wandb; each a package of its own, see README."""
+    checkpoints: str = ""
+    """Folder or URI (such as s3://…) that all nodes reach, for the checkpoints of trials that have
+    not ended; empty: in the study's folder."""
     start_timeout_s: float = 20.0
     """Seconds to wait for Ray to have room for a trial; more on a cluster that grows on demand."""
     seeds: tuple[int, ...] = (0,)

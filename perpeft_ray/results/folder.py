@@ -22,7 +22,7 @@ from perpeft_ray.results.surroundings import git_revision, machine, versions
 from perpeft_ray.study.record import Searched, TrialRecord
 
 DESCRIPTION = "study.json"
-NO_PART = {"storage", "start_timeout_s", "log"}
+NO_PART = {"storage", "checkpoints", "start_timeout_s", "log"}
 """Settings of a study that may change when it goes on: they are no part of its results."""
 
 

@@ -20,6 +20,7 @@ from perpeft_ray.config import StudyConfig, TrialConfig
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.record import Recorder, Searched, TrialRecord
+from perpeft_ray.train.checkpoint_folder import subfolder
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 
 if TYPE_CHECKING:  # torch is imported by trials that train, not by those who plan them
@@ -43,7 +44,7 @@ class Runner(Protocol):
         report: Report,
         *,
         test: bool,
-        checkpoints: Path,
+        checkpoints: Path | str,
     ) -> TrialOutcome:
         """Train, call `report` after every epoch and return what was measured.
 
@@ -64,7 +65,7 @@ class DistributedRunner(Protocol):
         cpus_per_worker: int,
         gpus_per_worker: float,
         test: bool,
-        checkpoints: Path,
+        checkpoints: Path | str,
     ) -> TrialOutcome:
         """As `Runner`; `report` is called in this process."""
 
@@ -95,9 +96,12 @@ class Study:
     run_distributed: DistributedRunner
 
     @property
-    def checkpoints(self) -> Path:
-        """Folder with a subfolder for each trial that has not ended, by its trial id."""
-        return self.folder / "checkpoints"
+    def checkpoints(self) -> Path | str:
+        """Folder or URI with a subfolder for each trial that has not ended, by its trial id."""
+        given = self.config.checkpoints
+        if "://" in given:
+            return subfolder(given, self.config.study)
+        return Path(given).absolute() / self.config.study if given else self.folder / "checkpoints"
 
 
 def make_trainable(study: Study) -> Callable[[dict[str, Any]], None]:
@@ -122,7 +126,7 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
         epochs.append(record)
         report(to_result(record, spec.config))
 
-    checkpoints = study.checkpoints / spec.trial_id
+    checkpoints = subfolder(study.checkpoints, spec.trial_id)
     if spec.workers == 0:
         _use_threads(study.config.cpus_per_worker)
         outcome = study.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 
 import ray
@@ -16,6 +15,7 @@ from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.room import resources_of_worker
 from perpeft_ray.study.trainable import Study, make_trainable
 from perpeft_ray.study.watch import Watch
+from perpeft_ray.train.checkpoint_folder import remove_checkpoints, subfolder, subfolders
 
 
 def run_tune(
@@ -60,9 +60,9 @@ def run_tune(
 def _remove_checkpoints(study: Study) -> None:
     """Of trials that have ended: what a kill, or a worker of a stopped trial, has left."""
     ended = study.recorder.finished()
-    for folder in study.checkpoints.glob("*"):
-        if is_one_of(folder.name, ended):
-            shutil.rmtree(folder, ignore_errors=True)
+    for name in subfolders(study.checkpoints):
+        if is_one_of(name, ended):
+            remove_checkpoints(subfolder(study.checkpoints, name))
 
 
 def _concurrency(config: StudyConfig, workers: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from perpeft_ray.study.record import Status, TrialRecord
 from perpeft_ray.study.room import Patience
 from perpeft_ray.study.trackers import trackers
 from perpeft_ray.study.trainable import Study, from_result, is_last_epoch
+from perpeft_ray.train.checkpoint_folder import remove_checkpoints, subfolder
 from perpeft_ray.train.outcome import EpochRecord
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Watch(tune.Callback):
         if not complete:
             self._write(trial, spec, "PRUNED", None)
             # A Ray Train worker may be writing still: what it leaves goes when the study ends.
-            shutil.rmtree(self._study.checkpoints / spec.trial_id, ignore_errors=True)
+            remove_checkpoints(subfolder(self._study.checkpoints, spec.trial_id))
         self._tell(trial, spec, "COMPLETE" if complete else "PRUNED", None)
 
     def on_trial_error(

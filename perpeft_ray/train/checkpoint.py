@@ -30,6 +30,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from perpeft_ray.metrics import RankingMetrics
+from perpeft_ray.train.checkpoint_folder import resolve
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.progress import (
@@ -63,7 +64,7 @@ class Checkpoints:
                 fsspec does (`fsspec+memory://…`); all workers must see it.
             key: hash of all that determines the stage's result; other keys' files are not read.
         """
-        self._files, self._folder = _resolve(folder)
+        self._files, self._folder = resolve(folder)
         self._root = f"{self._folder}/{key}"
         self._collective = collective
 
@@ -183,19 +184,6 @@ class Checkpoints:
         """A file that appears whole or not at all."""
         self._write(f"{path}.part", content)
         self._files.move(f"{path}.part", path)
-
-
-def remove_checkpoints(folder: Path | str) -> None:
-    """Remove a folder of checkpoints with all that is in it; nothing where it is not there."""
-    files, path = _resolve(folder)
-    with suppress(FileNotFoundError):
-        files.delete_dir(path)
-
-
-def _resolve(folder: Path | str) -> tuple[fs.FileSystem, str]:
-    return fs.FileSystem.from_uri(
-        str(folder.absolute()) if isinstance(folder, Path) else folder.rstrip("/")
-    )
 
 
 def _parts(state: TrainState) -> list[str]:
