@@ -45,7 +45,7 @@ def defaults(preset: StudyConfig) -> StudyConfig:
 
 def costs(study: Study, progress: Progress) -> None:
     """Imported late, so that `--help` and bad input answer at once."""
-    from perpeft_ray.study.efficiency import run_efficiency
+    from perpeft_ray.study.questions.efficiency import run_efficiency
 
     run_efficiency(study, progress)
 

@@ -49,7 +49,7 @@ def defaults(preset: StudyConfig) -> StudyConfig:
 def front(study: Study, progress: Progress) -> None:
     """Imported late, so that `--help` and bad input answer at once."""
     from perpeft_ray.study.ablation import run_ablation, run_listed
-    from perpeft_ray.study.pareto import front_trials
+    from perpeft_ray.study.questions.pareto import front_trials
 
     run_ablation(study, progress)
     run_listed(study, front_trials(study), progress)

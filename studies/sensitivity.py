@@ -47,7 +47,7 @@ def defaults(preset: StudyConfig) -> StudyConfig:
 
 def curves(study: Study, progress: Progress) -> None:
     """Imported late, so that `--help` and bad input answer at once."""
-    from perpeft_ray.study.sensitivity import run_sensitivity
+    from perpeft_ray.study.questions.sensitivity import run_sensitivity
 
     run_sensitivity(study, progress)
 

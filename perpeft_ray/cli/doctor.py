@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from perpeft_ray.cli.study import check_inputs, parse_study
-from perpeft_ray.study.job import check_storage_outlives_job
+from perpeft_ray.study.host.job import check_storage_outlives_job
 
 if TYPE_CHECKING:
-    from perpeft_ray.study.diagnosis import Check
+    from perpeft_ray.study.doctor.diagnosis import Check
 
 _DESCRIPTION = """Check a cluster before a study, with the options of `perpeft study`.
 
@@ -38,7 +38,7 @@ def doctor(arguments: Sequence[str]) -> None:
     drawn = config.dataset.partition(":")[0] == "toyshop"
     with tempfile.TemporaryDirectory(prefix="perpeft-doctor-") as scratch:
         dataset = check_inputs(config, Path(scratch) if drawn else storage / ".cache")
-        from perpeft_ray.study.doctor import diagnose
+        from perpeft_ray.study.doctor.examine import diagnose
 
         checks = diagnose(config, storage, dataset)
     # In a job's log a table may be wider than rich's 80 columns.

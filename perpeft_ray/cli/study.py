@@ -22,7 +22,7 @@ from perpeft_ray.cli.parsing import first_sentence
 from perpeft_ray.cli.results import print_tables, write_report
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
-from perpeft_ray.study.job import check_storage_outlives_job
+from perpeft_ray.study.host.job import check_storage_outlives_job
 from perpeft_ray.study.presets import Preset, preset
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     Raises InputError before anything is written.
     """
     from perpeft_ray.results.folder import StudyFolder, storage_folder
-    from perpeft_ray.study.disk import telling_a_full_disk
-    from perpeft_ray.study.owner import owned
+    from perpeft_ray.study.host.disk import telling_a_full_disk
+    from perpeft_ray.study.host.owner import owned
+    from perpeft_ray.study.host.runtime import ray_for
     from perpeft_ray.study.progress import Progress
-    from perpeft_ray.study.runtime import ray_for
     from perpeft_ray.study.trackers import check_trackers
 
     question = question or Question()
@@ -204,7 +204,7 @@ def _leaving_nothing_behind(storage: Path, folder: Path) -> Iterator[None]:
 
     Unless it is by now another process's, which was started at the same time.
     """
-    from perpeft_ray.study.owner import others_own
+    from perpeft_ray.study.host.owner import others_own
 
     new = [path for path in (storage, folder) if not path.exists()][:1]
     try:

@@ -71,7 +71,7 @@ def recommend_all(
     appears whole or not at all. Raises InputError for a bad model or table, and where `out` is
     there.
     """
-    from perpeft_ray.study.runtime import ray_runtime
+    from perpeft_ray.study.host.runtime import ray_runtime
 
     options = options or BatchOptions()
     for name in ("k", "batch_size", "workers"):

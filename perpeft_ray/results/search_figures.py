@@ -14,7 +14,7 @@ from perpeft_ray.results.drawing import (
     panels,
 )
 from perpeft_ray.results.summary import SELECTION
-from perpeft_ray.study.front import on_front
+from perpeft_ray.study.questions.front import on_front
 
 _SETTINGS = ("variant", *VARIED)
 _LABELS = {"conditioning_weight": "conditioning weight λ", "learning_rate": "learning rate"}
@@ -102,7 +102,7 @@ def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
 
     None where there are no more complete trials than settings: anything would explain them.
     """
-    from perpeft_ray.study.importance import setting_importances
+    from perpeft_ray.study.search.importance import setting_importances
 
     done = _complete(trials)
     if len(done) <= len(_SETTINGS):

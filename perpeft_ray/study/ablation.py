@@ -23,9 +23,9 @@ from perpeft_ray.study.plan import (
     sweep_trials,
 )
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.resume import sampler_after, settle, unfinished_settings
-from perpeft_ray.study.schedule import AshaWithinVariant
-from perpeft_ray.study.suggest import Suggestions
+from perpeft_ray.study.search.resume import sampler_after, settle, unfinished_settings
+from perpeft_ray.study.search.schedule import AshaWithinVariant
+from perpeft_ray.study.search.suggest import Suggestions
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.study.tuning import run_tune
 

@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.plan import Key, TrialSpec, search_trial
-from perpeft_ray.study.suggest import Suggestions
+from perpeft_ray.study.search.suggest import Suggestions
 
 Ready = Callable[[Collection[Key], bool], list[TrialSpec]]
 """(keys of trials that have ended, whether the search goes on) -> the trials that can be run."""

@@ -17,7 +17,7 @@ from perpeft_ray.config import (
     exists,
 )
 from perpeft_ray.study.record import Phase
-from perpeft_ray.study.space import Setting, all_settings
+from perpeft_ray.study.search.space import Setting, all_settings
 
 Key = tuple[str, str]
 """(phase, config_hash): a trial of a study, as `Recorder.finished` has it."""

@@ -10,9 +10,9 @@ from ray.tune.schedulers import TrialScheduler
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.agenda import Agenda
+from perpeft_ray.study.host.room import resources_of_worker
 from perpeft_ray.study.plan import is_one_of
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.room import resources_of_worker
 from perpeft_ray.study.trainable import Study, make_trainable
 from perpeft_ray.study.watch import Watch
 from perpeft_ray.train.checkpoint_folder import remove_checkpoints, subfolder, subfolders

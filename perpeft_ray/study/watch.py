@@ -11,11 +11,11 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from perpeft_ray.study.disk import is_full_disk
+from perpeft_ray.study.host.disk import is_full_disk
+from perpeft_ray.study.host.room import Patience
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.record import Status, TrialRecord
-from perpeft_ray.study.room import Patience
 from perpeft_ray.study.trackers import trackers
 from perpeft_ray.study.trainable import Study, from_result, is_last_epoch
 from perpeft_ray.train.checkpoint_folder import remove_checkpoints, subfolder

@@ -12,7 +12,7 @@ import perpeft_ray
 from perpeft_ray.cli.models import recommend
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.batch import SCHEMA, BatchOptions, recommend_all
-from perpeft_ray.study.runtime import ray_runtime
+from perpeft_ray.study.host.runtime import ray_runtime
 
 
 @pytest.fixture(scope="module", autouse=True)

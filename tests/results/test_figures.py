@@ -20,7 +20,7 @@ from perpeft_ray.results.figures import study_figures, write_figures
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.search_figures import parameter_importance, search_history
 from perpeft_ray.results.statistics import paired_users, read_final_trials
-from perpeft_ray.study.front import on_front
+from perpeft_ray.study.questions.front import on_front
 
 
 @pytest.fixture

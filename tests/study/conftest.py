@@ -244,7 +244,7 @@ def ray_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for all tests of the session, as the study starts it."""
     from ray import cloudpickle
 
-    from perpeft_ray.study.runtime import ray_for
+    from perpeft_ray.study.host.runtime import ray_for
 
     # Trials' processes cannot import test modules.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

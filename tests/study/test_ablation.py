@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from perpeft_ray.study.ablation import run_ablation
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.suggest import open_journal
+from perpeft_ray.study.search.suggest import open_journal
 
 pytestmark = pytest.mark.usefixtures("ray_runtime")
 

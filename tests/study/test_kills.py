@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from perpeft_ray.study.suggest import open_journal
+from perpeft_ray.study.search.suggest import open_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SCRIPT = Path(__file__).with_name("quick_study.py")

@@ -13,10 +13,10 @@ from typing import Any
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.errors import InputError
-from perpeft_ray.study import diagnosis, node_report
-from perpeft_ray.study.diagnosis import Check
-from perpeft_ray.study.node_report import NodeReport, Question
-from perpeft_ray.study.runtime import ray_runtime, wait_for_state_api, worker_counts
+from perpeft_ray.study.doctor import diagnosis, node_report
+from perpeft_ray.study.doctor.diagnosis import Check
+from perpeft_ray.study.doctor.node_report import NodeReport, Question
+from perpeft_ray.study.host.runtime import ray_runtime, wait_for_state_api, worker_counts
 
 LIBRARIES = ("ray", "torch", "transformers", "peft")
 """Beside Python and this package, what must be the same on every node."""

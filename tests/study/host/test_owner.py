@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from perpeft_ray.errors import InputError
-from perpeft_ray.study import owner
-from perpeft_ray.study.owner import others_own, owned
+from perpeft_ray.study.host import owner
+from perpeft_ray.study.host.owner import others_own, owned
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path
-from perpeft_ray.study.owner import owned
+from perpeft_ray.study.host.owner import owned
 with owned(Path(sys.argv[1]), print):
     print("mine", flush=True)
     time.sleep(600)

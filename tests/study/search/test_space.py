@@ -18,7 +18,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.study.check import check_study
 from perpeft_ray.study.plan import search_trial
 from perpeft_ray.study.presets import preset
-from perpeft_ray.study.space import all_settings, suggest_setting
+from perpeft_ray.study.search.space import all_settings, suggest_setting
 
 
 def suggestions(study: StudyConfig, count: int) -> list[dict[str, object]]:

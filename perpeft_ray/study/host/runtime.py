@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
-from perpeft_ray.study.disk import is_full_disk
+from perpeft_ray.study.host.disk import is_full_disk
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,7 +47,7 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
     """
     with ray_runtime():
         if os.environ.get("RAY_ADDRESS"):  # a cluster may grow, and others may hold its processors
-            from perpeft_ray.study.room import wait_for_room
+            from perpeft_ray.study.host.room import wait_for_room
 
             wait_for_room(study, max(worker_counts(study).values()))
         else:

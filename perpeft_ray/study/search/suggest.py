@@ -18,7 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from perpeft_ray.config import StudyConfig, canonical_hash
 from perpeft_ray.study.plan import search_trial, search_trials
-from perpeft_ray.study.space import Setting, all_settings, suggest_setting
+from perpeft_ray.study.search.space import Setting, all_settings, suggest_setting
 from perpeft_ray.study.trainable import OBJECTIVE
 
 SIZE = "trainable_parameters"

@@ -8,7 +8,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator
 
-from perpeft_ray.study.space import Setting
+from perpeft_ray.study.search.space import Setting
 
 
 def setting_importances(settings: Sequence[Setting], scores: Sequence[float]) -> dict[str, float]:

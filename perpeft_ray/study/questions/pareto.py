@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from perpeft_ray.config import TrialConfig
-from perpeft_ray.study.front import on_front
 from perpeft_ray.study.plan import TrialSpec, search_trials, settings_trials
+from perpeft_ray.study.questions.front import on_front
 from perpeft_ray.study.trainable import Study
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import perpeft_ray
 from perpeft_ray.encoder.preprocess import encoder_fingerprint
-from perpeft_ray.study.node_report import (
+from perpeft_ray.study.doctor.node_report import (
     MISSING,
     SIGN,
     Question,
@@ -72,7 +72,7 @@ def test_torch_sees_no_gpu_here_or_as_many_as_it_says() -> None:
 
 def test_what_nodes_run_can_travel_by_value() -> None:
     """It must not refer to this package at its top: a node may not have it."""
-    assert report_node.__module__ == "perpeft_ray.study.node_report"
+    assert report_node.__module__ == "perpeft_ray.study.doctor.node_report"
     values = vars(sys.modules[report_node.__module__]).values()
     modules = {getattr(value, "__module__", "") or "" for value in values}
     assert {name for name in modules if name.startswith("perpeft")} == {report_node.__module__}

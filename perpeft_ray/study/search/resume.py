@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.plan import search_trial
 from perpeft_ray.study.record import Searched
-from perpeft_ray.study.space import Setting, suggest_setting
-from perpeft_ray.study.suggest import open_journal, optuna_study_name
+from perpeft_ray.study.search.space import Setting, suggest_setting
+from perpeft_ray.study.search.suggest import open_journal, optuna_study_name
 
 
 def settle(study: StudyConfig, journal: Path, ended: Mapping[str, Searched]) -> None:

@@ -16,13 +16,13 @@ from ray.tune.result import DONE
 
 from perpeft_ray.config import METHODS, SearchSettings, StudyConfig, TrainSettings
 from perpeft_ray.study.ablation import run_ablation, run_listed
-from perpeft_ray.study.efficiency import efficiency_trials
-from perpeft_ray.study.front import on_front
-from perpeft_ray.study.pareto import front_trials
 from perpeft_ray.study.plan import search_trial
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.sensitivity import run_sensitivity
-from perpeft_ray.study.suggest import Suggestions, open_journal, optuna_study_name
+from perpeft_ray.study.questions.efficiency import efficiency_trials
+from perpeft_ray.study.questions.front import on_front
+from perpeft_ray.study.questions.pareto import front_trials
+from perpeft_ray.study.questions.sensitivity import run_sensitivity
+from perpeft_ray.study.search.suggest import Suggestions, open_journal, optuna_study_name
 from perpeft_ray.study.trainable import OBJECTIVE
 
 

@@ -18,10 +18,10 @@ from ray.util import state
 
 from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.errors import InputError
-from perpeft_ray.study import runtime
+from perpeft_ray.study.host import runtime
+from perpeft_ray.study.host.runtime import ray_for
 from perpeft_ray.study.plan import search_trials
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.runtime import ray_for
 from perpeft_ray.study.watch import one_line
 from perpeft_ray.train.outcome import EpochRecord
 

@@ -13,10 +13,10 @@ from ray.tune.result import DONE
 from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.study.plan import search_trial
 from perpeft_ray.study.record import Searched
-from perpeft_ray.study.resume import sampler_after, settle, unfinished_settings
-from perpeft_ray.study.schedule import AshaWithinVariant
-from perpeft_ray.study.space import Setting
-from perpeft_ray.study.suggest import Suggestions, open_journal, optuna_study_name
+from perpeft_ray.study.search.resume import sampler_after, settle, unfinished_settings
+from perpeft_ray.study.search.schedule import AshaWithinVariant
+from perpeft_ray.study.search.space import Setting
+from perpeft_ray.study.search.suggest import Suggestions, open_journal, optuna_study_name
 from perpeft_ray.study.trainable import OBJECTIVE, VALIDATED_STAGE3_EPOCHS
 
 STUDY = StudyConfig(train=TrainSettings(epochs=2, personal_epochs=4))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.study.node_report import MISSING, NodeReport
+from perpeft_ray.study.doctor.node_report import MISSING, NodeReport
 
 Reports = Mapping[str, NodeReport | None]
 """What each node answered, by its name; None: no answer."""

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from perpeft_ray.study.importance import setting_importances
+from perpeft_ray.study.search.importance import setting_importances
 
 
 def test_the_setting_that_decides_the_score_is_first() -> None:

@@ -11,9 +11,9 @@ import pytest
 from ray._private.runtime_env.packaging import create_package
 
 from perpeft_ray.errors import InputError
-from perpeft_ray.study.job import check_storage_outlives_job, submission_id
+from perpeft_ray.study.host.job import check_storage_outlives_job, submission_id
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

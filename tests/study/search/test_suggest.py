@@ -12,7 +12,7 @@ from ray.tune.result import DONE
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings
 from perpeft_ray.study.plan import search_trial
-from perpeft_ray.study.suggest import Suggestions, open_journal, optuna_study_name
+from perpeft_ray.study.search.suggest import Suggestions, open_journal, optuna_study_name
 from perpeft_ray.study.trainable import OBJECTIVE
 
 STUDY = StudyConfig(train=TrainSettings(epochs=2, personal_epochs=4))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from perpeft_ray.config import SearchSettings, StudyConfig
-from perpeft_ray.study import diagnosis
-from perpeft_ray.study.node_report import MISSING, NodeReport
+from perpeft_ray.study.doctor import diagnosis
+from perpeft_ray.study.doctor.node_report import MISSING, NodeReport
 
 OWN = {"python": "3.11.7", "torch": "2.13.0+cpu", "perpeft-ray": "0.1.0"}
 

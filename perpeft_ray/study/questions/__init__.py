@@ -1,0 +1,1 @@
+"""What studies ask beyond the ablation: which trials, and in which settings."""
