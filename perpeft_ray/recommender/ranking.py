@@ -9,8 +9,10 @@ from torch import Tensor
 
 from perpeft_ray.data.split import Histories
 
-_BLOCK_SCORES = 16 * 2**20
-"""Scores held at a time: 64 MiB of float32."""
+_BLOCK_SCORES = 2**20
+"""Scores held at a time: 4 MiB of float32, which stay in the processor's cache."""
+_BLOCK_USERS = 16
+"""Users in a block at least: a product with fewer rows is bound by reading the items."""
 
 
 @torch.no_grad()
@@ -36,11 +38,15 @@ def target_ranks(
         )
     ranks = np.empty(len(targets), dtype=np.int64)
     candidates = item_embeddings[1:].T  # [D, I]; item i is column i - 1
-    step = max(1, _BLOCK_SCORES // num_items)
+    step = max(_BLOCK_USERS, _BLOCK_SCORES // num_items)
+    # Ones and zeros are added as they are; float32 is exact up to 2^24 of them.
+    counted = torch.float32 if num_items <= 2**24 else torch.float64
+    # One buffer: asking the system for the memory of each block's scores took longer than they did.
+    buffer = states.new_empty(min(step, len(targets)), num_items)
     for start in range(0, len(targets), step):
         block = slice(start, min(start + step, len(targets)))
-        scores = states[block] @ candidates  # [b, I]
-        if not torch.isfinite(scores).all():
+        scores = torch.mm(states[block], candidates, out=buffer[: block.stop - start])  # [b, I]
+        if not _finite(scores):
             raise ValueError("scores must be finite to be ranked, but some are NaN or infinite")
         columns = torch.as_tensor(targets[block].astype(np.int64) - 1, device=scores.device)
         # From the same product, so that the target compares equal to itself bit by bit.
@@ -48,8 +54,14 @@ def target_ranks(
         scores[_known(history, block, scores.device)] = -torch.inf
         # A target is a candidate also where the history has it.
         scores.scatter_(1, columns[:, None], of_target)
-        ranks[block] = ((scores >= of_target).sum(dim=1) - 1).cpu().numpy()
+        above = scores.ge_(of_target).sum(dim=1, dtype=counted)
+        ranks[block] = (above - 1).cpu().numpy()
     return ranks
+
+
+def _finite(scores: Tensor) -> bool:
+    """Whether all are; by one sum, which a NaN or infinity does not leave, or else one by one."""
+    return bool(scores.sum().isfinite() or scores.isfinite().all())
 
 
 def _known(history: Histories, block: slice, device: torch.device) -> tuple[Tensor, Tensor]:
