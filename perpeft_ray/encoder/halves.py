@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.targets import layer_stacks
 
 TextPooling = Literal["end", "last", "first", "mean"]
@@ -95,6 +96,10 @@ class DualText:
 
     def features(self, batch: ItemBatch) -> Tensor:
         """The projected features."""
+        if clip.runs(self.model):
+            place = self._place(batch.token_ids)
+            assert isinstance(place, Tensor)
+            return clip.text_features(self.model, batch.token_ids, place)
         return self.model.get_text_features(**self._inputs(batch)).pooler_output
 
     def states(self, batch: ItemBatch) -> Tensor:
@@ -137,6 +142,8 @@ class DualImage:
 
     def features(self, pixels: Tensor) -> Tensor:
         """The projected features."""
+        if clip.runs(self.model):
+            return clip.image_features(self.model, pixels)
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def states(self, pixels: Tensor) -> Tensor:
