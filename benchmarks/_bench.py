@@ -1,0 +1,154 @@
+"""What benchmarks share: medians of repeats, peak memory of a fresh process, and the one table.
+
+Every script of `benchmarks/` writes its rows into `results/bench/bench.parquet` and renders the
+whole table again as `results/bench/bench.md`; rows of another script stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from perpeft_ray.results.files import whole_file
+
+FOLDER = Path("results/bench")
+COLUMNS = [
+    "benchmark",
+    "case",
+    "metric",
+    "value",
+    "unit",
+    "reference",
+    "ratio",
+    "machine",
+    "revision",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure."""
+
+    benchmark: str
+    case: str
+    metric: str
+    value: float
+    unit: str
+    reference: float | None = None
+    """What it is compared with: the authors' program, measured by others on a machine of this
+    kind, or something measured in the same run; `case` or `metric` says what."""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better than the reference: of times and sizes the inverse."""
+        if self.reference is None:
+            return None
+        less_is_better = self.unit in ("s", "ms", "MB")
+        return self.reference / self.value if less_is_better else self.value / self.reference
+
+
+def record(rows: Sequence[Row]) -> None:
+    """Print the rows and put them into the table, in place of this benchmark's old ones."""
+    file = FOLDER / "bench.parquet"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    where = {"machine": _machine(), "revision": _revision()}
+    new = pd.DataFrame([{**asdict(row), "ratio": row.ratio, **where} for row in rows])[COLUMNS]
+    new = new.astype({"value": float, "reference": float, "ratio": float})
+    if file.exists():
+        old = pd.read_parquet(file)
+        kept = old[~old["benchmark"].isin(new["benchmark"])]
+        new = pd.concat([kept, new], ignore_index=True) if len(kept) else new
+    with whole_file(file) as temporary:
+        new.to_parquet(temporary, index=False)
+    with whole_file(FOLDER / "bench.md") as temporary:
+        temporary.write_text(markdown(new))
+    for row in rows:
+        ratio = "" if row.ratio is None else f"   {row.ratio:.3g}x of {row.reference:g}"
+        print(f"{row.benchmark:16} {row.case:44} {row.metric:24} {row.value:10.4g} {row.unit}{ratio}")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, machine and revision as a line each above it."""
+    lines = [f"- {', '.join(sorted(set(table[name])))}" for name in ("machine", "revision")]
+    shown = COLUMNS[:7]
+    lines += ["", f"| {' | '.join(shown)} |", "|---|---|---|---:|---|---:|---:|"]
+    for row in table[shown].itertuples(index=False):
+        cells = ["" if pd.isna(c) else f"{c:.4g}" if isinstance(c, float) else str(c) for c in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def seconds(work: Callable[[], Any], repeats: int = 5, warm_up: int = 1) -> float:
+    """Median wall time of a call."""
+    for _ in range(warm_up):
+        work()
+    return statistics.median(_timed(work) for _ in range(repeats))
+
+
+def seconds_in_turn(works: Sequence[Callable[[], Any]], repeats: int = 5) -> list[float]:
+    """Median wall time of each call, measured in turn so that other load falls on all alike."""
+    for work in works:
+        work()
+    rounds = [[_timed(work) for work in works] for _ in range(repeats)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def in_fresh_process(script: str, *arguments: str, threads: int | None = None) -> dict[str, Any]:
+    """Run `script --measure arguments`, whose last line printed is JSON: its memory is its own.
+
+    Memory that a step frees is kept for the next one, as in the processes of a study's trials.
+    """
+    from perpeft_ray.study.runtime import _ENVIRONMENT
+
+    kept = {name: value for name, value in _ENVIRONMENT.items() if name.startswith("MALLOC")}
+    environment = os.environ | kept
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, script, "--measure", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_mb() -> float:
+    """The most memory that this process had so far, MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def reset_peak() -> None:
+    """Let `peak_mb` count from now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _machine() -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        name = names[0].partition(":")[2].strip() if names else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _revision() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,117 @@
+"""Encoders and catalogues to measure with, written to a folder from a seed.
+
+Encoders are random CLIPs in the form of transformers, with a BPE vocabulary of the catalogue's
+own words. Their weights say nothing, which no time depends on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+_SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u")]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Sizes of a CLIP."""
+
+    pixels: int
+    patch: int
+    image_width: int
+    text_width: int
+    layers: int
+    heads: int
+    projection: int
+
+
+VIT_B_32 = Clip(224, 32, 768, 512, 12, 12, 512)
+SMALL = Clip(64, 16, 128, 128, 4, 4, 64)
+"""Both towers 4 layers of width 128, images of 64 pixels in patches of 16: 17 tokens an image."""
+
+
+def write_clip(folder: Path, clip: Clip, titles: list[str]) -> Path:
+    """Write a random CLIP of these sizes with a BPE tokenizer of the titles."""
+    import torch
+    import transformers as tf
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    special = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(titles, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", 3)]
+    )
+    tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=77
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    image = _layers(clip, clip.image_width, clip.heads)
+    text = _layers(clip, clip.text_width, clip.text_width * clip.heads // clip.image_width)
+    config = tf.CLIPConfig(
+        text_config={
+            **text,
+            "vocab_size": tokenizer.get_vocab_size(),
+            "max_position_embeddings": 77,
+            "eos_token_id": 3,
+            "bos_token_id": 2,
+            "pad_token_id": 0,
+        },
+        vision_config={**image, "image_size": clip.pixels, "patch_size": clip.patch},
+        projection_dim=clip.projection,
+    )
+    tf.CLIPModel(config).save_pretrained(folder)
+    square = {"height": clip.pixels, "width": clip.pixels}
+    tf.CLIPImageProcessorPil(size={"shortest_edge": clip.pixels}, crop_size=square).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def write_shop(folder: Path, users: int, items: int, mean_length: int = 30) -> list[str]:
+    """Write a catalogue in the data format; the items' titles.
+
+    Titles have 5 to 11 words (8 to 16 tokens); 64 pictures are linked to by all items. Users have
+    0.2 to 1.7 times `mean_length` interactions, the popularity of items falls off as a square.
+    """
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    for number in range(64):
+        rough = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(rough).resize((224, 224), Image.Resampling.BICUBIC)
+        picture.save(folder / "images" / f"{number}.jpg", quality=85)
+    words = ["".join(rng.choice(_SYLLABLES, 2)) for _ in range(400)]
+    titles = [" ".join(rng.choice(words, rng.integers(5, 12))) for _ in range(items)]
+    ids = np.array([f"i{number:07d}" for number in range(items)])
+    images = [f"images/{number % 64}.jpg" for number in range(items)]
+    pd.DataFrame({"item_id": ids, "title": titles, "image": images}).to_parquet(
+        folder / "items.parquet"
+    )
+    low, high = max(5, int(0.2 * mean_length)), max(6, int(1.7 * mean_length))
+    lengths = rng.integers(low, high + 1, users)
+    taken = (items * rng.random(lengths.sum()) ** 2).astype(np.int64)
+    taken[: min(items, len(taken))] = np.arange(min(items, len(taken)))
+    pd.DataFrame(
+        {
+            "user_id": np.repeat([f"u{number:07d}" for number in range(users)], lengths),
+            "item_id": ids[taken],
+            "timestamp": np.concatenate([np.arange(length) for length in lengths]),
+        }
+    ).to_parquet(folder / "interactions.parquet")
+    return titles
+
+
+def _layers(clip: Clip, width: int, heads: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": clip.layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
