@@ -75,7 +75,9 @@ def record(rows: Sequence[Row]) -> None:
         temporary.write_text(markdown(new))
     for row in rows:
         ratio = "" if row.ratio is None else f"   {row.ratio:.3g}x of {row.reference:g}"
-        print(f"{row.benchmark:16} {row.case:44} {row.metric:24} {row.value:10.4g} {row.unit}{ratio}")
+        print(
+            f"{row.benchmark:16} {row.case:44} {row.metric:24} {row.value:10.4g} {row.unit}{ratio}"
+        )
 
 
 def markdown(table: pd.DataFrame) -> str:
