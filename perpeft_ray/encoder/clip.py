@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _SLOPE = 1.702
 
@@ -43,58 +43,52 @@ def image_features(model: Any, pixels: Tensor) -> Tensor:
     return model.visual_projection(tower.post_layernorm(state))
 
 
+class QuickGelu(nn.Module):
+    """x * sigmoid(1.702 x), as transformers' QuickGELUActivation, with one tensor kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return _QuickGelu.apply(x)
+
+
+def replace_activation(model: nn.Module) -> None:
+    """Put `QuickGelu` in the place of transformers' own."""
+    for module in model.modules():
+        if type(getattr(module, "activation_fn", None)).__name__ == "QuickGELUActivation":
+            module.activation_fn = QuickGelu()
+
+
 def _layers(layers: Any, x: Tensor, place: Tensor | None) -> Tensor:
     """States [n, L, W] through all layers; what is at `place` after the last, [n, W].
 
     Attention is causal where there is a `place`; without one the first token is read.
     """
     for layer in layers[:-1]:
-        attended = _attend(layer, x, is_causal=place is not None)
-        x = _feed_forward(layer, x + attended)
-    seen = None
-    if place is not None:
-        seen = torch.arange(x.shape[1], device=x.device) <= place[:, None]  # [n, L]
-        seen = seen[:, None, None]
-
-    def pick(states: Tensor) -> Tensor:
-        if place is None:
-            return states[:, :1]
-        return states[torch.arange(len(states), device=states.device), place].unsqueeze(1)
-
-    last = layers[-1]
-    attended = _attend(last, x, pick=pick, attn_mask=seen)
-    return _feed_forward(last, pick(x) + attended)[:, 0]
+        x = layer(x, None, is_causal=place is not None)
+    if place is None:
+        return _last(layers[-1], x, lambda states: states[:, :1], None)
+    rows = torch.arange(len(x), device=x.device)
+    seen = torch.arange(x.shape[1], device=x.device) <= place[:, None]  # [n, L]
+    return _last(layers[-1], x, lambda states: states[rows, place][:, None], seen[:, None, None])
 
 
-def _attend(
-    layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor] | None = None, **mask: Any
-) -> Tensor:
+def _last(layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor], mask: Tensor | None) -> Tensor:
+    """The last layer at one token, which `pick` takes from states: [n, L, W] -> [n, W]."""
     attention = layer.self_attn
     h = layer.layer_norm1(x)
-    heads = (*h.shape[:1], -1, attention.num_heads, attention.head_dim)
     # In training all queries are projected: the adapter's dropout draws what it always did.
-    if pick is None:
-        q = attention.q_proj(h)
-    else:
-        q = pick(attention.q_proj(h)) if torch.is_grad_enabled() else attention.q_proj(pick(h))
+    q = pick(attention.q_proj(h)) if torch.is_grad_enabled() else attention.q_proj(pick(h))
+    heads = (len(x), -1, attention.num_heads, attention.head_dim)
     q, k, v = (
         projected.view(heads).transpose(1, 2)
         for projected in (q, attention.k_proj(h), attention.v_proj(h))
     )  # [n, heads, positions, W / heads]
-    out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale, **mask)
-    return attention.out_proj(out.transpose(1, 2).flatten(2))
-
-
-def _feed_forward(layer: Any, x: Tensor) -> Tensor:
-    inner = layer.mlp.fc1(layer.layer_norm2(x))
-    activation = layer.mlp.activation_fn
-    quick = type(activation).__name__ == "QuickGELUActivation"
-    return x + layer.mlp.fc2(_QuickGelu.apply(inner) if quick else activation(inner))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
+    x = pick(x) + attention.out_proj(out.transpose(1, 2).flatten(2))
+    return (x + layer.mlp(layer.layer_norm2(x)))[:, 0]
 
 
 class _QuickGelu(torch.autograd.Function):
-    """x * sigmoid(1.702 x) in one buffer; its gradient in two passes from x alone."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x)

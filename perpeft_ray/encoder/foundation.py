@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
 from perpeft_ray.errors import InputError
 
@@ -294,6 +295,7 @@ def _build(
         if modality != "text" and source.image_path is not None:
             model["image"] = load(source.image_path)
             image = LoneImage(model["image"])
+    clip.replace_activation(model)
     model.requires_grad_(False)
     return Towers(model, text, image)
 
