@@ -17,18 +17,28 @@ class BitDropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        self.p = p
         self.dropped = round(p * _LEVELS)
+
+    @property
+    def scale(self) -> float:
+        """What elements that are kept are multiplied by; not where all are dropped."""
+        return _LEVELS / (_LEVELS - self.dropped)
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        """Which elements of `x` are not dropped this time, bool; None: all."""
+        if not self.training or self.dropped == 0:
+            return None
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
+        return drawn >= self.dropped - _LEVELS // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with each element zeroed with probability p, the others scaled by 1 / (1 - p)."""
-        if not self.training or self.dropped == 0:
-            return x
-        if self.dropped == _LEVELS:
+        if self.training and self.dropped == _LEVELS:
             return x * 0.0
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = drawn >= self.dropped - _LEVELS // 2  # bool
-        return x * (kept * (_LEVELS / (_LEVELS - self.dropped))).to(x.dtype)
+        kept = self.kept(x)
+        return x if kept is None else x * (kept * self.scale).to(x.dtype)
 
 
 def replace_dropout(module: nn.Module) -> None:

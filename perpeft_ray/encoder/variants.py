@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from perpeft_ray.config import Variant
 from perpeft_ray.encoder.dropout import replace_dropout
 from perpeft_ray.encoder.foundation import Towers
+from perpeft_ray.encoder.lora import compute_in_bfloat16
 from perpeft_ray.encoder.targets import find_targets
 from perpeft_ray.errors import InputError
 
@@ -63,6 +64,8 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
             _compute_in_float32(module)
     for parameter in trainable(towers).values():
         parameter.data = parameter.data.float()
+    if settings.variant in ("lora", "rslora") and device.type == "cpu":
+        compute_in_bfloat16(towers.model)
     towers.eval()
 
 
