@@ -16,16 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perpeft_ray.encoder.sdpa import for_training
+
 _SLOPE = 1.702
 
 
 def runs(model: Any) -> bool:
     """Whether this module computes the features of a model; not where its attention shows weights.
 
-    Attention other than SDPA is asked for by those who look at it (`attention.py`).
+    Eager attention is asked for by those who look at it (`attention.py`).
     """
     config = model.config
-    return config.model_type == "clip" and config._attn_implementation == "sdpa"
+    return config.model_type == "clip" and config._attn_implementation != "eager"
 
 
 def text_features(model: Any, ids: Tensor, place: Tensor) -> Tensor:
@@ -83,8 +85,9 @@ def _last(layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor], mask: Tensor 
         projected.view(heads).transpose(1, 2)
         for projected in (q, attention.k_proj(h), attention.v_proj(h))
     )  # [n, heads, positions, W / heads]
+    q, k, v = for_training(q, k, v)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
-    x = pick(x) + attention.out_proj(out.transpose(1, 2).flatten(2))
+    x = pick(x) + attention.out_proj(out.transpose(1, 2).flatten(2).to(x.dtype))
     return (x + layer.mlp(layer.layer_norm2(x)))[:, 0]
 
 

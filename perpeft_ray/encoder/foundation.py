@@ -18,13 +18,14 @@ from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
+from perpeft_ray.encoder.sdpa import train_in_float32
 from perpeft_ray.errors import InputError
 
 TOYSHOP_CLIP = Path(__file__).parent / "toyshop_clip"
 
-NARROW = 256
-"""Towers narrower than this compute in float32 under dtype `auto`: at width 64 a training step in
-bfloat16 took twice the time of one in float32 (one core, avx512_bf16)."""
+NARROW = 128
+"""Towers narrower than this compute in float32 under dtype `auto`. At width 128 a training step in
+bfloat16 takes about half the time of one in float32 (avx512_bf16; results/LOG.md)."""
 
 Modality = Literal["text", "image"]
 
@@ -207,9 +208,11 @@ def load_towers(
     def load(path: str) -> Any:
         config = AutoConfig.from_pretrained(path)
         width = getattr(getattr(config, "text_config", config), "hidden_size", NARROW)
-        return AutoModel.from_pretrained(
-            path, dtype=compute_dtype(dtype, device, width), use_safetensors=True
-        )
+        compute = compute_dtype(dtype, device, width)
+        model = AutoModel.from_pretrained(path, dtype=compute, use_safetensors=True)
+        if compute == torch.bfloat16 and device.type == "cpu":
+            train_in_float32(model)
+        return model
 
     source = parse_encoder(name)
     try:

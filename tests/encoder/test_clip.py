@@ -32,8 +32,8 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def some_items(towers: Towers) -> ItemBatch:
     """Titles of different lengths, the end-of-text token behind each, and images."""
     config = towers.model.config
-    end = config.text_config.eos_token_id
-    end = config.text_config.vocab_size - 1 if end == 2 else end
+    end, last = getattr(config.text_config, "eos_token_id", 2), config.text_config.vocab_size - 1
+    end = last if end in (2, None) else min(end, last)
     ids = torch.randint(4, 9, (7, 8))
     counts = torch.tensor([2, 8, 5, 5, 3, 8, 4])
     ids[torch.arange(7), counts - 1] = end
