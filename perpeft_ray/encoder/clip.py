@@ -78,8 +78,8 @@ def _last(layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor], mask: Tensor 
     """The last layer at one token, which `pick` takes from states: [n, L, W] -> [n, W]."""
     attention = layer.self_attn
     h = layer.layer_norm1(x)
-    # In training all queries are projected: the adapter's dropout draws what it always did.
-    q = pick(attention.q_proj(h)) if torch.is_grad_enabled() else attention.q_proj(pick(h))
+    # All queries are projected, so that the adapter's dropout draws what it always did.
+    q = pick(attention.q_proj(h))
     heads = (len(x), -1, attention.num_heads, attention.head_dim)
     q, k, v = (
         projected.view(heads).transpose(1, 2)
