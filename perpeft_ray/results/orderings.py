@@ -31,7 +31,7 @@ def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
     data set), p_seeds, users, seeds, finding: `holds` or `reversed` where p_holm is below 0.05, else
     `undecided`.
     """
-    trials = read_final_trials(folders)
+    trials = _read(folders)
     rows = [
         {"dataset": dataset, "encoder": encoder, **row}
         for (dataset, encoder), of_data in trials.groupby(["dataset", "encoder"], sort=False)
@@ -58,7 +58,7 @@ def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
 def means(folders: Sequence[Path]) -> StudyTable:
     """Test metrics of every data set, method and variant; columns of `ablation_summary` and dataset,
     encoder."""
-    trials = read_final_trials(folders)
+    trials = _read(folders)
     frames = [
         ablation_summary(of_data).assign(dataset=dataset, encoder=encoder)
         for (dataset, encoder), of_data in trials.groupby(["dataset", "encoder"], sort=False)
@@ -78,7 +78,7 @@ def means(folders: Sequence[Path]) -> StudyTable:
     )
     text = TextTable(
         title="Test NDCG@20 of all data sets",
-        header=("method", *map(_short, datasets)),
+        header=("method", *datasets),
         rows=rows,
         caption="× 100, mean ± standard deviation over seeds.",
     )
@@ -117,7 +117,7 @@ def _first_variant(trials: pd.DataFrame) -> str:
 def _text(rows: pd.DataFrame, dataset: str, metric: str) -> TextTable:
     encoder = str(rows.encoder.iloc[0])
     return TextTable(
-        title=f"The paper's orderings on {_short(dataset)}, test {metric.upper()}",
+        title=f"The paper's orderings on {dataset}, test {metric.upper()}",
         header=("ordering", "variant", "difference", "p", "p seeds", "finding"),
         rows=tuple(
             (
@@ -131,7 +131,7 @@ def _text(rows: pd.DataFrame, dataset: str, metric: str) -> TextTable:
             for row in rows.itertuples()
         ),
         caption=(
-            f"Encoder {_short(encoder)}; {rows.seeds.max()} seeds, {rows.users.max()} users. × 100 "
+            f"Encoder {encoder}; {rows.seeds.max()} seeds, {rows.users.max()} users. × 100 "
             "with 95 % bootstrap intervals over users; p: paired t over users, Holm-corrected over "
             "the data set; p seeds: paired t over seeds, not corrected."
         ),
@@ -142,5 +142,15 @@ def _mean(row: object) -> Cell:
     return Cell("–" if row is None else mean_and_std(row.mean, row.std))  # type: ignore[attr-defined]
 
 
-def _short(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1] if "/" in name else name
+def _read(folders: Sequence[Path]) -> pd.DataFrame:
+    """Final trials, data sets and encoders by what tells them apart and not by where they lie."""
+    trials = read_final_trials(folders)
+    return trials.assign(
+        dataset=trials.dataset.map(lambda name: _short(name, 1)),
+        encoder=trials.encoder.map(lambda name: _short(name, 2)),
+    )
+
+
+def _short(name: str, parts: int) -> str:
+    """The last parts of the path in a data set's or encoder's name."""
+    return "/".join(name.rstrip("/").split("/")[-parts:])
