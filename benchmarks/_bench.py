@@ -35,6 +35,13 @@ COLUMNS = [
     "revision",
 ]
 
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""What the study's runtime sets for the processes of trials."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -111,10 +118,7 @@ def in_fresh_process(script: str, *arguments: str, threads: int | None = None) -
 
     Memory that a step frees is kept for the next one, as in the processes of a study's trials.
     """
-    from perpeft_ray.study.runtime import _ENVIRONMENT
-
-    kept = {name: value for name, value in _ENVIRONMENT.items() if name.startswith("MALLOC")}
-    environment = os.environ | kept
+    environment = os.environ | _KEEP_MEMORY
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, script, "--measure", *arguments]

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from _bench import Row as Figure
+from _bench import record
+
 
 @dataclass(frozen=True)
 class Row:
@@ -33,7 +36,7 @@ def in_own_process(script: str, arguments: Sequence[str]) -> Row:
 
 
 def show(title: str, rows: Sequence[Row], figure: Path) -> None:
-    """Print the rows and how the last compares with the first, and draw them."""
+    """Print, record and draw the rows, and say how the last compares with the first."""
     print(title)
     print(f"{'items':>10} {'seconds':>8} {'CPU s':>8} {'peak MB':>8} {'checked MB':>11}")
     for row in rows:
@@ -46,6 +49,17 @@ def show(title: str, rows: Sequence[Row], figure: Path) -> None:
         f"{last.items / first.items:g}x the items: {last.seconds / first.seconds:.1f}x the time, "
         f"{last.cpu_seconds / first.cpu_seconds:.1f}x the CPU time, "
         f"{last.peak_mb / first.peak_mb:.2f}x the memory"
+    )
+    record(
+        [
+            Figure(figure.stem, f"{title}, {row.items:,} items", metric, value, unit)
+            for row in rows
+            for metric, value, unit in (
+                ("seconds", row.seconds, "s"),
+                ("CPU seconds", row.cpu_seconds, "s"),
+                ("peak memory", row.peak_mb, "MB"),
+            )
+        ]
     )
     _draw(title, rows, figure)
 
