@@ -35,7 +35,7 @@ def main() -> None:
     peak = peaks["bfloat16"] * 1e12
     with tempfile.TemporaryDirectory() as scratch:
         workspace = shop_and_clip(Path(scratch), VIT_B_32)
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("bfloat16",):  # in float32 a step takes minutes on a busy machine
             bench = open_bench(workspace, groups=1, dtype=dtype)
             step = bench.step(1)
             flops = matrix_flops(step)
