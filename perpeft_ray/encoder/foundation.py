@@ -23,9 +23,10 @@ from perpeft_ray.errors import InputError
 
 TOYSHOP_CLIP = Path(__file__).parent / "toyshop_clip"
 
-NARROW = 128
+NARROW = 256
 """Towers narrower than this compute in float32 under dtype `auto`. At width 128 a training step in
-bfloat16 takes about half the time of one in float32 (avx512_bf16; results/LOG.md)."""
+bfloat16 takes about half the time of one in float32 (avx512_bf16; results/LOG.md), but what it does
+to NDCG@20 has not been measured: `--train.dtype bfloat16` has it."""
 
 Modality = Literal["text", "image"]
 
