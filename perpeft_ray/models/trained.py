@@ -20,7 +20,6 @@ from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.errors import InputError
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import last_inputs
-from perpeft_ray.recommender.vectors import VectorRecommender
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.train.build import build_model, build_vectors
 from perpeft_ray.train.grouping import Grouping
@@ -51,7 +50,7 @@ class TrainedTrial:
         """The number of every user's module while `part` is predicted, int32 [U]."""
         if self.grouping is None or self.config.method not in PERSONAL_METHODS:
             return np.zeros(self.split.num_users, dtype=np.int32)
-        return self.grouping.valid if part == "valid" else self.grouping.test
+        return self.grouping.of(part)
 
 
 def choose_trial(folder: StudyFolder, which: str, method: str = "perpeft") -> str:
@@ -157,10 +156,9 @@ def user_states(
     too).
     """
     inputs = last_inputs(trial.split.known(part), users, trial.config.sequence_length)
-    if isinstance(trial.model, VectorRecommender) and trial.grouping is not None:
-        trial.model.owners = trial.grouping.valid if part == "valid" else trial.grouping.test
+    owners = users if trial.grouping is None else trial.grouping.of(part)[users]
     with torch.no_grad():
-        return trial.model.queries(users, inputs, embeddings, trial.modules[group])
+        return trial.model.queries(owners, inputs, embeddings, trial.modules[group])
 
 
 def config_of(folder: StudyFolder, trial_id: str) -> TrialConfig:

@@ -139,10 +139,13 @@ class Recommender(nn.Module):
 
     def queries(
         self,
-        users: NDArray[np.int64],
+        owners: NDArray[np.integer],
         inputs: NDArray[np.int64],
         item_embeddings: Tensor,
         module: Module,
     ) -> Tensor:
-        """What scores all items for `users` [B] by its products with the rows of `embed_all`."""
+        """What scores all items for users [B] by its products with the rows of `embed_all`.
+
+        `owners` [B]: whose vector each user has, where there are vectors (`VectorRecommender`).
+        """
         return self.states(inputs, item_embeddings)

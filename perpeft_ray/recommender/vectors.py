@@ -48,7 +48,7 @@ class PersonalVectors(nn.Module):
 class VectorRecommender(Recommender):
     """A recommender whose one module also holds `vectors`; shares the global one's parts.
 
-    `owners`: each user's owner, int64 [U].
+    `owners`: each user's owner while it is trained, int64 [U].
     """
 
     def __init__(
@@ -77,7 +77,9 @@ class VectorRecommender(Recommender):
         """As in `Recommender`, each user's row with their owner's vector."""
         ids, content = self.parts(items, module)
         index = torch.as_tensor(where, device=ids.device)  # [..., B, T]
-        factor, summand = (part[:, None] for part in self._vectors(users, module))  # [B, 1, D]
+        factor, summand = (
+            part[:, None] for part in self._vectors(self.owners[users], module)
+        )  # [B, 1, D]
         personal = F.embedding(index, content) * factor + summand
         return F.embedding(index, ids) + self.weight * personal
 
@@ -89,7 +91,7 @@ class VectorRecommender(Recommender):
     @torch.no_grad()
     def queries(
         self,
-        users: NDArray[np.int64],
+        owners: NDArray[np.integer],
         inputs: NDArray[np.int64],
         item_embeddings: Tensor,
         module: Module,
@@ -104,19 +106,19 @@ class VectorRecommender(Recommender):
         queries = []
         for at in range(0, len(inputs), 1024):
             block = torch.as_tensor(inputs[at : at + 1024], device=ids.device)  # [b, T]
-            factor, summand = self._vectors(users[at : at + 1024], module)  # [b, D]
+            factor, summand = self._vectors(owners[at : at + 1024], module)  # [b, D]
             personal = F.embedding(block, content) * factor[:, None] + summand[:, None]
             embedded = F.embedding(block, ids) + self.weight * personal
             state = self.backbone(embedded, block == 0)[:, -1]
             queries.append(torch.cat([state, self.weight * factor * state], dim=1))
         return torch.cat(queries)
 
-    def _vectors(self, users: NDArray[np.int64], module: Module) -> tuple[Tensor, Tensor]:
+    def _vectors(self, owners: NDArray[np.integer], module: Module) -> tuple[Tensor, Tensor]:
         own: dict[str, Tensor] = {
             name.removeprefix(_PREFIX): parameter
             for name, parameter in module.items()
             if name.startswith(_PREFIX)
         }
         device = module[f"{_PREFIX}vector"].device
-        owners = torch.as_tensor(self.owners[users], dtype=torch.int64, device=device)
-        return functional_call(self.vectors, own, (owners,))
+        index = torch.as_tensor(owners, dtype=torch.int64, device=device)
+        return functional_call(self.vectors, own, (index,))

@@ -28,11 +28,13 @@ def evaluate(
     part: Literal["valid", "test"],
     length: int,
     collective: Collective,
+    owners: NDArray[np.integer] | None = None,
 ) -> NDArray[np.int64]:
     """0-based rank of each user's target, int64 [U]; -1 for users that are not evaluated.
 
     `modules` are the groups that this worker owns; `groups` [U] is each user's group. Every worker
     returns the ranks of all users. The catalogue is encoded once for each group with users.
+    `owners` [U]: of a `VectorRecommender`, whose vector each user has; None: their own.
     """
     model.eval()
     history = split.known(part)
@@ -45,7 +47,9 @@ def evaluate(
             continue
         embeddings = model.embed_all(module)
         inputs = last_inputs(history, users, length)
-        queries = model.queries(users, inputs, embeddings, module)
+        queries = model.queries(
+            users if owners is None else owners[users], inputs, embeddings, module
+        )
         known = select(history, users)
         found = target_ranks(queries, embeddings, targets[users], known)
         rows = torch.as_tensor(users, device=device)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from perpeft_ray.recommender.vectors import VectorRecommender
+from perpeft_ray.config import VECTOR_METHODS
 from perpeft_ray.train.checkpoint import Checkpoints
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.epoch import StageData, train_epoch
@@ -88,12 +88,16 @@ def ranks_of(
 
     int64 [U]; -1: not evaluated.
     """
-    modules = np.zeros(job.split.num_users, dtype=np.int32)
-    if grouping is not None:
-        groups = grouping.valid if part == "valid" else grouping.test
-        if isinstance(state.model, VectorRecommender):
-            state.model.owners = groups
-        else:
-            modules = groups
-    length = job.config.sequence_length
-    return evaluate(state.model, state.modules, modules, job.split, part, length, collective)
+    everyone = np.zeros(job.split.num_users, dtype=np.int32)
+    groups = None if grouping is None else grouping.of(part)
+    of_vectors = job.config.method in VECTOR_METHODS
+    return evaluate(
+        state.model,
+        state.modules,
+        everyone if groups is None or of_vectors else groups,
+        job.split,
+        part,
+        job.config.sequence_length,
+        collective,
+        owners=groups if of_vectors else None,
+    )

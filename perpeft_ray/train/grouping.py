@@ -6,6 +6,7 @@ Letters: U users, G groups, D hidden units.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,10 @@ class Grouping:
     """[U, D]: what was grouped, the users' outputs after stage 1 from training histories."""
     centroids: NDArray[np.float32] | None
     """[G, D], among such outputs; None where groups were dealt out at random."""
+
+    def of(self, part: Literal["valid", "test"]) -> NDArray[np.int32]:
+        """Every user's group while `part` is predicted."""
+        return self.valid if part == "valid" else self.test
 
 
 def group_users(

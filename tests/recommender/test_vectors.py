@@ -71,7 +71,7 @@ def test_ranks_are_those_of_scoring_every_item_for_every_user(level: Literal[1, 
     inputs[0, :2] = 0
     targets = rng.integers(1, ITEMS + 1, size=USERS)
     embeddings = model.embed_all(module)
-    queries = model.queries(users, inputs, embeddings, module)
+    queries = model.queries(model.owners[users], inputs, embeddings, module)
     nothing = Histories(np.zeros(USERS + 1, dtype=np.int64), np.empty(0, dtype=np.int32))
     ranks = target_ranks(queries, embeddings, targets, nothing)
     for user in users:

@@ -185,9 +185,9 @@ def test_test_is_read_once_and_only_when_asked(
     parts: list[str] = []
     real = fit.evaluate
 
-    def spy(*args: Any) -> Any:
+    def spy(*args: Any, **more: Any) -> Any:
         parts.append(args[4])
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(fit, "evaluate", spy)
     config = make_trial(personal_epochs=3)
