@@ -9,7 +9,7 @@ Letters: I items (0 is padding), n items asked for, D hidden units, B users, T p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ Module = Mapping[str, nn.Parameter]
 _TOWER = ("encoder.", "projector.")
 ENCODE_CHUNK = 512
 """Items embedded at a time outside training."""
+_USERS_AT_ONCE = 1024
 
 
 class ItemTower(nn.Module):
@@ -131,10 +132,21 @@ class Recommender(nn.Module):
     @torch.no_grad()
     def states(self, inputs: NDArray[np.int64], item_embeddings: Tensor) -> Tensor:
         """Last outputs of users whose latest items are `inputs` [B, T] (0 at padding): [B, D]."""
+        return self.last_outputs(inputs, lambda _, items: F.embedding(items, item_embeddings))
+
+    def last_outputs(
+        self, inputs: NDArray[np.int64], embed: Callable[[slice, Tensor], Tensor]
+    ) -> Tensor:
+        """SASRec's last outputs for `inputs` [B, T], as `states`, a block of users at a time.
+
+        `embed` is given a block's rows and their items [b, T]; it returns their embeddings.
+        """
+        device = self.backbone.item_embedding.weight.device
         out = []
-        for at in range(0, len(inputs), 1024):
-            block = torch.as_tensor(inputs[at : at + 1024], device=item_embeddings.device)
-            out.append(self.backbone(F.embedding(block, item_embeddings), block == 0)[:, -1])
+        for at in range(0, len(inputs), _USERS_AT_ONCE):
+            rows = slice(at, at + _USERS_AT_ONCE)
+            items = torch.as_tensor(inputs[rows], device=device)
+            out.append(self.backbone(embed(rows, items), items == 0)[:, -1])
         return torch.cat(out)
 
     def queries(

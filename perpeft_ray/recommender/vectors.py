@@ -103,15 +103,14 @@ class VectorRecommender(Recommender):
         """
         D = item_embeddings.shape[1] // 2
         ids, content = item_embeddings[:, :D], item_embeddings[:, D:]
-        queries = []
-        for at in range(0, len(inputs), 1024):
-            block = torch.as_tensor(inputs[at : at + 1024], device=ids.device)  # [b, T]
-            factor, summand = self._vectors(owners[at : at + 1024], module)  # [b, D]
-            personal = F.embedding(block, content) * factor[:, None] + summand[:, None]
-            embedded = F.embedding(block, ids) + self.weight * personal
-            state = self.backbone(embedded, block == 0)[:, -1]
-            queries.append(torch.cat([state, self.weight * factor * state], dim=1))
-        return torch.cat(queries)
+        factor, summand = self._vectors(owners, module)  # [B, D] each
+
+        def embed(rows: slice, items: Tensor) -> Tensor:
+            personal = F.embedding(items, content) * factor[rows, None] + summand[rows, None]
+            return F.embedding(items, ids) + self.weight * personal
+
+        states = self.last_outputs(inputs, embed)
+        return torch.cat([states, self.weight * factor * states], dim=1)
 
     def _vectors(self, owners: NDArray[np.integer], module: Module) -> tuple[Tensor, Tensor]:
         own: dict[str, Tensor] = {
