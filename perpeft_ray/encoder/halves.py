@@ -9,7 +9,7 @@ Letters: n items, L tokens, P patches, W width.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,33 +25,11 @@ _TEXT_POOLING: dict[str, TextPooling] = {"clip": "end", "siglip": "last"}
 """Of dual encoders by model type; the others have a BERT, which pools at its first token."""
 
 
-class TextHalf(Protocol):
-    """What makes something of titles."""
-
-    tower: nn.Module
-    """The modules that do."""
-    model: Any
-    """The transformers model that does it, a dual encoder perhaps."""
-    width: int
-    """Of hidden states."""
-    layers: int
-
-    @property
-    def out_features(self) -> int:
-        """Width of the features."""
-        ...
-
-    def features(self, batch: ItemBatch) -> Tensor:
-        """[n, out_features]."""
-        ...
-
-    def states(self, batch: ItemBatch) -> Tensor:
-        """The pooled state of the embedding output and of every layer, [n, layers + 1, W]."""
-        ...
+_Given = TypeVar("_Given", contravariant=True)
 
 
-class ImageHalf(Protocol):
-    """What makes something of images; `pixels` are normalised, [n, 3, S, S]."""
+class Half(Protocol[_Given]):
+    """What makes something of titles, or of images."""
 
     tower: nn.Module
     """The modules that do."""
@@ -66,13 +44,19 @@ class ImageHalf(Protocol):
         """Width of the features."""
         ...
 
-    def features(self, pixels: Tensor) -> Tensor:
+    def features(self, given: _Given, /) -> Tensor:
         """[n, out_features]."""
         ...
 
-    def states(self, pixels: Tensor) -> Tensor:
+    def states(self, given: _Given, /) -> Tensor:
         """The pooled state of the embedding output and of every layer, [n, layers + 1, W]."""
         ...
+
+
+TextHalf = Half[ItemBatch]
+"""Reads titles from a batch of items."""
+ImageHalf = Half[Tensor]
+"""Is given pixels, normalised, [n, 3, S, S]."""
 
 
 class DualText:
