@@ -36,5 +36,7 @@ def defaults(preset: StudyConfig) -> StudyConfig:
     )
 
 
+QUESTION = Question(scientific=("method", "variant"), defaults=defaults)
+
 if __name__ == "__main__":
-    ask(Question(scientific=("method", "variant"), defaults=defaults), __doc__)
+    ask(QUESTION, __doc__)

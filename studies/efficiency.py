@@ -19,14 +19,9 @@ the rest.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from perpeft_ray.cli import Question, ask
 from perpeft_ray.config import METHODS, StudyConfig
-
-if TYPE_CHECKING:
-    from perpeft_ray.study.progress import Progress
-    from perpeft_ray.study.trainable import Study
 
 
 def defaults(preset: StudyConfig) -> StudyConfig:
@@ -43,12 +38,11 @@ def defaults(preset: StudyConfig) -> StudyConfig:
     )
 
 
-def costs(study: Study, progress: Progress) -> None:
-    """Imported late, so that `--help` and bad input answer at once."""
-    from perpeft_ray.study.questions.efficiency import run_efficiency
-
-    run_efficiency(study, progress)
-
+QUESTION = Question(
+    scientific=("method", "variant", "rank"),
+    defaults=defaults,
+    run="perpeft_ray.study.questions.efficiency:run_efficiency",
+)
 
 if __name__ == "__main__":
-    ask(Question(scientific=("method", "variant", "rank"), defaults=defaults, run=costs), __doc__)
+    ask(QUESTION, __doc__)

@@ -18,14 +18,9 @@ groups. Nuisance: conditioning weight, learning rate, seed. Fixed: the rest.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from perpeft_ray.cli import Question, ask
 from perpeft_ray.config import StudyConfig
-
-if TYPE_CHECKING:
-    from perpeft_ray.study.progress import Progress
-    from perpeft_ray.study.trainable import Study
 
 
 def defaults(preset: StudyConfig) -> StudyConfig:
@@ -46,14 +41,11 @@ def defaults(preset: StudyConfig) -> StudyConfig:
     )
 
 
-def front(study: Study, progress: Progress) -> None:
-    """Imported late, so that `--help` and bad input answer at once."""
-    from perpeft_ray.study.ablation import run_ablation, run_listed
-    from perpeft_ray.study.questions.pareto import front_trials
-
-    run_ablation(study, progress)
-    run_listed(study, front_trials(study), progress)
-
+QUESTION = Question(
+    scientific=("variant", "rank", "groups"),
+    defaults=defaults,
+    run="perpeft_ray.study.questions.pareto:run_front",
+)
 
 if __name__ == "__main__":
-    ask(Question(scientific=("variant", "rank", "groups"), defaults=defaults, run=front), __doc__)
+    ask(QUESTION, __doc__)

@@ -17,14 +17,9 @@ Scientific: groups, rank, conditioning weight, learning rate. Nuisance: the seed
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from perpeft_ray.cli import Question, ask
 from perpeft_ray.config import StudyConfig
-
-if TYPE_CHECKING:
-    from perpeft_ray.study.progress import Progress
-    from perpeft_ray.study.trainable import Study
 
 
 def defaults(preset: StudyConfig) -> StudyConfig:
@@ -45,13 +40,11 @@ def defaults(preset: StudyConfig) -> StudyConfig:
     )
 
 
-def curves(study: Study, progress: Progress) -> None:
-    """Imported late, so that `--help` and bad input answer at once."""
-    from perpeft_ray.study.questions.sensitivity import run_sensitivity
-
-    run_sensitivity(study, progress)
-
+QUESTION = Question(
+    scientific=("groups", "rank", "conditioning_weight", "learning_rate"),
+    defaults=defaults,
+    run="perpeft_ray.study.questions.sensitivity:run_sensitivity",
+)
 
 if __name__ == "__main__":
-    settings = ("groups", "rank", "conditioning_weight", "learning_rate")
-    ask(Question(scientific=settings, defaults=defaults, run=curves), __doc__)
+    ask(QUESTION, __doc__)

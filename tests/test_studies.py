@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ def test_defaults_are_a_study_of_their_own(name: str) -> None:
         study = script.defaults(preset(chosen))
         assert study.study == name
         assert study.dataset == "toyshop"
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_what_a_question_runs_is_there(name: str) -> None:
+    assert callable(pkgutil.resolve_name(load(name).QUESTION.run))
 
 
 @pytest.mark.parametrize("name", ["ablation_peft", *ADAPTED])

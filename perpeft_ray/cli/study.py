@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import pkgutil
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -46,8 +47,9 @@ class Question:
     chooses, and the seed, are nuisance; the rest is fixed."""
     defaults: Callable[[StudyConfig], StudyConfig] = lambda preset: preset
     """From a preset to the script's own defaults."""
-    run: Callable[[Study, Progress], None] | None = None
-    """Runs what is missing of the study; None: the ablation."""
+    run: str = "perpeft_ray.study.ablation:run_ablation"
+    """The function (Study, Progress) that runs what is missing of the study, as module:function;
+    imported late, so that `--help` and bad input answer at once."""
 
 
 def ask(question: Question, description: str | None) -> None:
@@ -118,9 +120,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
             f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
             f"results in {study.folder}"
         )
-        from perpeft_ray.study.ablation import run_ablation
-
-        (question.run or run_ablation)(study, progress)
+        pkgutil.resolve_name(question.run)(study, progress)
     print_tables(log_file.parent)
     write_report(log_file.parent)
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from perpeft_ray.config import TrialConfig
+from perpeft_ray.study.ablation import run_ablation, run_listed
 from perpeft_ray.study.plan import TrialSpec, search_trials, settings_trials
+from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.questions.front import on_front
 from perpeft_ray.study.trainable import Study
+
+
+def run_front(study: Study, progress: Progress) -> None:
+    """Run what is missing of the search and its ablation, then of the front."""
+    run_ablation(study, progress)
+    run_listed(study, front_trials(study), progress)
 
 
 def front_trials(study: Study) -> list[TrialSpec]:

@@ -15,12 +15,11 @@ import pytest
 from ray.tune.result import DONE
 
 from perpeft_ray.config import METHODS, SearchSettings, StudyConfig, TrainSettings
-from perpeft_ray.study.ablation import run_ablation, run_listed
 from perpeft_ray.study.plan import search_trial
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.questions.efficiency import efficiency_trials
 from perpeft_ray.study.questions.front import on_front
-from perpeft_ray.study.questions.pareto import front_trials
+from perpeft_ray.study.questions.pareto import run_front
 from perpeft_ray.study.questions.sensitivity import run_sensitivity
 from perpeft_ray.study.search.suggest import Suggestions, open_journal, optuna_study_name
 from perpeft_ray.study.trainable import OBJECTIVE
@@ -66,11 +65,7 @@ def test_the_front_of_a_search_for_two_objectives_reads_test(
     config = replace(config, search=replace(config.search, pareto=True))
     study = make_study(config)
 
-    def pareto(study: Any, progress: Progress) -> None:
-        run_ablation(study, progress)
-        run_listed(study, front_trials(study), progress)
-
-    run(pareto, study)
+    run(run_front, study)
     rows = study.recorder.rows()
     searched = [row for row in rows if row["phase"] == "search"]
     assert {row["status"] for row in searched} == {"COMPLETE"}  # nothing is stopped early
