@@ -109,13 +109,13 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     ):
         with _leaving_nothing_behind(storage, log_file.parent):
             cache = storage / ".cache"
-            check_inputs(config, cache)
+            dataset = check_inputs(config, cache)
             check_trackers(config)
             stack.enter_context(owned(log_file.parent, progress.say))
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             folder = StudyFolder.create(config, scientific=question.scientific)
             stack.enter_context(ray_for(config, log_file))
-            study = _open_study(config, folder, cache, progress)
+            study = _open_study(config, folder, dataset, cache, progress)
         progress.say(
             f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
             f"results in {study.folder}"
@@ -180,14 +180,16 @@ def _fields(settings: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + field.name
 
 
-def _open_study(config: StudyConfig, folder: StudyFolder, cache: Path, progress: Progress) -> Study:
+def _open_study(
+    config: StudyConfig, folder: StudyFolder, dataset: Dataset, cache: Path, progress: Progress
+) -> Study:
     from perpeft_ray.study.ray_items import telling
     from perpeft_ray.study.trainable import Study
     from perpeft_ray.train.ray_train import run_distributed
     from perpeft_ray.train.trial import run_trial
-    from perpeft_ray.train.workspace import prepare
+    from perpeft_ray.train.workspace import prepare_dataset
 
-    workspace = prepare(config.dataset, config.encoder, cache, telling(progress.prepared))
+    workspace = prepare_dataset(dataset, config.encoder, cache, telling(progress.prepared))
     return Study(
         config=config,
         folder=folder.path,

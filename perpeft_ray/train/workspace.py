@@ -15,6 +15,7 @@ import numpy as np
 
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.item_arrays import ItemMap, in_this_process
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Histories, LeaveOneOut, leave_one_out
@@ -48,9 +49,15 @@ def prepare(uri: str, encoder: str, cache: Path, item_map: ItemMap = in_this_pro
     `item_map` decides where images are decoded and titles tokenised. Raises InputError for a
     dataset or encoder that cannot be used.
     """
+    return prepare_dataset(open_dataset(uri, cache.resolve()), encoder, cache, item_map)
+
+
+def prepare_dataset(
+    dataset: Dataset, encoder: str, cache: Path, item_map: ItemMap = in_this_process
+) -> Workspace:
+    """As `prepare`, of a dataset that is open: opening one reads all its images."""
     cache = cache.resolve()
     preprocessor = FoundationPreprocessor(encoder)
-    dataset = open_dataset(uri, cache)
     split = leave_one_out(dataset)
     split_folder = cache / "split" / dataset.fingerprint[:32]
     if not split_folder.is_dir():
