@@ -28,7 +28,7 @@ import tyro
 from _growth import Row, in_own_process, show
 from PIL import Image
 
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
 
 PICTURES = 50
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from perpeft_ray.encoder.foundation import PixelScaling, parse_encoder
+from perpeft_ray.encoder.foundation import PixelScaling
+from perpeft_ray.encoder.source import parse_encoder
 from perpeft_ray.errors import InputError
 
 MAX_TOKENS = 128

@@ -16,8 +16,8 @@ from torch.func import functional_call
 
 from perpeft_ray.config import FACTS
 from perpeft_ray.encoder.attention import LastAttention
-from perpeft_ray.encoder.foundation import parse_encoder
 from perpeft_ray.encoder.items import TowerItemEncoder
+from perpeft_ray.encoder.source import parse_encoder
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.trained import TrainedTrial, item_embedding, item_embeddings
 from perpeft_ray.train.workspace import open_catalogue

@@ -10,7 +10,8 @@ from transformers.activations import QuickGELUActivation
 from perpeft_ray.config import Variant
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import clip
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, Towers, load_towers
+from perpeft_ray.encoder.foundation import Towers, load_towers
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 from tests.encoder.tiny_models import write_tiny_model
 

@@ -11,8 +11,9 @@ from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPModel, CLIPProcessor
 
 from perpeft_ray.data.catalogue import ItemBatch
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, load_towers, parse_encoder
+from perpeft_ray.encoder.foundation import load_towers
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
+from perpeft_ray.encoder.source import TOYSHOP_CLIP, parse_encoder
 from perpeft_ray.errors import InputError
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from perpeft_ray.data.toyshop_draw import IMAGE_SIZE
 from perpeft_ray.encoder import pretrain_toyshop_clip
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
 
 
 @pytest.fixture(scope="module")

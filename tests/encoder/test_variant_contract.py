@@ -16,9 +16,10 @@ from transformers import CLIPConfig
 from perpeft_ray.cli.variants import variants
 from perpeft_ray.config import FACTS, VARIANTS, Dtype, Variant
 from perpeft_ray.data.catalogue import ItemBatch
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, Towers, load_towers
+from perpeft_ray.encoder.foundation import Towers, load_towers
 from perpeft_ray.encoder.items import TowerItemEncoder
 from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, peft_config, trainable
 from perpeft_ray.errors import InputError
 

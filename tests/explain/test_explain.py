@@ -14,7 +14,8 @@ from transformers import CLIPModel
 from perpeft_ray.cli.explain import explain
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.encoder.attention import LastAttention
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP, load_towers
+from perpeft_ray.encoder.foundation import load_towers
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.explain.item import explain_item
 from perpeft_ray.explain.user import explain_user

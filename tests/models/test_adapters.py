@@ -13,7 +13,7 @@ from torch.func import functional_call
 from transformers import AutoModel
 
 from perpeft_ray.config import FACTS, VARIANTS, StudyConfig, TrialConfig, Variant
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.adapters import read_module, write_module
 from perpeft_ray.recommender.model import Recommender

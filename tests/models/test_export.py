@@ -17,7 +17,7 @@ from torch.func import functional_call
 from transformers import AutoModel
 
 import perpeft_ray
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.export import ExportOptions, export_trial
 from perpeft_ray.models.loaded import LoadedModel

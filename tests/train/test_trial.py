@@ -23,7 +23,7 @@ from perpeft_ray.config import (
     TrialConfig,
 )
 from perpeft_ray.encoder import prefix
-from perpeft_ray.encoder.foundation import TOYSHOP_CLIP
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ranking_metrics
 from perpeft_ray.train import fit
