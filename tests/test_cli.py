@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
 
-from perpeft_ray.cli import parse_study
+from perpeft_ray.cli import main, parse_study
 from perpeft_ray.cli.main import COMMANDS, usage
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "studies" / "ablation_peft.py"
+
+
+PERPEFT = ("-c", "from perpeft_ray.cli import main; main()")
+
+
+class Ended(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Call = Callable[..., Ended]
 
 
 def run(*arguments: str, cwd: Path, command: tuple[str, ...] = (str(SCRIPT),)):
@@ -30,6 +44,30 @@ def run(*arguments: str, cwd: Path, command: tuple[str, ...] = (str(SCRIPT),)):
         check=False,
         timeout=600,
     )
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """A command in this process, which has imported what takes a process of its own seconds."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(command: Callable[[], object], *arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["perpeft", *arguments])
+        status = 0
+        try:
+            command()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        shown = capsys.readouterr()
+        return Ended(status, shown.out, shown.err)
+
+    return called
+
+
+def script() -> None:
+    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 @pytest.fixture
@@ -171,11 +209,11 @@ def no_such_encoder(folder: Path) -> str:
     ],
 )
 def test_bad_input_exits_with_2_and_writes_nothing(
-    folder: Path, tmp_path: Path, spoil: Callable[[Path], str], words: str
+    folder: Path, tmp_path: Path, call: Call, spoil: Callable[[Path], str], words: str
 ) -> None:
     more = spoil(folder).split()
     before = sorted(tmp_path.rglob("*"))
-    ended = run("--dataset", f"parquet:{folder}", *more, cwd=tmp_path)
+    ended = call(script, "--dataset", f"parquet:{folder}", *more)
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1
@@ -184,15 +222,15 @@ def test_bad_input_exits_with_2_and_writes_nothing(
 
 
 def test_toyshop_leaves_nothing_either(tmp_path: Path) -> None:
+    """In a process of its own, as from a shell."""
     ended = run("--grouping.groups", "2000", "--storage", "new", cwd=tmp_path)
     assert ended.returncode == 2
     assert "must be between 1 and the number of users (800), but is 2000" in ended.stderr
     assert not (tmp_path / "new").exists()
 
 
-def test_perpeft_has_its_commands(tmp_path: Path) -> None:
-    perpeft = ("-c", "from perpeft_ray.cli import main; main()")
-    shown = run("--help", cwd=ROOT, command=perpeft)
+def test_perpeft_has_its_commands(tmp_path: Path, call: Call) -> None:
+    shown = run("--help", cwd=ROOT, command=PERPEFT)
     assert shown.returncode == 0
     assert "study" in shown.stdout
     assert "tables" in shown.stdout
@@ -203,7 +241,7 @@ def test_perpeft_has_its_commands(tmp_path: Path) -> None:
         (("tables", str(tmp_path)), "study.json"),
         (("study", "--peft.rnk", "3"), "unknown field `peft.rnk`"),
     ]:
-        ended = run(*arguments, cwd=ROOT, command=perpeft)
+        ended = call(main, *arguments)
         assert ended.returncode == 2
         assert words in ended.stderr
         assert ended.stderr.count("\n") == 1
@@ -233,15 +271,13 @@ def test_a_small_study_from_another_folder(tmp_path: Path) -> None:
     again = run(*line.split(), cwd=tmp_path)
     assert again.returncode == 0
     assert "COMPLETE" not in again.stdout
-    perpeft = ("-c", "from perpeft_ray.cli import main; main()")
-    tables = run("tables", str(study), cwd=ROOT, command=perpeft)
+    tables = run("tables", str(study), cwd=ROOT, command=PERPEFT)
     assert tables.returncode == 0
     assert tables.stdout in again.stdout
 
 
-def test_the_papers_tables_with_its_wins() -> None:
-    perpeft = ("-c", "from perpeft_ray.cli import main; main()")
-    shown = run("tables", "--paper", cwd=ROOT, command=perpeft)
+def test_the_papers_tables_with_its_wins(call: Call) -> None:
+    shown = call(main, "tables", "--paper")
     assert shown.returncode == 0
     for words in ("Table 2 on Sports & Outdoors", "44 of 48", "Table 3 on Arts", "15 of 16"):
         assert words in shown.stdout
