@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -21,6 +20,7 @@ from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Towers, load_towers
 from perpeft_ray.encoder.iisan import kept_layers
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+from tests.processes import importing_once
 from tests.small_shop import write_small_shop
 
 CPU = torch.device("cpu")
@@ -121,8 +121,7 @@ def test_a_killed_computation_goes_on_to_the_same_store(catalogue, tmp_path):
     """kill -9 between batches."""
     alone = hidden_states(towers, catalogue, tmp_path / "alone")
     store, mark = tmp_path / "store", tmp_path / ".store.unfinished" / "items.done"
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_slowly, args=(catalogue.folder, store))
+    process = importing_once().Process(target=_slowly, args=(catalogue.folder, store))
     process.start()
     deadline = time.monotonic() + 90
     while read_mark(mark) < 16 and process.is_alive() and time.monotonic() < deadline:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.train import fit
@@ -22,6 +21,7 @@ from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.trial_cache import trial_key
 from perpeft_ray.train.workspace import Workspace
+from tests.processes import run_workers
 from tests.train.conftest import MakeTrial
 
 RANKS = ("group", "test_group", "valid_rank", "test_rank")
@@ -229,7 +229,7 @@ def test_another_number_of_workers_goes_on(
     config = make_trial(mode="parallel", personal_epochs=3)
     unbroken = _run(config, _fresh(workspace, tmp_path / "unbroken"), None)
     fresh = _fresh(workspace, tmp_path / "broken")
-    mp.spawn(_broken_worker, (2, config, fresh, tmp_path), nprocs=2)
+    run_workers(_broken_worker, 2, config, fresh, tmp_path)
     assert (tmp_path / "stopped1").exists()
     resumed = _run(config, fresh, tmp_path / "checkpoints")
     for name in RANKS:

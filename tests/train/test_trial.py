@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from perpeft_ray.config import (
     GROUPED_METHODS,
@@ -34,6 +33,7 @@ from perpeft_ray.train.state import weights
 from perpeft_ray.train.trial import run_trial, train
 from perpeft_ray.train.trial_cache import read_trained, trial_key
 from perpeft_ray.train.workspace import Workspace, open_split, prepare
+from tests.processes import run_workers
 from tests.small_shop import write_small_shop
 from tests.train.conftest import MakeTrial
 
@@ -248,11 +248,12 @@ def _worker(rank: int, world: int, config: TrialConfig, workspace: Workspace, fo
     ("variant", "world", "alone_before"),
     [
         ("lora", 2, 0),
-        ("vera", 4, 1),  # whose frozen random matrices each worker makes for itself
+        ("iisan", 4, 1),
+        ("vera", 2, 0),  # whose frozen random matrices each worker makes for itself
         *(
             pytest.param(variant, 2, 0, marks=pytest.mark.slow)
             for variant in VARIANTS
-            if variant not in ("lora", "vera")
+            if variant not in ("lora", "iisan", "vera")
         ),
     ],
 )
@@ -282,7 +283,7 @@ def test_workers_agree_with_one_process(
 
         with pytest.raises(StopIteration):
             run_trial(config, fresh, stop, test=False, checkpoints=tmp_path / "checkpoints")
-    mp.spawn(_worker, (world, config, fresh, tmp_path), nprocs=world)
+    run_workers(_worker, world, config, fresh, tmp_path)
     found: dict[str, np.ndarray] = {}
     for rank in range(world):
         for name, value in np.load(tmp_path / f"weights{rank}.npz").items():
