@@ -1,8 +1,9 @@
-"""What every test gets: no network, no needless compiling."""
+"""What every test gets: no network, no needless compiling; and one Ray for those that ask."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with Ray run last, so that it runs for no other."""
+    items.sort(key=lambda item: "one_ray" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def one_ray() -> Iterator[None]:
+    """One Ray for all tests of the session, as the study starts it."""
+    from perpeft_ray.study.host.runtime import ray_runtime
+
+    with ray_runtime():
+        yield
 
 
 @pytest.fixture(scope="session")

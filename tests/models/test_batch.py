@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,13 +11,8 @@ import perpeft_ray
 from perpeft_ray.cli.models import recommend
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.batch import SCHEMA, BatchOptions, recommend_all
-from perpeft_ray.study.host.runtime import ray_runtime
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with ray_runtime():
-        yield
+pytestmark = pytest.mark.usefixtures("one_ray")
 
 
 def test_every_user_gets_what_they_get_alone(exported: Path, shop: Path, tmp_path: Path) -> None:

@@ -240,8 +240,8 @@ def small_study_fixture() -> Callable[..., StudyConfig]:
 
 
 @pytest.fixture(scope="session")
-def ray_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for all tests of the session, as the study starts it."""
+def ray_runtime(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray as a study has it, with its log; trials may be of `fake_run`."""
     from ray import cloudpickle
 
     from perpeft_ray.study.host.runtime import ray_for
