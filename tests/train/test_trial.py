@@ -248,12 +248,11 @@ def _worker(rank: int, world: int, config: TrialConfig, workspace: Workspace, fo
     ("variant", "world", "alone_before"),
     [
         ("lora", 2, 0),
-        ("iisan", 4, 1),
-        ("vera", 2, 0),  # whose frozen random matrices each worker makes for itself
+        ("vera", 4, 1),  # whose frozen random matrices each worker makes for itself
         *(
             pytest.param(variant, 2, 0, marks=pytest.mark.slow)
             for variant in VARIANTS
-            if variant not in ("lora", "iisan", "vera")
+            if variant not in ("lora", "vera")
         ),
     ],
 )
