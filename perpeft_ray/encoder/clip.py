@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perpeft_ray.encoder.sdpa import for_training
+from perpeft_ray.encoder.sdpa import attend
 
 _SLOPE = 1.702
 
@@ -85,9 +84,8 @@ def _last(layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor], mask: Tensor 
         projected.view(heads).transpose(1, 2)
         for projected in (q, attention.k_proj(h), attention.v_proj(h))
     )  # [n, heads, positions, W / heads]
-    q, k, v = for_training(q, k, v)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
-    x = pick(x) + attention.out_proj(out.transpose(1, 2).flatten(2).to(x.dtype))
+    out = attend(q, k, v, mask, attention.scale)
+    x = pick(x) + attention.out_proj(out.transpose(1, 2).flatten(2))
     return (x + layer.mlp(layer.layer_norm2(x)))[:, 0]
 
 

@@ -26,19 +26,20 @@ class BitDropout(nn.Module):
         return _LEVELS / (_LEVELS - self.dropped)
 
     def kept(self, x: Tensor) -> Tensor | None:
-        """Which elements of `x` are not dropped this time, bool; None: all."""
+        """1 at elements of `x` that are not dropped this time, else 0, in its dtype; None: all."""
         if not self.training or self.dropped == 0:
             return None
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
-        return drawn >= self.dropped - _LEVELS // 2
+        kept = drawn >= self.dropped - _LEVELS // 2
+        return kept.view(torch.uint8).to(x.dtype)  # from bool it takes eight times the time
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with each element zeroed with probability p, the others scaled by 1 / (1 - p)."""
         if self.training and self.dropped == _LEVELS:
             return x * 0.0
         kept = self.kept(x)
-        return x if kept is None else x * (kept * self.scale).to(x.dtype)
+        return x if kept is None else x * kept.mul_(self.scale)
 
 
 def replace_dropout(module: nn.Module) -> None:

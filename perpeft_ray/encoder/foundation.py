@@ -18,7 +18,7 @@ from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
-from perpeft_ray.encoder.sdpa import train_in_float32
+from perpeft_ray.encoder.sdpa import train_by_products
 from perpeft_ray.encoder.source import EncoderSource, parse_encoder
 from perpeft_ray.errors import InputError
 
@@ -170,7 +170,7 @@ def load_towers(
         compute = compute_dtype(dtype, device, width)
         model = AutoModel.from_pretrained(path, dtype=compute, use_safetensors=True)
         if compute == torch.bfloat16 and device.type == "cpu":
-            train_in_float32(model)
+            train_by_products(model)
         return model
 
     source = parse_encoder(name)

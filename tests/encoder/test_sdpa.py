@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from perpeft_ray.config import Variant
 from perpeft_ray.encoder import sdpa
@@ -17,15 +18,14 @@ from tests.encoder.tiny_models import write_tiny_model
 
 @pytest.mark.parametrize("family", ["clip", "chinese_clip", "siglip"])
 @pytest.mark.parametrize("variant", ["lora", "ia3"])
-def test_training_in_float32_changes_only_rounding(
+def test_training_by_products_changes_only_rounding(
     family: str, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = write_tiny_model(family, tmp_path)
     found = []
     for installed in (True, False):
         if not installed:
-            monkeypatch.setattr(sdpa, "for_training", lambda *qkv: qkv)
-            monkeypatch.setattr("perpeft_ray.encoder.clip.for_training", lambda *qkv: qkv)
+            monkeypatch.setattr(sdpa, "_by_products", lambda *qkv: False)
         towers = load_towers(name, "bfloat16", torch.device("cpu"))
         rank = 4 if variant == "lora" else None
         add_adapter(towers, AdapterSettings(variant, rank, 0.0 if rank else None, 1, 0))
@@ -39,3 +39,24 @@ def test_training_in_float32_changes_only_rounding(
         assert features.isfinite().all()
         found.append(torch.cat([features.flatten(), *(g.flatten() for g in gradients)]).detach())
     assert (found[0] - found[1]).norm() <= 0.03 * found[1].norm()
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+def test_products_are_the_attention_of_torch(kind: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 7, 8).bfloat16().requires_grad_()
+    mask = {
+        "none": None,
+        "bool": torch.rand(2, 1, 7, 7) < 0.7 + torch.eye(7),
+        "float": torch.randn(1, 4, 7, 7),
+    }[kind]
+    ours = sdpa.attend(q, k, v, mask, 0.3)
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), mask if kind == "bool" else _double(mask), scale=0.3
+    )
+    assert ours.grad_fn is not None and "ScaledDot" not in type(ours.grad_fn).__name__
+    torch.testing.assert_close(ours.double(), exact, rtol=0.03, atol=0.03)
+
+
+def _double(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else mask.double()
