@@ -9,15 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+STATES = 7
+"""Hidden states a tower in the paper: the embedding output and every second of 12 layers."""
+
 
 def kept_layers(text_layers: int, image_layers: int) -> tuple[list[int], list[int]]:
     """Which hidden states of each tower IISAN reads: the embedding output and every second layer.
 
-    Both towers give the same number (7 for 12 layers); with unequal depths they are spread evenly.
-    `image_layers` 0 means that there is no image tower.
+    Of shallower towers than the paper's, up to `STATES` as far as there are (ours): the pooled
+    token's embedding is the same for all items, so that every second of two layers would leave the
+    last state alone to learn from. Both towers give the same number; with unequal depths they are
+    spread evenly. `image_layers` 0 means that there is no image tower.
     """
     shallow = min(text_layers, image_layers) if image_layers else text_layers
-    count = 1 + (shallow + 1) // 2
+    count = 1 + max((shallow + 1) // 2, min(shallow, STATES - 1))
     text = torch.linspace(0, text_layers, count).round().int().tolist()
     image = torch.linspace(0, image_layers, count).round().int().tolist() if image_layers else []
     return text, image

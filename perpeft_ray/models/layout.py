@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perpeft_ray.config import TrialConfig
+from perpeft_ray.data.interactions import check_inside
 from perpeft_ray.errors import InputError
 
 FORMAT = 1
@@ -93,12 +94,17 @@ def inside(*parts: str) -> str:
 
 
 def located_encoder(name: str, folder: Path) -> str:
-    """An encoder's name with paths inside an exported folder made absolute."""
+    """An encoder's name with paths inside an exported folder made absolute.
+
+    Raises InputError for one that begins inside and leaves it.
+    """
     kind, colon, paths = name.rpartition(":")
-    located = (
-        str((folder / path).resolve()) if path.startswith(_INSIDE) else path
-        for path in paths.split(",")
-    )
+    located = []
+    for path in paths.split(","):
+        if path.startswith(_INSIDE):
+            check_inside(f"`encoder` of {folder / CONFIG} must stay inside", folder, path)
+            path = str((folder / path).resolve())
+        located.append(path)
     return kind + colon + ",".join(located)
 
 
@@ -121,9 +127,31 @@ def read_config(folder: Path) -> ExportConfig:
     of_trial = {field.name for field in dataclasses.fields(TrialConfig)}
     if not isinstance(values, dict) or values.get("format") != FORMAT or values.keys() != names:
         raise InputError(f"{file} must be an exported model's of format {FORMAT}, but is not")
-    if values["trial"].keys() != of_trial:
+    _check_types(file, values)
+    if not isinstance(values["trial"], dict) or values["trial"].keys() != of_trial:
         raise InputError(
             f"{folder} must be of a version with the settings of this one, but is of "
             f"{values['version']}; export it again"
         )
     return ExportConfig(**{**values, "trial": TrialConfig(**values["trial"])})
+
+
+def read_items(folder: Path, count: int) -> tuple[list[str], list[str | None]]:
+    """Ids and titles of `items.json`. Raises ValueError where they are not of `count` items."""
+    items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+    lists = [
+        items.get(name) if isinstance(items, dict) else None for name in ("item_ids", "titles")
+    ]
+    ids, titles = (values if isinstance(values, list) else [] for values in lists)
+    if not len(set(map(str, ids))) == len(ids) == len(titles) == count:
+        raise ValueError(f"{ITEMS} must have ids and titles of {count} items, none twice")
+    return ids, titles
+
+
+def _check_types(file: Path, values: dict[str, Any]) -> None:
+    """What sizes are taken from must be whole numbers, and names text."""
+    for field in dataclasses.fields(ExportConfig):
+        kind = {"int": int, "str": str}.get(str(field.type))
+        value = values[field.name]
+        if kind is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise InputError(f"`{field.name}` of {file} must be {field.type}, but is {value!r}")

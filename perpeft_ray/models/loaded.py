@@ -5,7 +5,6 @@ Letters: n histories, I items (0 is padding), G groups, T sequence length, D hid
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ from perpeft_ray.models.layout import (
     CENTROIDS,
     EMBEDDINGS,
     GROUPING,
-    ITEMS,
     SASREC,
     ExportConfig,
     group_folder,
     located_encoder,
     read_config,
+    read_items,
 )
 from perpeft_ray.models.new_items import NewItem, embed_new_items
 from perpeft_ray.models.scoring import last_states, latest_inputs, ranks_among
@@ -71,11 +70,7 @@ class LoadedModel:
         self.folder = folder
         self.config: ExportConfig = read_config(folder)
         try:
-            items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
-            self.item_ids: list[str] = items["item_ids"]
-            self.titles: list[str | None] = items["titles"]
-            if not len(self.item_ids) == len(self.titles) == self.config.items:
-                raise ValueError(f"{ITEMS} must have {self.config.items} items")
+            self.item_ids, self.titles = read_items(folder, self.config.items)
             self._backbone = self._sasrec(folder)
             self._embeddings = [
                 self._table(group_folder(folder, g)) for g in range(self.config.groups)
@@ -85,7 +80,7 @@ class LoadedModel:
                 self._grouping = _Grouping(
                     self._sasrec(folder / GROUPING),
                     self._table(folder / GROUPING),
-                    load_file(folder / GROUPING / CENTROIDS)["centroids"].numpy(),
+                    self._centroids(folder / GROUPING),
                 )
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0]
@@ -268,6 +263,14 @@ class LoadedModel:
         if table.shape != expected:
             raise ValueError(f"{folder / EMBEDDINGS} must have the shape {expected}")
         return table
+
+    def _centroids(self, folder: Path) -> NDArray[np.float32]:
+        """[G, D]."""
+        centroids = load_file(folder / CENTROIDS)["centroids"].float()
+        expected = (self.config.groups, self.config.trial.hidden_units)
+        if centroids.shape != expected:
+            raise ValueError(f"{folder / CENTROIDS} must have the shape {expected}")
+        return centroids.numpy()
 
     def _sasrec(self, folder: Path) -> SASRec:
         trial = self.config.trial

@@ -11,6 +11,7 @@ from torch import nn
 from perpeft_ray.config import PERSONAL_METHODS, Method, TrialConfig
 from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Modality, Towers, load_towers
+from perpeft_ray.encoder.iisan import STATES
 from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
 from perpeft_ray.encoder.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
@@ -62,7 +63,7 @@ def _item_encoder(
         folder = workspace.features.with_name(f"{name}-projected")
         return CachedItemEncoder(projected_features(towers, catalogue, folder))
     if config.variant == "iisan":
-        folder = workspace.features.with_name(f"{name}-hidden")
+        folder = workspace.features.with_name(f"{name}-hidden-{STATES}")
         text, image = hidden_states(towers, catalogue, folder)
         assert config.bottleneck is not None
         torch.manual_seed(config.seed + 2)

@@ -76,7 +76,13 @@ def test_iisan_against_its_equations() -> None:
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [((3, 3), ([0, 2, 3], [0, 2, 3])), ((6, 0), ([0, 2, 4, 6], [])), ((12, 6), None)],
+    [
+        ((2, 2), ([0, 1, 2], [0, 1, 2])),
+        ((6, 0), ([0, 1, 2, 3, 4, 5, 6], [])),
+        ((12, 6), ([0, 2, 4, 6, 8, 10, 12], [0, 1, 2, 3, 4, 5, 6])),
+        ((24, 24), None),
+        ((8, 12), None),
+    ],
 )
 def test_kept_layers(layers: tuple[int, int], expected: Any) -> None:
     text, image = kept_layers(*layers)

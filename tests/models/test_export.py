@@ -17,6 +17,7 @@ from torch.func import functional_call
 from transformers import AutoModel
 
 import perpeft_ray
+from perpeft_ray.cli.models import export
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.export import ExportOptions, export_trial
@@ -279,7 +280,9 @@ def test_a_folder_that_is_no_whole_model_is_told(
         perpeft_ray.load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("changed", ["items.json", "groups/1/embeddings.safetensors"])
+@pytest.mark.parametrize(
+    "changed", ["items.json", "groups/1/embeddings.safetensors", "grouping/centroids.safetensors"]
+)
 def test_files_of_different_models_are_told(
     study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path, changed: str
 ) -> None:
@@ -289,7 +292,8 @@ def test_files_of_different_models_are_told(
         items = json.loads(file.read_text())
         file.write_text(json.dumps({name: values[1:] for name, values in items.items()}))
     else:
-        save_file({"embeddings": load_file(file)["embeddings"][1:].contiguous()}, file)
+        cut = {name: tensor[1:].contiguous() for name, tensor in load_file(file).items()}
+        save_file(cut, file)
     with pytest.raises(InputError, match=r"must be a whole exported model, but: .* must have"):
         perpeft_ray.load(tmp_path / "model")
 
@@ -307,3 +311,44 @@ def test_a_model_of_another_format_is_refused(
     file.write_text(json.dumps(values))
     with pytest.raises(InputError, match="export it again"):
         perpeft_ray.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"items": "30"}, "`items` of .* must be int, but is '30'"),
+        ({"encoder": 3}, "`encoder` of .* must be str, but is 3"),
+        ({"trial": [1]}, "export it again"),
+        ({"encoder": "./../elsewhere"}, "`encoder` of .* must stay inside, but .* goes up"),
+    ],
+)
+def test_a_config_that_was_tampered_with_is_told(
+    exported: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(exported, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(InputError, match=message):
+        perpeft_ray.load(tmp_path / "model").embed_item("red lamp", None)
+
+
+def test_an_encoder_of_the_hub_goes_along(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the local cache of the hub, as one that was downloaded; then the cache is gone."""
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    cached = hub / "models--someone--tiny"
+    write_tiny_model("clip", cached / "snapshots" / "1234")
+    (cached / "snapshots" / "1234" / "pytorch_model.bin").write_bytes(b"a pickle")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1234")
+    folder = new_study(shop, tmp_path / "results", "someone/tiny")
+    trial_id = trials_of(folder)("perpeft", "ia3")
+    command = [str(folder.path), str(tmp_path / "model"), "--trial", trial_id]
+    export([*command, "--with-encoder"])
+    shutil.rmtree(hub)
+    model = perpeft_ray.load(tmp_path / "model")
+    assert model.config.encoder == "./encoder"
+    assert not list((tmp_path / "model").rglob("*.bin"))
+    assert model.embed_item("red lamp", shop / "images" / "5.png").abs().max() > 0
