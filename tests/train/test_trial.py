@@ -247,12 +247,15 @@ def _worker(rank: int, world: int, config: TrialConfig, workspace: Workspace, fo
 @pytest.mark.parametrize(
     ("variant", "world", "alone_before"),
     [
+        ("iisan", 1, 0),
+        ("iisan", 2, 0),
+        ("iisan", 4, 0),  # one of which owns no group
         ("lora", 2, 0),
         ("vera", 4, 1),  # whose frozen random matrices each worker makes for itself
         *(
             pytest.param(variant, 2, 0, marks=pytest.mark.slow)
             for variant in VARIANTS
-            if variant not in ("lora", "vera")
+            if variant not in ("iisan", "lora", "vera")
         ),
     ],
 )
@@ -264,9 +267,10 @@ def test_workers_agree_with_one_process(
     world: int,
     alone_before: int,
 ) -> None:
-    """Parallel mode, three uneven groups: every parameter after two epochs of these workers.
+    """Parallel mode, three uneven groups: every parameter and rank after two personalised epochs.
 
-    Four workers, one of which owns no group, go on where one process stopped after an epoch.
+    So many workers train from the first epoch on, or go on where one process stopped after
+    `alone_before` personalised epochs.
     """
     config = make_trial(
         "perpeft", variant, mode="parallel", groups=3, personal_epochs=2 + alone_before
@@ -298,6 +302,8 @@ def test_workers_agree_with_one_process(
     ]
     assert entries[0] is not None
     assert entries[1] is not None
+    assert entries[0].grouping is not None
+    assert len(set(np.bincount(entries[0].grouping.valid).tolist())) > 1  # uneven
     whole = entries[1].best.weights  # written by worker 0 with what the owners contributed
     assert set(whole) == set(entries[0].best.weights)
     for name, tensor in entries[0].best.weights.items():
