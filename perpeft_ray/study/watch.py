@@ -12,7 +12,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from perpeft_ray.study.host.disk import is_full_disk
-from perpeft_ray.study.host.room import Patience
+from perpeft_ray.study.host.room import LostRoom, Patience
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.record import Status, TrialRecord
@@ -38,6 +38,7 @@ class Watch(tune.Callback):
         self._epochs: dict[str, list[EpochRecord]] = {}
         self._trackers = trackers(study.config, study.folder)
         self._patience = Patience(study.config.start_timeout_s)
+        self._lost_room = LostRoom()
         self._stopped_by: BaseException | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,6 +96,8 @@ class Watch(tune.Callback):
         if is_full_disk(raised):  # not the trial's fault: it has no row, and is run again
             self._stopped_by = raised
             return
+        if spec.workers > 0:
+            self._lost_room.suspect()
         self._write(trial, spec, "FAIL", error)
         self._tell(trial, spec, "FAIL", error)
 
@@ -106,6 +109,7 @@ class Watch(tune.Callback):
         self._progress.tick()
         if self._stopped_by is not None:
             raise self._stopped_by
+        self._lost_room.look()
         self._patience.look()
 
     def _write(self, trial: Trial, spec: TrialSpec, status: Status, error: str | None) -> None:

@@ -1,12 +1,15 @@
-"""The process of a Tune trial is killed while its Ray Train workers train: they go with it."""
+"""Ray Train workers under a Tune trial: what becomes of them when its process is killed, and when
+Ray has no room for them."""
 
 from __future__ import annotations
 
 import io
 import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,13 @@ import optuna
 import pytest
 import ray
 from optuna.trial import TrialState
-from ray.util import placement_group_table
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_actors
 from ray.util.state.common import ActorState
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
+from perpeft_ray.errors import StudyStoppedError
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.study.ablation import run_ablation
 from perpeft_ray.study.plan import search_trials
@@ -45,17 +50,19 @@ OF_TRAIN = ("RayTrainWorker", "TrainController")
 
 @pytest.fixture(autouse=True)
 def _of_this_module() -> None:
-    import sys
-
     # Trials' processes cannot import test modules.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass(frozen=True)
 class KilledOnce:
-    """Ray Train, under a process that is killed in the midst of an epoch of its first trial."""
+    """Ray Train, under a process that is killed in its first trial.
+
+    `starting`: when its workers have got their room and do not yet run; else in mid-epoch.
+    """
 
     folder: Path
+    starting: bool
 
     def __call__(
         self,
@@ -64,18 +71,30 @@ class KilledOnce:
         report: Callable[[EpochRecord], None],
         **more: Any,
     ) -> Any:
+        killed = self.folder / "killed"
+
         def and_die(record: EpochRecord) -> None:
             report(record)
-            with (self.folder / f"{config.config_hash}-{os.getpid()}").open("a") as file:
-                file.write(f"{record.epoch} {record.loss}\n")
-            if record.epoch == KILLED_AT and not (self.folder / "killed").exists():
-                (self.folder / "killed").write_text(config.config_hash)
+            if record.epoch == KILLED_AT and not killed.exists():
+                killed.write_text(config.config_hash)
                 os.kill(os.getpid(), signal.SIGKILL)
 
+        def die_when_there_is_room() -> None:
+            while not any(_has_workers_room(g) for g in placement_group_table().values()):
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if self.starting and not killed.exists():
+            killed.write_text(config.config_hash)
+            threading.Thread(target=die_when_there_is_room, daemon=True).start()
         return run_distributed(config, workspace, and_die, **more)
 
 
-def _study(folder: Path) -> Study:
+def _has_workers_room(group: Mapping[str, Any]) -> bool:
+    return group["state"] == "CREATED" and "CPU" in group["bundles"][0]
+
+
+def _study(folder: Path, starting: bool) -> Study:
     shop = write_small_shop(folder / "shop")
     config = StudyConfig(
         dataset=f"parquet:{shop}",
@@ -108,7 +127,7 @@ def _study(folder: Path) -> Study:
         workspace=prepare(config.dataset, config.encoder, folder / "results" / ".cache"),
         recorder=recorder,
         run=run_trial,
-        run_distributed=KilledOnce(folder / "told"),
+        run_distributed=KilledOnce(folder / "told", starting),
     )
 
 
@@ -132,16 +151,20 @@ def _actors_of_train() -> list[ActorState]:
     return [actor for actor in actors if actor.class_name in OF_TRAIN]
 
 
-def _wait_until_nothing_is_left() -> None:
+def _wait_until_nothing_is_left(*, but_groups: bool = False) -> None:
     deadline = time.monotonic() + 120
     while left := _actors_of_train():
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
-    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+    states = {group["state"] for group in placement_group_table().values()}
+    assert but_groups or states <= {"REMOVED"}
 
 
-def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    study = _study(tmp_path)
+@pytest.mark.parametrize("starting", [False, True])
+def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(
+    tmp_path: Path, starting: bool
+) -> None:
+    study = _study(tmp_path, starting)
     _run(study)
     _wait_until_nothing_is_left()
     killed = (tmp_path / "told" / "killed").read_text()
@@ -150,7 +173,7 @@ def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(tmp_path: 
     [lost] = trials[trials.status == "FAIL"].to_dict("records")
     assert (lost["config_hash"], lost["phase"]) == (killed, "search")
     assert lost["error"].startswith("ActorDiedError: ")
-    others = trials[trials.status == "COMPLETE"]  # both had both of this Ray's processors
+    others = trials[trials.status == "COMPLETE"]
     assert sorted(others.phase) == ["ablation", "search"]
     assert _states(study) == [TrialState.COMPLETE, TrialState.FAIL]
 
@@ -177,3 +200,31 @@ def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(tmp_path: 
     own = epochs[epochs.trial_id == again["trial_id"]].sort_values("epoch")
     assert own.epoch.tolist() == list(range(1, EPOCHS + 1))
     np.testing.assert_allclose(own.loss, [record.loss for record in records], rtol=1e-5)
+
+
+def test_workers_that_have_no_room_end_the_wait(tmp_path: Path) -> None:
+    """In a trial, whose own process needs no processor and has begun."""
+    there = int(ray.cluster_resources()["CPU"])
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+    study = _study(tmp_path, starting=False)
+    impatient = replace(study.config, workers=there, start_timeout_s=3.0)
+    study = replace(study, config=impatient, run_distributed=run_distributed)
+    began = time.monotonic()
+    wanted = rf"it needs {there} x \(1 CPU\); the nodes have {there} CPU, of which {there - 1} CPU"
+    with pytest.raises(StudyStoppedError, match=wanted):
+        _run(study)
+    assert time.monotonic() - began < 90  # 3 s, on a machine that may be busy
+    assert study.recorder.trials().empty
+    assert TrialState.RUNNING not in _states(study)
+    ray.kill(other)
+    _wait_until_nothing_is_left(but_groups=True)
+    for key, group in placement_group_table().items():
+        if group["state"] != "REMOVED":  # they end with the study's Ray job, which is this session
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key))))
