@@ -83,39 +83,38 @@ def _workers(**wanted: str) -> list[ActorState]:
     return list_actors(address, filters=filters, limit=1000)
 
 
-def test_one_worker_and_two_of_which_one_is_killed_agree_with_this_process(
-    tmp_path: Path, workspace: Workspace
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_workers_agree_with_this_process_though_one_of_two_is_killed(
+    tmp_path: Path, workspace: Workspace, workers: int
 ) -> None:
     """Every user's rank and every epoch's loss; parameters are compared in tests/train."""
     config = _config(personal_epochs=8)
-    outcomes, losses = [], []
-    for workers in (0, 1, 2):
-        records: list[EpochRecord] = []
+    alone: list[EpochRecord] = []
+    own = tmp_path / "alone"
+    fresh = dataclasses.replace(workspace, stages=own / "stages", trials=own / "trials")
+    expected = run_trial(config, fresh, alone.append, test=True)
+    records: list[EpochRecord] = []
 
-        def report(record: EpochRecord, workers: int = workers, kept: list = records) -> None:
-            kept.append(record)
-            if workers == 2 and record.epoch == 3:
-                os.kill(_workers(state="ALIVE")[-1].pid, signal.SIGKILL)
+    def report(record: EpochRecord) -> None:
+        records.append(record)
+        if workers == 2 and record.epoch == 3:
+            os.kill(_workers(state="ALIVE")[-1].pid, signal.SIGKILL)
 
-        before = len(_workers())
-        own = tmp_path / str(workers)
-        if workers == 0:
-            fresh = dataclasses.replace(workspace, stages=own / "stages", trials=own / "trials")
-            outcome = run_trial(config, fresh, report, test=True)
-        else:
-            outcome = _distributed(config, workspace, own, report, workers)
-            assert outcome.world_size == workers
-            assert not (own / "checkpoints").exists()
-        assert [record.epoch for record in records] == list(range(1, 10))  # none is told twice
-        outcomes.append(outcome)
-        losses.append([record.loss for record in records])
-    assert len(_workers()) - before == 4  # a lost worker takes its group with it
-    for outcome, loss in zip(outcomes[1:], losses[1:], strict=True):
-        np.testing.assert_allclose(loss, losses[0], rtol=1e-5)
-        assert np.array_equal(outcome.users.group, outcomes[0].users.group)
-        assert np.array_equal(outcome.users.test_rank, outcomes[0].users.test_rank)
+    before = len(_workers())
+    outcome = _distributed(config, workspace, tmp_path / "workers", report, workers)
+    assert outcome.world_size == workers
+    assert not (tmp_path / "workers" / "checkpoints").exists()
+    started = len(_workers()) - before
+    assert started == (4 if workers == 2 else 1)  # a lost worker takes its group with it
+    assert [record.epoch for record in records] == list(range(1, 10))  # none is told twice
+    np.testing.assert_allclose(
+        [record.loss for record in records], [record.loss for record in alone], rtol=1e-5
+    )
+    assert np.array_equal(outcome.users.group, expected.users.group)
+    assert np.array_equal(outcome.users.test_rank, expected.users.test_rank)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_trial_at_once(
     tmp_path: Path, workspace: Workspace
 ) -> None:
