@@ -6,18 +6,17 @@ until a trial gives it a value; in a trial ``None`` means one thing only: the se
 apply to this method or variant.
 """
 
-from perpeft_ray.config.study import (
+from perpeft_ray.config.settings import (
     SEARCH,
-    VARIED,
     GroupingSettings,
     LossSettings,
     ModelSettings,
     PeftSettings,
     Search,
     SearchSettings,
-    StudyConfig,
     TrainSettings,
 )
+from perpeft_ray.config.study import VARIED, StudyConfig
 from perpeft_ray.config.trial import (
     GROUPED_METHODS,
     METHODS,

@@ -1,0 +1,120 @@
+"""The settings of a study by what they are about, with their defaults; `StudyConfig` holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perpeft_ray.config.trial import Dtype, Mode
+from perpeft_ray.config.variants import PAPER_VARIANTS, Variant
+
+Search = Literal["search"]
+SEARCH: Search = "search"
+"""The value of a setting that the search is to choose."""
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """The PEFT module that every group has one of."""
+
+    variant: Variant | Search = SEARCH
+    """PEFT variant, or search. `perpeft variants` says what each is."""
+    rank: int | Search = SEARCH
+    """Rank, whose meaning is the variant's; ignored by variants without one. Paper: 4."""
+    last_layers: int | None = None
+    """Adapt only so many last layers of each tower; None: all. Ignored by IISAN."""
+    bottleneck: int = 32
+    """Width of IISAN's bottleneck blocks. Paper: 32."""
+    dropout: float = 0.1
+    """Dropout on the input of adapters that have one (LoRA and its kin). Paper: 0.1."""
+
+
+@dataclass(frozen=True)
+class GroupingSettings:
+    """How users are grouped (stage 2)."""
+
+    groups: int | Search = SEARCH
+    """Number of K-means clusters. Paper: 8."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The conditioning loss of stage 3."""
+
+    conditioning_weight: float | Search = SEARCH
+    """Weight of negatives from the group's own items, 0 to 1. Paper: 1."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """SASRec, the shared backbone; the defaults are the paper's."""
+
+    hidden_units: int = 32
+    """Width D of item embeddings and SASRec."""
+    sequence_length: int = 10
+    """Latest interactions that SASRec sees."""
+    blocks: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads."""
+    dropout: float = 0.3
+    """Dropout in SASRec."""
+    multimodal_weight: float = 0.5
+    """Weight w of the projected multimodal embedding beside the id embedding."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Optimisation. Defaults are the toyshop preset; `--preset paper` has the paper's."""
+
+    lr: float | Search = SEARCH
+    """AdamW's learning rate for SASRec and projectors. Paper: 1e-4."""
+    peft_lr_scale: float = 0.3
+    """The PEFT module's learning rate as a multiple of lr. Paper: 1."""
+    id_lr_scale: float = 1.0
+    """The id embedding's learning rate as a multiple of lr. Paper: 1."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay. Paper: 1e-5 to 5e-4, see spec."""
+    batch_size: int = 64
+    """Users a batch. Paper: 16."""
+    epochs: int = 10
+    """Epochs of stage 1, the global module. Paper: 10."""
+    personal_epochs: int = 8
+    """Epochs of stage 3, the personalised modules; other methods train as many more. Paper: 20."""
+    validate_every: int = 2
+    """Epochs between two validations (the last epoch is always validated). Paper: 1."""
+    mode: Mode | None = None
+    """A step is one group's batch (sequential, the paper's) or one batch of every group (parallel).
+    None: sequential with up to one worker, parallel with more."""
+    dtype: Dtype = "auto"
+    """Compute type of frozen weights; auto is bfloat16 where it is faster."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The search by Ray Tune and Optuna, and what it may choose from."""
+
+    trials: int = 6
+    """Trials of PerPEFT in the search."""
+    max_concurrent: int = 2
+    """Trials at a time."""
+    seed: int = 0
+    """Seed of Optuna's sampler."""
+    variants: tuple[Variant, ...] = PAPER_VARIANTS
+    """Values of peft.variant."""
+    ranks: tuple[int, ...] = (4, 8)
+    """Values of peft.rank."""
+    groups: tuple[int, ...] = (4, 6, 8)
+    """Values of grouping.groups."""
+    conditioning_weights: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """Values of loss.conditioning_weight."""
+    learning_rates: tuple[float, ...] = (1.5e-3, 3e-3)
+    """Values of train.lr; every baseline is tried with each of them."""
+    every_method: bool = False
+    """Try PerPEFT's own ablations with every learning rate too; else they take PerPEFT's."""
+    pareto: bool = False
+    """Search for accuracy and few trainable parameters together (no ASHA)."""
+    asha: bool = True
+    """Stop poor trials early (ASHA); they are PRUNED rows."""
+    grace_epochs: int = 3
+    """Epochs of stage 3 before ASHA may stop a trial."""
