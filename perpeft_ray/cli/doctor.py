@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perpeft_ray.cli.study import check_inputs, parse_study
+from perpeft_ray.cli.study import check_inputs, check_settings, parse_study
 from perpeft_ray.study.host.job import check_storage_outlives_job
 
 if TYPE_CHECKING:
+    from perpeft_ray.data.interactions import Dataset
     from perpeft_ray.study.doctor.diagnosis import Check
 
 _DESCRIPTION = """Check a cluster before a study, with the options of `perpeft study`.
@@ -33,14 +34,18 @@ def doctor(arguments: Sequence[str]) -> None:
 
     check_storage_outlives_job(config.storage)
     storage = storage_folder(config.storage)
-    # The toyshop is drawn anew, so that nothing is left in the storage; what takes long to prepare
-    # is left there for the study.
-    drawn = config.dataset.partition(":")[0] == "toyshop"
-    with tempfile.TemporaryDirectory(prefix="perpeft-doctor-") as scratch:
-        dataset = check_inputs(config, Path(scratch) if drawn else storage / ".cache")
-        from perpeft_ray.study.doctor.examine import diagnose
+    from perpeft_ray.data.sources import raw_files
+    from perpeft_ray.study.doctor.examine import diagnose
 
-        checks = diagnose(config, storage, dataset)
+    data: Dataset | list[Path]
+    # The toyshop is drawn anew, so that nothing is left in the storage.
+    with tempfile.TemporaryDirectory(prefix="perpeft-doctor-") as scratch:
+        if raw := raw_files(config.dataset):  # to prepare them may take hours
+            check_settings(config, num_users=None)
+            data = raw
+        else:
+            data = check_inputs(config, Path(scratch))
+        checks = diagnose(config, storage, data)
     # In a job's log a table may be wider than rich's 80 columns.
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     Console(width=None if known else 200).print(checks_table(checks))

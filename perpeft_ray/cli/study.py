@@ -132,18 +132,23 @@ def check_inputs(config: StudyConfig, cache: Path) -> Dataset:
     """
     from perpeft_ray.data.sources import open_dataset
     from perpeft_ray.data.split import leave_one_out
+
+    dataset = open_dataset(config.dataset, cache)
+    check_settings(config, leave_one_out(dataset).num_users)
+    return dataset
+
+
+def check_settings(config: StudyConfig, num_users: int | None) -> None:
+    """What `check_inputs` does besides opening the dataset; `num_users` None: not known yet."""
     from perpeft_ray.encoder.preprocess import FoundationPreprocessor
     from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
     from perpeft_ray.study.check import check_study
 
-    dataset = open_dataset(config.dataset, cache)
-    num_users = leave_one_out(dataset).num_users
     has_images = FoundationPreprocessor(config.encoder).image_size > 0
     check_study(config, num_users, has_images=has_images)
     for variant, rank in itertools.product(config.values("variant"), config.values("rank")):
         settings = ModuleSettings(rank, config.peft.bottleneck, config.peft.last_layers)
         module_parameters(config.encoder, variant, settings)
-    return dataset
 
 
 @dataclass(frozen=True)

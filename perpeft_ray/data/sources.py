@@ -51,6 +51,25 @@ def open_dataset(uri: str, cache: Path) -> Dataset:
     )
 
 
+def raw_files(uri: str) -> list[Path]:
+    """The raw files that `open_dataset` would prepare, which can be read; none where it need not.
+
+    Far cheaper than to prepare them. Raises `InputError` where one is missing or cannot be read.
+    """
+    source, _, rest = uri.partition(":")
+    path, _, name = rest.partition("#")
+    match source:
+        case "release" if path:
+            from perpeft_ray.data.prepare.release import release_files
+
+            return release_files(Path(path), name or Path(path).stem)
+        case "amazon2023" if path and name:
+            from perpeft_ray.data.prepare.amazon2023 import amazon2023_files
+
+            return amazon2023_files(Path(path), name)
+    return []
+
+
 def _release(path: Path, name: str, cache: Path) -> Path:
     from perpeft_ray.data.prepare.release import prepare_release, release_recipe
 

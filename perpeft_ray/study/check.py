@@ -6,12 +6,13 @@ from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
 
 
-def check_study(study: StudyConfig, num_users: int, *, has_images: bool) -> None:
+def check_study(study: StudyConfig, num_users: int | None, *, has_images: bool) -> None:
     """Check what `StudyConfig` cannot know by itself.
 
-    `num_users`: users of the data set; `has_images`: whether the encoder sees images. Raises
-    `InputError` where there are more groups than users, fewer search trials than variants (each
-    variant needs a best setting), or a method that leaves out the only modality.
+    `num_users`: users of the data set, None where they are not known yet; `has_images`: whether
+    the encoder sees images. Raises `InputError` where there are more groups than users, fewer
+    search trials than variants (each variant needs a best setting), or a method that leaves out the
+    only modality.
     """
     for method in ("without_text", "without_image"):
         if method in study.methods and not has_images:
@@ -20,7 +21,7 @@ def check_study(study: StudyConfig, num_users: int, *, has_images: bool) -> None
                 f"{study.encoder}"
             )
     for groups in study.values("groups"):
-        if groups > num_users:
+        if num_users is not None and groups > num_users:
             raise InputError(
                 f"`grouping.groups` must be between 1 and the number of users ({num_users}), "
                 f"but is {groups}"

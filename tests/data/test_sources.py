@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ import perpeft_ray.data
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.release import prepare_release
-from perpeft_ray.data.sources import open_dataset
+from perpeft_ray.data.sources import open_dataset, raw_files
 from perpeft_ray.data.split import leave_one_out
 from perpeft_ray.errors import InputError
 from tests.data.prepare.test_amazon2023 import drawn, write_raw
@@ -95,6 +96,32 @@ def test_amazon2023_is_prepared_with_the_defaults(tmp_path):
     dataset = open_dataset(f"amazon2023:{raw}#arts", tmp_path / "cache")
     prepare_amazon2023(raw, "arts", tmp_path / "out", Selection())
     assert dataset.fingerprint == load_folder(tmp_path / "out", "").fingerprint
+
+
+def test_raw_files_are_told_without_preparing_them(tmp_path):
+    release = write_release(tmp_path / "release" / "arts")
+    raw = write_raw(tmp_path / "raw", *drawn())
+    names = {"arts_final.txt", "arts_item2id_final.pickle", "arts_texts_final.pickle"}
+    assert {file.name for file in raw_files(f"release:{release}")} == names
+    archive = Path(shutil.make_archive(str(tmp_path / "all"), "zip", release))
+    assert raw_files(f"release:{archive}#arts") == [archive]
+    files = raw_files(f"amazon2023:{raw}#arts")
+    assert len(files) == 2
+    assert raw_files("toyshop") == raw_files(f"parquet:{raw}") == raw_files("") == []
+
+    with pytest.raises(InputError, match=r"must have toys_final\.txt, but .*all\.zip' has none"):
+        raw_files(f"release:{archive}#toys")
+    archive.write_bytes(archive.read_bytes()[:-30])
+    with pytest.raises(InputError, match="must be a whole zip archive"):
+        raw_files(f"release:{archive}#arts")
+    compressed = files[0].with_name(files[0].name.removesuffix(".gz") + ".gz")
+    files[0].unlink()
+    compressed.write_text("no gzip")
+    with pytest.raises(InputError, match="must be a readable file, but Not a gzipped file"):
+        raw_files(f"amazon2023:{raw}#arts")
+    (release / "arts_final.txt").write_text("")
+    with pytest.raises(InputError, match=r"arts_final\.txt' must be a readable file, but is empty"):
+        raw_files(f"release:{release}")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from perpeft_ray.data.prepare.images import (
 )
 from perpeft_ray.data.prepare.kcore import make_core
 from perpeft_ray.data.prepare.paper import PAPER_DATASETS
-from perpeft_ray.data.prepare.recipe import SCRATCH, preparing, source_files
+from perpeft_ray.data.prepare.recipe import SCRATCH, begun_to_read, preparing, source_files
 from perpeft_ray.errors import InputError
 
 _REVIEW = "{user_id: 'VARCHAR', parent_asin: 'VARCHAR', rating: 'DOUBLE', timestamp: 'BIGINT'}"
@@ -100,6 +100,12 @@ def amazon2023_recipe(
         },
         "images": images,
     }
+
+
+def amazon2023_files(raw: Path, category: str) -> list[Path]:
+    """A category's raw files, begun to be read; raises InputError where one is missing or cannot
+    be read."""
+    return begun_to_read(amazon2023_recipe(raw, category, Selection(), images=True))
 
 
 def _check(category: str, selection: Selection) -> None:

@@ -42,6 +42,15 @@ def unpack(
         _unpack_wanted(outer, archive.name, folder, target, budget)
 
 
+def file_names(archive: Path) -> list[str]:
+    """The last parts of a zip's files' names; only its table of contents is read.
+
+    Raises InputError as `unpack` does.
+    """
+    with _opened(archive, archive.name) as opened:
+        return [name.name for name, _ in _members(opened, archive.name)]
+
+
 class _Budget:
     """Bytes that may still be written."""
 

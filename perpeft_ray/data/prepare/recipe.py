@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +54,22 @@ def source_files(*files: Path) -> list[list[str | int]]:
     """Path, bytes and time of change of raw files, for a recipe: a changed file starts anew."""
     found = ((file.resolve(), file.stat()) for file in files)
     return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]
+
+
+def begun_to_read(recipe: Mapping[str, Any]) -> list[Path]:
+    """A recipe's raw files, of which each has been opened and its first bytes read, through gzip
+    where it is compressed. Raises InputError where that cannot be done."""
+    files = [Path(path) for path, *_ in recipe["raw"]]
+    for file in files:
+        opened = gzip.open if file.suffix == ".gz" else open
+        try:
+            with opened(file, "rb") as stream:
+                empty = not stream.read(1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{str(file)!r} must be a readable file, but {error}") from error
+        if empty:
+            raise InputError(f"{str(file)!r} must be a readable file, but is empty")
+    return files
 
 
 def _check(out: Path, recipe: Mapping[str, Any]) -> None:

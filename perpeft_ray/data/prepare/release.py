@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, check_inside
-from perpeft_ray.data.prepare.archives import unpack
+from perpeft_ray.data.prepare.archives import file_names, unpack
 from perpeft_ray.data.prepare.images import (
     Copy,
     check_file_name,
@@ -30,7 +30,7 @@ from perpeft_ray.data.prepare.images import (
     write_failures,
 )
 from perpeft_ray.data.prepare.pickles import Plain, read_plain_pickle
-from perpeft_ray.data.prepare.recipe import SCRATCH, preparing, source_files
+from perpeft_ray.data.prepare.recipe import SCRATCH, begun_to_read, preparing, source_files
 from perpeft_ray.errors import InputError
 
 MAX_BYTES = 32_000_000_000
@@ -68,6 +68,23 @@ def release_recipe(source: Path, name: str) -> dict[str, Any]:
     else:
         raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is none")
     return {"source": "release", "name": name, "raw": raw}
+
+
+def release_files(source: Path, name: str) -> list[Path]:
+    """The files that `prepare_release` begins with, begun to be read; nothing is unpacked.
+
+    Raises InputError where one is missing or cannot be read. What zips within a zip hold is not
+    looked at.
+    """
+    files = begun_to_read(release_recipe(source, name))
+    if source.is_file():
+        names = file_names(source)
+        wanted = _Files(source.parent, name)
+        inner = any(name.lower().endswith(".zip") for name in names)
+        for file in (wanted.sequences, wanted.numbers, wanted.titles):
+            if file.name not in names and not inner:
+                raise InputError(f"the release must have {file.name}, but {str(source)!r} has none")
+    return files
 
 
 @dataclass(frozen=True)

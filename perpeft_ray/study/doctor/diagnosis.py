@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perpeft_ray.config import StudyConfig
@@ -128,6 +128,12 @@ def check_catalogue(dataset: str, files: int, reports: Reports) -> Check:
     if not wrong:
         return Check("catalogue", f"{dataset} is the same on every node")
     return Check("catalogue", dataset, f"{'; '.join(wrong)}: put it where every node sees it")
+
+
+def check_raw_files(dataset: str, sizes: Sequence[int]) -> Check:
+    """Raw files that can be read, of so many bytes each; only the study's main process does."""
+    what = f"{_count(len(sizes), 'raw file')}, {sum(sizes) / 1e6:.1f} MB, can be read here"
+    return Check("catalogue", f"{dataset}: {what}; the study prepares the data set in its storage")
 
 
 def check_encoder(encoder: str, fingerprint: str, reports: Reports) -> Check:

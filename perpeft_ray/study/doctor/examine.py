@@ -25,16 +25,17 @@ ANSWER_S = 120.0
 _DASHBOARD_S = 10.0
 
 
-def diagnose(study: StudyConfig, storage: Path, dataset: Dataset) -> list[Check]:
+def diagnose(study: StudyConfig, storage: Path, data: Dataset | list[Path]) -> list[Check]:
     """Check Ray, started or joined as the study does it, and every node of it.
 
-    `storage` is absolute; `dataset` is the study's, opened by this process. Nothing is left behind.
+    `storage` is absolute; `data` is the study's data set, opened by this process, or the raw files
+    that the study will prepare. Nothing is left behind.
     Raises InputError where `storage` cannot be written by this process.
     """
     with _meeting_folder(storage) as meeting:
         try:
             with ray_runtime():
-                return [_reached(), *_checks(study, storage, dataset, meeting)]
+                return [_reached(), *_checks(study, storage, data, meeting)]
         # Ray says with any of these that it cannot be joined: other versions, a wrong token.
         except (ConnectionError, RuntimeError, InputError) as error:
             first = str(error).strip().partition("\n")[0]
@@ -48,7 +49,9 @@ def diagnose(study: StudyConfig, storage: Path, dataset: Dataset) -> list[Check]
             ]
 
 
-def _checks(study: StudyConfig, storage: Path, dataset: Dataset, meeting: Path) -> Iterator[Check]:
+def _checks(
+    study: StudyConfig, storage: Path, data: Dataset | list[Path], meeting: Path
+) -> Iterator[Check]:
     import ray
 
     from perpeft_ray.encoder.preprocess import encoder_fingerprint
@@ -61,7 +64,8 @@ def _checks(study: StudyConfig, storage: Path, dataset: Dataset, meeting: Path) 
     yield diagnosis.check_authentication(status)
 
     nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
-    files = _files(dataset)
+    # Raw files are prepared by the main process alone, into the storage.
+    files = {} if isinstance(data, list) else _files(data)
     ids = {name: node["NodeID"] for name, node in nodes.items()}
     reports = _ask(ids, study.encoder, files, meeting)
     own = node_report.library_versions(LIBRARIES)
@@ -73,7 +77,11 @@ def _checks(study: StudyConfig, storage: Path, dataset: Dataset, meeting: Path) 
     sign = (meeting / node_report.SIGN).read_text(encoding="utf-8")
     arrived = {name: _arrived(meeting / node, sign) for name, node in ids.items()}
     yield diagnosis.check_storage(str(storage), reports, arrived)
-    yield diagnosis.check_catalogue(study.dataset, len(files), reports)
+    if isinstance(data, list):
+        sizes = [file.stat().st_size for file in data]
+        yield diagnosis.check_raw_files(study.dataset, sizes)
+    else:
+        yield diagnosis.check_catalogue(study.dataset, len(files), reports)
     fingerprint = encoder_fingerprint(study.encoder)
     yield diagnosis.check_encoder(study.encoder, fingerprint, reports)
     with_gpus = {name: ids[name] for name, has in resources.items() if has.get("GPU", 0) > 0}
