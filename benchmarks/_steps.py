@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from _shops import Clip, write_clip, write_shop
 
-from perpeft_ray.config import StudyConfig, TrainSettings
+from perpeft_ray.config import Dtype, Mode, StudyConfig, TrainSettings
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch
 from perpeft_ray.train.evaluation import evaluate
@@ -66,10 +67,17 @@ class Bench:
 
 
 def open_bench(
-    workspace: Workspace, *, groups: int = 8, rank: int = 4, dtype: str = "auto", length: int = 10
+    workspace: Workspace,
+    *,
+    groups: int = 8,
+    rank: int = 4,
+    dtype: Dtype = "auto",
+    length: int = 10,
+    mode: Mode = "sequential",
+    batch_size: int = 4096,
 ) -> Bench:
     """A trial on the workspace, untrained."""
-    settings = TrainSettings(dtype=dtype, batch_size=4096)
+    settings = TrainSettings(dtype=dtype, batch_size=batch_size)
     config = StudyConfig(train=settings).trial(
         "perpeft",
         variant="lora",
@@ -78,10 +86,8 @@ def open_bench(
         conditioning_weight=1.0,
         seed=0,
         learning_rate=1e-4,
-        mode="sequential",
+        mode=mode,
     )
-    import dataclasses
-
     config = dataclasses.replace(config, sequence_length=length)
     job = open_job(config, workspace, Alone(), torch.device("cpu"))
     state = job.fresh_state(range(groups))

@@ -22,10 +22,10 @@ from perpeft_ray.encoder.sdpa import train_by_products
 from perpeft_ray.encoder.source import EncoderSource, parse_encoder
 from perpeft_ray.errors import InputError
 
-NARROW = 256
-"""Towers narrower than this compute in float32 under dtype `auto`. At width 128 a training step in
-bfloat16 takes about half the time of one in float32 (avx512_bf16; results/LOG.md), but what it does
-to NDCG@20 has not been measured: `--train.dtype bfloat16` has it."""
+NARROW = 128
+"""Towers narrower than this compute in float32 under dtype `auto`. From here on a training step in
+bfloat16 takes 0.6 of the time of one in float32 (avx512_bf16, benchmarks/small_clip.py); NDCG@20
+stays what it is (benchmarks/bfloat16.py)."""
 
 Modality = Literal["text", "image"]
 

@@ -1,0 +1,92 @@
+"""How time and memory grow: items, users, groups, rank and sequence length, each to ten times.
+
+    python benchmarks/growth.py
+
+Small CLIP (small_clip.py), one thread. Items, users and groups: an evaluation, which encodes every
+item for every group and ranks every user; rank and sequence length: a stage-1 step of 16 users.
+Every point is a process of its own, whose peak memory it is. The exponent of a curve is the slope
+of a line through its points in logarithms: 1 where ten times the size takes ten times the time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from _bench import FOLDER, Row, in_fresh_process, peak_mb, record, seconds
+from _shops import SMALL
+from _steps import open_bench, shop_and_clip
+
+TIMES = (1, 3, 10)
+BASE = {"items": 300, "users": 300, "groups": 1, "rank": 2, "length": 5}
+STEPS = ("rank", "length")
+"""Sizes of which a step is measured; of the others, an evaluation."""
+UNITS = {"seconds": "s", "peak_mb": "MB"}
+
+Curve = list[dict[str, float]]
+
+
+def main() -> None:
+    """Measure, record and draw."""
+    rows, curves = [], {}
+    for name, least in BASE.items():
+        work = "step" if name in STEPS else "evaluation"
+        curve: Curve = []
+        for times in TIMES:
+            sizes = BASE | {name: least * times}
+            found = in_fresh_process(str(Path(__file__)), work, json.dumps(sizes), threads=1)
+            curve.append({"size": least * times, **found})
+            case = f"{work}, {name} {least * times:,}"
+            rows += [Row("growth", case, key, found[key], unit) for key, unit in UNITS.items()]
+        curves[f"{name} ({work})"] = curve
+        for key in UNITS:
+            rows.append(
+                Row("growth", f"{work}, {name}", f"exponent of {key}", slope(curve, key), "")
+            )
+    record(rows)
+    draw(curves, FOLDER / "growth.png")
+
+
+def slope(curve: Curve, key: str) -> float:
+    """Of the line of least squares through the points, both axes in logarithms."""
+    size, value = (np.log([point[name] for point in curve]) for name in ("size", key))
+    return float(np.polyfit(size, value, 1)[0])
+
+
+def measure(work: str, sizes: dict[str, int]) -> dict[str, float]:
+    """Time and peak memory in this process."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        workspace = shop_and_clip(
+            Path(scratch), SMALL, sizes["users"], sizes["items"], mean_length=80
+        )
+        bench = open_bench(
+            workspace, groups=sizes["groups"], rank=sizes["rank"], length=sizes["length"]
+        )
+        call = bench.step(1) if work == "step" else bench.evaluation()
+        return {"seconds": seconds(call, repeats=3), "peak_mb": peak_mb()}
+
+
+def draw(curves: dict[str, Curve], file: Path) -> None:
+    """Seconds and memory against each size."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(15, 5), layout="constrained")
+    for column, (name, curve) in enumerate(curves.items(), start=1):
+        for row, key in enumerate(UNITS):
+            axes = canvas.add_subplot(2, len(curves), row * len(curves) + column)
+            axes.loglog([p["size"] for p in curve], [p[key] for p in curve], marker="o")
+            axes.set(xlabel=name, ylabel=f"{key}, exponent {slope(curve, key):.2f}")
+    canvas.savefig(file, dpi=120)
+    print(f"drawn to {file}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(sys.argv[2], json.loads(sys.argv[3]))))
+    else:
+        main()

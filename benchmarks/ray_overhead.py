@@ -1,0 +1,65 @@
+"""What Ray adds to a trial: studies of few and of more trials, against the trials' own seconds.
+
+    python benchmarks/ray_overhead.py
+
+`studies/ablation_peft.py` on toyshop, one trial at a time, without a search. A study's own seconds
+are those of its trials' stages and evaluations, as its rows say. What is left is the study's start
+and end, and a part for every trial: the difference of two studies over the difference of trials.
+With `--workers 1` every trial starts Ray Train and a worker of its own; with 0 it trains in the
+process of Ray Tune that it has anyway.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+from _bench import Row, record
+
+FEW, MORE = 2, 6
+
+
+def main() -> None:
+    """Measure and record."""
+    rows = []
+    for workers in (0, 1):
+        with tempfile.TemporaryDirectory() as scratch:
+            study_of(1, workers, Path(scratch))  # data and features are prepared
+            few, more = (study_of(count, workers, Path(scratch)) for count in (FEW, MORE))
+        a_trial = (more - few) / (MORE - FEW)
+        case = f"toyshop, workers {workers}"
+        rows += [
+            Row("ray_overhead", case, "seconds a trial beyond its own", a_trial, "s"),
+            Row("ray_overhead", case, "seconds of start and end", few - FEW * a_trial, "s"),
+        ]
+    record(rows)
+
+
+def study_of(trials: int, workers: int, storage: Path) -> float:
+    """Seconds of a study of so many trials, without the trials' own."""
+    name = f"study-{workers}-{trials}"
+    # Seeds that no study before had, so that no trial is found in a cache.
+    seeds = [str(1000 * trials + number) for number in range(trials)]
+    command = [sys.executable, "studies/ablation_peft.py", "--study", name, "--storage", storage]
+    command += ["--methods", "global", "--seeds", *seeds, "--workers", str(workers)]
+    command += ["--parallel-workers", "0", "--search.max-concurrent", "1"]
+    command += ["--search.variants", "iisan", "--train.lr", "3e-3"]
+    command += ["--train.epochs", "1", "--train.personal-epochs", "1", "--grouping.groups", "4"]
+    command += ["--loss.conditioning-weight", "0.5", "--search.trials", "1"]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    whole = time.perf_counter() - started
+    rows = pd.read_parquet(storage / name / "trials")
+    if set(rows["status"]) != {"COMPLETE"}:
+        raise RuntimeError(f"trials must end COMPLETE, but are {rows['status'].tolist()}")
+    parts = ["stage1_seconds", "stage2_seconds", "stage3_seconds", "evaluate_seconds"]
+    print(f"{name}: {whole:.1f} s, {len(rows)} trials", flush=True)
+    return whole - float(rows[parts].sum().sum())
+
+
+if __name__ == "__main__":
+    main()
