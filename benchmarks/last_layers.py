@@ -75,7 +75,7 @@ def _measure(
     items = np.arange(1, catalogue.num_items + 1)
 
     def encode() -> torch.Tensor:
-        return functional_call(encoder, module, (items,)).square().mean()
+        return functional_call(encoder, module, encoder.inputs(items)).square().mean()
 
     with torch.no_grad():
         forward = _seconds(encode)

@@ -88,6 +88,10 @@ class TrainSettings:
     None: sequential with up to one worker, parallel with more."""
     dtype: Dtype = "auto"
     """Compute type of frozen weights; auto is bfloat16 where it is faster."""
+    grouped_step: bool = False
+    """In parallel mode, put the batches of all of a worker's groups through the networks together
+    (torch.vmap), in place of one after another: for GPUs that small groups do not fill. On a CPU
+    it takes the same time, and there all is computed by the plain kernels."""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,11 @@ class StudyConfig:
                 "`workers` must be 0 or 1 with `train.mode` sequential (a step is one group's "
                 f"batch), but is {self.workers}"
             )
+        if self.train.grouped_step and self.mode == "sequential":
+            raise InputError(
+                "`train.grouped_step` needs `train.mode` parallel (a step with batches of several "
+                "groups), but it is sequential"
+            )
         if not self.study or set(self.study) & set("/\\\0") or self.study.startswith("."):
             raise InputError(f"`study` must be a plain folder name, but is {self.study!r}")
         for name, values in (
@@ -139,6 +144,7 @@ class StudyConfig:
         variant = variant if uses_peft else None
         facts = FACTS.get(variant) if variant else None
         times = groups or 1 if method == "large_global" else 1
+        mode = mode or self.mode if personal else "sequential"
         return TrialConfig(
             dataset=self.dataset,
             encoder=self.encoder,
@@ -165,8 +171,9 @@ class StudyConfig:
             stage1_epochs=self.train.epochs,
             stage3_epochs=self.train.personal_epochs,
             validate_every=self.train.validate_every,
-            mode=mode or self.mode if personal else "sequential",
+            mode=mode,
             dtype=self.train.dtype,
+            grouped_step=self.train.grouped_step and mode == "parallel",
             hidden_units=self.model.hidden_units,
             sequence_length=self.model.sequence_length,
             blocks=self.model.blocks,

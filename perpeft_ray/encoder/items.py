@@ -3,9 +3,15 @@
 One small interface over what the methods need: live towers with an adapter (LoRA, (IA)³ and
 others), a side network on cached hidden states (IISAN), or cached features (frozen). A module's
 trainable parameters are exactly what one group's PEFT module is.
+
+What is read for items (`inputs`) and what is computed from it (`forward`) are two calls, so that
+the second, tensors to tensor, can run for the modules of several groups at once (`torch.vmap`).
 """
 
 from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +23,21 @@ from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.iisan import Iisan
 from perpeft_ray.encoder.variants import adapter_modules
 
+Inputs = tuple[Tensor | None, ...]
+"""What an encoder reads for n items, each [n, ...]; None where it has no use for one."""
 
-class TowerItemEncoder(nn.Module):
+
+class ItemEncoder(nn.Module):
+    """`forward(*inputs(items))`: item indices int64 [n] -> float32 [n, out_features]."""
+
+    out_features: int
+
+    def inputs(self, items: NDArray[np.int64]) -> Inputs:
+        """What `forward` computes from, on the device where it does."""
+        raise NotImplementedError
+
+
+class TowerItemEncoder(ItemEncoder):
     """Live towers over the catalogue store; what is trainable in them is the PEFT module."""
 
     def __init__(self, towers: Towers, catalogue: Catalogue) -> None:
@@ -35,13 +54,17 @@ class TowerItemEncoder(nn.Module):
             module.training = mode
         return self
 
-    def forward(self, items: NDArray[np.int64]) -> Tensor:
-        """Item indices int64 [n] -> float32 [n, out_features]."""
+    def inputs(self, items: NDArray[np.int64]) -> Inputs:
+        """The fields of an `ItemBatch`."""
         device = next(self.towers.parameters()).device
-        return self.towers(batch_on(self._catalogue, items, device))
+        return fields_of(batch_on(self._catalogue, items, device))
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Fields of an `ItemBatch` of n items -> float32 [n, out_features]."""
+        return self.towers(ItemBatch(*inputs))
 
 
-class IisanItemEncoder(nn.Module):
+class IisanItemEncoder(ItemEncoder):
     """IISAN over cached hidden states; float16 [I+1, K, W] each, None for a tower left out."""
 
     def __init__(
@@ -57,17 +80,20 @@ class IisanItemEncoder(nn.Module):
         self.out_features = self.side.out_features
         self._text, self._image = text, image
 
-    def forward(self, items: NDArray[np.int64]) -> Tensor:
-        """Item indices int64 [n] -> float32 [n, out_features]."""
+    def inputs(self, items: NDArray[np.int64]) -> Inputs:
+        """Hidden states of the text and the image tower, float32 [n, K, W] each."""
         device = self.side.gates.device
+        return tuple(
+            None if tower is None else torch.from_numpy(tower[items]).to(device).float()
+            for tower in (self._text, self._image)
+        )
 
-        def states(tower: NDArray[np.float16] | None) -> Tensor | None:
-            return None if tower is None else torch.from_numpy(tower[items]).to(device).float()
+    def forward(self, *inputs: Any) -> Tensor:
+        """States of n items -> float32 [n, out_features]."""
+        return self.side(*inputs)
 
-        return self.side(states(self._text), states(self._image))
 
-
-class CachedItemEncoder(nn.Module):
+class CachedItemEncoder(ItemEncoder):
     """Cached features float32 [I+1, out_features]; nothing to train."""
 
     def __init__(self, features: NDArray[np.float32]) -> None:
@@ -75,9 +101,14 @@ class CachedItemEncoder(nn.Module):
         self.out_features = features.shape[1]
         self._features = features
 
-    def forward(self, items: NDArray[np.int64]) -> Tensor:
-        """Item indices int64 [n] -> float32 [n, out_features], on the CPU."""
-        return torch.from_numpy(self._features[items])
+    def inputs(self, items: NDArray[np.int64]) -> Inputs:
+        """The features themselves, on the CPU."""
+        return (torch.from_numpy(self._features[items]),)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The features."""
+        (features,) = inputs
+        return features
 
 
 def batch_on(catalogue: Catalogue, items: NDArray[np.int64], device: torch.device) -> ItemBatch:
@@ -92,3 +123,8 @@ def batch_on(catalogue: Catalogue, items: NDArray[np.int64], device: torch.devic
         has_image=batch.has_image.to(device),
         has_title=batch.has_title.to(device),
     )
+
+
+def fields_of(batch: ItemBatch) -> Inputs:
+    """What `ItemBatch` is made from."""
+    return tuple(getattr(batch, field.name) for field in fields(batch))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.encoder.features import store_of_items
 from perpeft_ray.encoder.foundation import Towers
-from perpeft_ray.encoder.items import TowerItemEncoder, batch_on
+from perpeft_ray.encoder.items import Inputs, TowerItemEncoder, batch_on, fields_of
 from perpeft_ray.encoder.targets import layer_stacks
 
 MAX_BYTES = 64 * 2**30
@@ -41,21 +41,30 @@ class SuffixItemEncoder(TowerItemEncoder):
     def __init__(self, towers: Towers, catalogue: Catalogue, states: PrefixStates) -> None:
         super().__init__(towers, catalogue)
         self._states = states
+        towers.sorts_titles = False  # the states are in the order of the items
 
-    def forward(self, items: NDArray[np.int64]) -> Tensor:
-        """Item indices int64 [n] -> float32 [n, out_features]."""
-        device = next(self.towers.parameters()).device
-        batch = batch_on(self._catalogue, items, device)
+    def inputs(self, items: NDArray[np.int64]) -> Inputs:
+        """The fields of an `ItemBatch`, then the states of each half that has some."""
+        batch = batch_on(self._catalogue, items, next(self.towers.parameters()).device)
         longest = {"text": batch.token_ids.shape[1]}
-        self.towers.sorts_titles = False  # the states are in the order of the items
+        states = (
+            torch.from_numpy(rows[items, : longest.get(name)])
+            .to(batch.token_ids.device)
+            .view(self.towers.dtype)
+            for name, rows in self._states.arrays.items()
+        )
+        return *fields_of(batch), *states
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """As `TowerItemEncoder`, of what `inputs` gave."""
+        entries = list(self._states.entries.values())
+        batch, states = inputs[: -len(entries)], inputs[-len(entries) :]
         try:
-            for name, entry in self._states.entries.items():
-                rows = self._states.arrays[name][items, : longest.get(name)]
-                entry.states = torch.from_numpy(rows).to(device).view(self.towers.dtype)
-            return self.towers(batch)
+            for entry, entering in zip(entries, states, strict=True):
+                entry.states = entering
+            return super().forward(*batch)
         finally:
-            self.towers.sorts_titles = True
-            for entry in self._states.entries.values():
+            for entry in entries:
                 entry.states = None
 
 
@@ -120,12 +129,12 @@ class _Entry:
         """What the frozen layers make of a batch, [n, T, W]."""
         kept: list[Tensor] = []
         hook = self._last.register_forward_hook(lambda _, inputs, output: kept.append(output))
-        towers.sorts_titles = False
+        sorts, towers.sorts_titles = towers.sorts_titles, False
         try:
             towers(batch)
         finally:
             hook.remove()
-            towers.sorts_titles = True
+            towers.sorts_titles = sorts
         return kept[0]
 
     def _pass_over(self, module: Any) -> None:

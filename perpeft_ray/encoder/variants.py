@@ -34,6 +34,8 @@ class AdapterSettings:
     last_layers: int | None
     """Adapt only so many last layers of each tower; None: all."""
     seed: int
+    plain: bool = False
+    """Compute by plain operations alone, which `torch.vmap` can run for several modules."""
 
 
 def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
@@ -44,6 +46,7 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
     import peft
 
     device = next(towers.model.parameters()).device
+    faster = device.type == "cpu" and not settings.plain
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         warnings.catch_warnings(),
@@ -58,13 +61,13 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
         config = peft_config(towers, settings)
         peft.get_peft_model(towers.model, config)  # in place; its wrapper is not needed
     for name, module in towers.model.named_modules():
-        if isinstance(module, nn.ModuleDict) and name.endswith("_dropout") and device.type == "cpu":
+        if isinstance(module, nn.ModuleDict) and name.endswith("_dropout") and faster:
             replace_dropout(module)
         if name.endswith("ln_tuning_layers.default"):
             _compute_in_float32(module)
     for parameter in trainable(towers).values():
         parameter.data = parameter.data.float()
-    if settings.variant in ("lora", "rslora") and device.type == "cpu":
+    if settings.variant in ("lora", "rslora") and faster:
         compute_in_bfloat16(towers.model)
     towers.eval()
 

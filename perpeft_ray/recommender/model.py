@@ -9,7 +9,7 @@ Letters: I items (0 is padding), n items asked for, D hidden units, B users, T p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from perpeft_ray.encoder.items import Inputs, ItemEncoder
 from perpeft_ray.recommender.losses import sequence_loss_sum
 from perpeft_ray.recommender.projector import Projector
 from perpeft_ray.recommender.sampling import TrainingBatch
@@ -35,15 +36,19 @@ _USERS_AT_ONCE = 1024
 class ItemTower(nn.Module):
     """Item encoder and projector: the multimodal half of an item's embedding, [n, D]."""
 
-    def __init__(self, encoder: nn.Module, projector: Projector) -> None:
+    def __init__(self, encoder: ItemEncoder, projector: Projector) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
 
-    def forward(self, items: NDArray[np.int64]) -> Tensor:
-        """Item indices int64 [n], each 1..I -> [n, D]."""
+    def inputs(self, items: NDArray[np.int64]) -> Inputs:
+        """What `forward` computes from for item indices int64 [n], each 1..I."""
+        return self.encoder.inputs(items)
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        """-> [n, D]."""
         device = next(self.projector.parameters()).device
-        return self.projector(self.encoder(items).to(device))
+        return self.projector(self.encoder(*inputs).to(device))
 
 
 class Recommender(nn.Module):
@@ -81,9 +86,39 @@ class Recommender(nn.Module):
         if self.tower is None:
             return ids, torch.zeros_like(ids)
         padded = int(len(items) > 0 and items[0] == 0)
-        own: dict[str, Tensor] = {name: p for name, p in module.items() if name.startswith(_TOWER)}
-        content = functional_call(self.tower, own, (items[padded:],))
+        content = functional_call(self.tower, _own(module), self.tower.inputs(items[padded:]))
         return ids, F.pad(content, (0, 0, padded, 0))
+
+    def embed_groups(
+        self, items: Sequence[NDArray[np.int64]], modules: Sequence[Module]
+    ) -> list[Tensor]:
+        """`embed` of each group's items under its module, all groups in one pass of the tower.
+
+        The frozen layers see the items of all groups as one batch; what the modules add becomes
+        batched products (`torch.vmap`). Shorter lists are filled up with their last item.
+        """
+        if self.tower is None:
+            return [self.embed(own, module) for own, module in zip(items, modules, strict=True)]
+        longest = max(map(len, items))
+        rows = np.stack([np.pad(own, (0, longest - len(own)), mode="edge") for own in items])
+        # Padding is encoded as item 1 and then left out.
+        inputs = [
+            x if x is None else x.unflatten(0, rows.shape)
+            for x in self.tower.inputs(np.maximum(rows, 1).reshape(-1))
+        ]
+        own_modules = [_own(module) for module in modules]
+        stacked = {name: torch.stack([m[name] for m in own_modules]) for name in own_modules[0]}
+        tower = self.tower
+        content = torch.vmap(
+            lambda module, *inputs: functional_call(tower, module, inputs),
+            in_dims=(0, *(None if x is None else 0 for x in inputs)),
+            randomness="different",
+        )(stacked, *inputs)  # [G, longest, D]
+        table = self.backbone.item_embedding.weight
+        index = torch.as_tensor(rows, device=table.device)
+        real = (index > 0).unsqueeze(-1)
+        embedded = F.embedding(index, table, padding_idx=0) + self.weight * content * real
+        return [rows[: len(own)] for rows, own in zip(embedded, items, strict=True)]
 
     def look_up(
         self,
@@ -103,20 +138,42 @@ class Recommender(nn.Module):
 
         All items of the batch are encoded once, in one forward of the tower.
         """
-        parts = [batch.inputs, batch.positives, batch.negatives]
-        weights = [1.0]
-        if batch.outside_negatives is not None:
-            parts.append(batch.outside_negatives)
-            weights = [conditioning_weight, 1.0 - conditioning_weight]
-        items, where = np.unique(np.stack(parts), return_inverse=True)
+        items, where = np.unique(batch.items(), return_inverse=True)
         embedded = self.look_up(items, where, batch.users, module)  # [3 or 4, B, T, D]
-        inputs, positives, *negatives = embedded.unbind(0)
-        mask = torch.as_tensor(batch.inputs != 0, device=embedded.device)
+        return self._loss_sum(embedded, batch.inputs, conditioning_weight)
+
+    def loss_sum_of_groups(
+        self,
+        batches: Sequence[TrainingBatch],
+        modules: Sequence[Module],
+        conditioning_weight: float,
+    ) -> tuple[Tensor, int]:
+        """The sum of `loss_sum` over batches of different groups, in one pass of all networks.
+
+        The same up to rounding and to what dropout draws.
+        """
+        found = [np.unique(batch.items(), return_inverse=True) for batch in batches]
+        tables = self.embed_groups([items for items, _ in found], modules)
+        embedded = [
+            F.embedding(torch.as_tensor(where, device=table.device), table)
+            for table, (_, where) in zip(tables, found, strict=True)
+        ]
+        inputs = np.concatenate([batch.inputs for batch in batches])
+        return self._loss_sum(torch.cat(embedded, dim=1), inputs, conditioning_weight)
+
+    def _loss_sum(
+        self, embedded: Tensor, items: NDArray[np.int64], conditioning_weight: float
+    ) -> tuple[Tensor, int]:
+        inputs, positives, *negatives = embedded.unbind(0)  # [B, T, D] each
+        weights = [1.0]
+        if len(negatives) == 2:
+            weights = [conditioning_weight, 1.0 - conditioning_weight]
+        mask = torch.as_tensor(items != 0, device=embedded.device)
         outputs = self.backbone(inputs, ~mask)
         loss = sequence_loss_sum(
             outputs, positives, list(zip(weights, negatives, strict=True)), mask
         )
-        return loss, int(np.count_nonzero(batch.inputs))
+        return loss, int(np.count_nonzero(items))
 
     @torch.no_grad()
     def embed_all(self, module: Module) -> Tensor:
@@ -161,3 +218,7 @@ class Recommender(nn.Module):
         `owners` [B]: whose vector each user has, where there are vectors (`VectorRecommender`).
         """
         return self.states(inputs, item_embeddings)
+
+
+def _own(module: Module) -> dict[str, Tensor]:
+    return {name: p for name, p in module.items() if name.startswith(_TOWER)}

@@ -30,6 +30,14 @@ class TrainingBatch:
     """Where `negatives` come from a group's items: a second negative, from all items [B, T].
     None where the loss has no use for it."""
 
+    def items(self) -> NDArray[np.int64]:
+        """Inputs, positives, negatives and, where there are some, negatives from all items:
+        [3 or 4, B, T]."""
+        parts = [self.inputs, self.positives, self.negatives]
+        return np.stack(
+            parts if self.outside_negatives is None else [*parts, self.outside_negatives]
+        )
+
 
 class TrainingSampler:
     """Draws the training batches of all stages from the users' training histories.

@@ -87,7 +87,7 @@ def test_stored_states_give_the_whole_towers_output_and_gradients(
     passes.clear()  # seeing how wide the features are takes one
     outputs, gradients = [], []
     for encoder in (short, whole):
-        out = functional_call(encoder, module, (ITEMS,))
+        out = functional_call(encoder, module, encoder.inputs(ITEMS))
         gradients.append(torch.autograd.grad(out.square().mean(), list(module.values())))
         outputs.append(out.detach())
     assert passes == []

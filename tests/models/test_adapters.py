@@ -105,7 +105,7 @@ def test_peft_alone_gives_the_same_features(
     batch = open_catalogue(workspace).batch(items)
     assert batch.pixels is not None
     with torch.no_grad():
-        expected = functional_call(model.tower.encoder, own, (items,))
+        expected = functional_call(model.tower.encoder, own, model.tower.inputs(items))
         image = adapted.get_image_features(pixel_values=(batch.pixels / 255 - 0.5) / 0.5)
         text = adapted.get_text_features(input_ids=batch.token_ids)
     half = image.pooler_output.shape[1]

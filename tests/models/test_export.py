@@ -210,7 +210,8 @@ def _check_text_adapter(trial: TrainedTrial, path: str, adapter: Path) -> None:
     with torch.no_grad():
         out = adapted(input_ids=batch.token_ids, attention_mask=batch.attention_mask)
         pooled = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
-        features = functional_call(trial.model.tower.encoder, own, (items,))
+        tower = trial.model.tower
+        features = functional_call(tower.encoder, own, tower.inputs(items))
     text = features[:, -pooled.shape[1] :]
     torch.testing.assert_close(pooled, text, atol=1e-5, rtol=1e-5)
 
