@@ -45,9 +45,9 @@ def main(settings: Settings) -> None:
     spent: dict[str, list[tuple[float, float]]] = {"epoch": [], "checkpoint": []}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
             wall, cpu = time.perf_counter(), time.process_time()
-            result = function(*arguments)
+            result = function(*arguments, **named)
             spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
             return result
 

@@ -2,8 +2,8 @@
 
     python benchmarks/grouped_step.py
 
-A parallel step of 8 groups with 4 users each, small CLIP (small_clip.py), LoRA, float32. On a CPU
-nothing is gained, so it is off by default; where small batches leave a GPU idle it may be.
+A parallel step of 8 groups with 4 users each, small CLIP (small_clip.py), LoRA, float32,
+measured in turn.
 """
 
 from __future__ import annotations

@@ -20,21 +20,24 @@ from pathlib import Path
 import pandas as pd
 from _bench import Row, record
 
-FEW, MORE = 2, 6
+from perpeft_ray.train.workspace import prepare
+
+TRIALS = {0: (2, 6), 1: (1, 3)}
+"""Of the two studies, by `--workers`."""
 
 
 def main() -> None:
     """Measure and record."""
     rows = []
-    for workers in (0, 1):
+    for workers, counts in TRIALS.items():
         with tempfile.TemporaryDirectory() as scratch:
-            study_of(1, workers, Path(scratch))  # data and features are prepared
-            few, more = (study_of(count, workers, Path(scratch)) for count in (FEW, MORE))
-        a_trial = (more - few) / (MORE - FEW)
+            prepare("toyshop", "toyshop-clip", Path(scratch) / ".cache")
+            few, more = (study_of(count, workers, Path(scratch)) for count in counts)
+        a_trial = (more - few) / (counts[1] - counts[0])
         case = f"toyshop, workers {workers}"
         rows += [
             Row("ray_overhead", case, "seconds a trial beyond its own", a_trial, "s"),
-            Row("ray_overhead", case, "seconds of start and end", few - FEW * a_trial, "s"),
+            Row("ray_overhead", case, "seconds of start and end", few - counts[0] * a_trial, "s"),
         ]
     record(rows)
 
@@ -45,11 +48,11 @@ def study_of(trials: int, workers: int, storage: Path) -> float:
     # Seeds that no study before had, so that no trial is found in a cache.
     seeds = [str(1000 * trials + number) for number in range(trials)]
     command = [sys.executable, "studies/ablation_peft.py", "--study", name, "--storage", storage]
-    command += ["--methods", "global", "--seeds", *seeds, "--workers", str(workers)]
-    command += ["--parallel-workers", "0", "--search.max-concurrent", "1"]
-    command += ["--search.variants", "iisan", "--train.lr", "3e-3"]
-    command += ["--train.epochs", "1", "--train.personal-epochs", "1", "--grouping.groups", "4"]
-    command += ["--loss.conditioning-weight", "0.5", "--search.trials", "1"]
+    command += ["--methods", "without_mm", "--seeds", *seeds, "--workers", str(workers)]
+    command += ["--parallel-workers", "0", "--search.max-concurrent", "1", "--train.lr", "3e-3"]
+    command += ["--train.epochs", "1", "--train.personal-epochs", "1"]
+    command += ["--peft.variant", "iisan", "--grouping.groups", "4"]
+    command += ["--loss.conditioning-weight", "0.5"]
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     whole = time.perf_counter() - started

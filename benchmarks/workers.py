@@ -71,7 +71,7 @@ def measure(rank: int, world: int, scratch: Path) -> float:
         if owner[group] != rank:
             del bench.state.modules[group]
     collective = TorchCollective(torch.device("cpu"))
-    taken = seconds(lambda: train_epoch(bench.state, data, 1, job.config, collective), repeats=3)
+    taken = seconds(lambda: train_epoch(bench.state, data, 1, job.config, collective), repeats=2)
     dist.destroy_process_group()
     return taken
 

@@ -90,8 +90,8 @@ class TrainSettings:
     """Compute type of frozen weights; auto is bfloat16 where it is faster."""
     grouped_step: bool = False
     """In parallel mode, put the batches of all of a worker's groups through the networks together
-    (torch.vmap), in place of one after another: for GPUs that small groups do not fill. On a CPU
-    it takes the same time, and there all is computed by the plain kernels."""
+    (torch.vmap), in place of one after another: for GPUs that small groups do not fill, and small
+    batches on a CPU. What dropout draws then depends on which groups a worker has."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from perpeft_ray.errors import InputError
 NARROW = 128
 """Towers narrower than this compute in float32 under dtype `auto`. From here on a training step in
 bfloat16 takes 0.6 of the time of one in float32 (avx512_bf16, benchmarks/small_clip.py); NDCG@20
-stays what it is (benchmarks/bfloat16.py)."""
+stays what it is (studies/bfloat16.py)."""
 
 Modality = Literal["text", "image"]
 

@@ -1,7 +1,7 @@
 """Does bfloat16 in the frozen towers change what a trial finds? NDCG@20 over seeds, both dtypes.
 
-    python benchmarks/bfloat16.py            # 2 seeds
-    python benchmarks/bfloat16.py 0 1 2 3 4  # the figures in results/LOG.md
+    python studies/bfloat16.py                     # two seeds, four minutes on one core
+    python studies/bfloat16.py --seeds 0 1 2 3 4   # five
 
 PerPEFT with LoRA on toyshop and its encoder, the same seeds in float32 and in bfloat16. One seed's
 two trainings part after a few steps, as those of two seeds do: what the dtype does is their mean.
@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
 
-from _bench import Row, record
+import tyro
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.train.trial import run_trial
@@ -25,8 +24,8 @@ from perpeft_ray.train.workspace import prepare
 DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 
 
-def main(seeds: list[int]) -> None:
-    """Measure and record."""
+def main(seeds: tuple[int, ...] = (0, 1)) -> None:
+    """NDCG@20 of the same seeds in float32 and in bfloat16."""
     config = StudyConfig().trial(
         "perpeft",
         variant="lora",
@@ -51,16 +50,11 @@ def main(seeds: list[int]) -> None:
     means = {dtype: statistics.mean(values) for dtype, values in found.items()}
     differences = [b - a for a, b in zip(*found.values(), strict=True)]
     error = statistics.stdev(differences) / len(seeds) ** 0.5 if len(seeds) > 1 else float("nan")
-    case = f"toyshop, PerPEFT LoRA, {len(seeds)} seeds"
-    metric = "NDCG@20 x 100, valid and test"
-    record(
-        [
-            Row("bfloat16", f"{case}, float32", metric, means["float32"], ""),
-            Row("bfloat16", f"{case}, bfloat16", metric, means["bfloat16"], "", means["float32"]),
-            Row("bfloat16", case, "standard error of the difference", error, ""),
-        ]
-    )
+    for dtype, mean in means.items():
+        print(f"{dtype}: mean NDCG@20 x 100 of valid and test {mean:.3f} ({len(seeds)} seeds)")
+    difference = means["bfloat16"] - means["float32"]
+    print(f"bfloat16 minus float32: {difference:+.3f}, standard error {error:.3f}")
 
 
 if __name__ == "__main__":
-    main([int(seed) for seed in sys.argv[1:]] or [0, 1])
+    tyro.cli(main)
