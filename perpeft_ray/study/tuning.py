@@ -10,6 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.agenda import Agenda
+from perpeft_ray.study.host.memory import take_memory_kills_as_deaths
 from perpeft_ray.study.host.room import resources_of_worker
 from perpeft_ray.study.plan import is_one_of
 from perpeft_ray.study.progress import Progress
@@ -33,6 +34,7 @@ def run_tune(
     `fresh_processes`: whether a trial's process ends with it. A trial that fails becomes a FAIL row
     and the others go on.
     """
+    take_memory_kills_as_deaths()
     trainable = tune.with_resources(make_trainable(study), _resources(study.config, workers))
     # Rows are ours; what Tune keeps about the trials is thrown away.
     with tempfile.TemporaryDirectory(prefix="perpeft-tune-") as scratch:

@@ -1,6 +1,6 @@
 """The command of a study whose trials do not train, to be killed, starved and continued by tests.
 
-    python tests/study/quick_study.py STORAGE [--die PLACE] [FIELD VALUE ...]
+    python tests/study/quick_study.py STORAGE [--die PLACE | --eat PLACE] [FIELD VALUE ...]
 
 Only the runner is a stand-in: lock, folder, Ray, Tune, Optuna and rows are the real ones. A trial
 that begins or ends leaves a file in `STORAGE/runs`, the first with the number of its process.
@@ -8,6 +8,7 @@ that begins or ends leaves a file in `STORAGE/runs`, the first with the number o
 --die search:3      kill the whole script in the search's fourth trial that begins
 --die ablation:1    the same in the ablation
 --die unwritten:2   after the last epoch of the third trial that ends, before its row is written
+--eat search:3      let that trial's process take memory, 5 GB at most, until it is killed
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from perpeft_ray.study.trainable import Study
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from tests.study.conftest import fake_run, fake_run_distributed
 
+STEP, STEPS = 100_000_000, 50
+"""Bytes taken every 0.1 s, so that Ray, which looks every 0.25 s, sees them; and how often."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -39,15 +43,25 @@ class Fault:
 
     runs: Path
     driver: int
-    die: str
+    kind: str
+    """`--die`, `--eat`, or nothing."""
+    place: str
 
     def strike(self, place: str) -> None:
-        """Kill the script where `die` says so; at each place once in the life of a storage."""
+        """Where `place` says so; at each place once in the life of a storage."""
         number = len(list(self.runs.glob(f"at-{place}-*")))
         (self.runs / f"at-{place}-{uuid.uuid4().hex}").touch()
-        if self.die == f"{place}:{number}":
+        if self.place != f"{place}:{number}":
+            return
+        if self.kind == "--die":
             os.kill(self.driver, signal.SIGKILL)
             time.sleep(600)  # until Ray ends this process too
+        (self.runs / f"eats-{os.getpid()}").touch()
+        held = []
+        for _ in range(STEPS):
+            held.append(b"x" * STEP)
+            time.sleep(0.1)
+        time.sleep(30)
 
     def run(
         self,
@@ -95,12 +109,12 @@ def open_study(fault: Fault) -> Callable[..., Study]:
 def start(arguments: list[str]) -> None:
     """Run the study."""
     storage, *rest = arguments
-    die = ""
-    if rest[:1] == ["--die"]:
-        die, rest = rest[1], rest[2:]
+    kind = place = ""
+    if rest[:1] in (["--die"], ["--eat"]):
+        kind, place, *rest = rest
     runs = Path(storage) / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    fault = Fault(runs, os.getpid(), die)
+    fault = Fault(runs, os.getpid(), kind, place)
     command._open_study = open_study(fault)
     command.check_inputs = lambda *_: None
     command.print_tables = command.write_report = lambda _: None

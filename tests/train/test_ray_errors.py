@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from perpeft_ray.train.collective import PeerLostError
@@ -33,3 +34,10 @@ def test_lost_workers_are_tried_again_and_told_when_there_are_too_many() -> None
         "workers were lost 4 times; killed for want of memory, or with their node (ActorDiedError)"
     )
     assert told.__cause__ is lost[1]
+
+
+def test_workers_that_rays_memory_monitor_kills_are_told() -> None:
+    lost = WorkerHealthCheckFailedError("failed", failure=OutOfMemoryError("23 of 24 GB used"))
+    _EndsAtOwnErrors().after_exception(None, {0: PeerLostError("lost"), 1: lost})
+    told = _cause(WorkerGroupError("both", {0: PeerLostError("lost"), 1: lost}))
+    assert str(told).endswith("killed for want of memory, or with their node (OutOfMemoryError)")
