@@ -87,7 +87,8 @@ def test_they_are_the_halves_of_zeros(workspace, make_trial) -> None:
     assert batch.has_image.tolist() == [True, False]
     for method, variant in CASES[:3]:
         model, _ = built(workspace, make_trial, method, variant)
-        features = model.tower.encoder(np.array([UNTITLED, UNPICTURED]))
+        items = np.array([UNTITLED, UNPICTURED])
+        features = model.tower.encoder(*model.tower.inputs(items))
         image, text = features.chunk(2, dim=1)
         assert image.any(dim=1).tolist() == [True, False]
         assert text.any(dim=1).tolist() == [False, True]
