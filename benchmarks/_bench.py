@@ -105,9 +105,11 @@ def seconds(work: Callable[[], Any], repeats: int = 5, warm_up: int = 1) -> floa
     return statistics.median(_timed(work) for _ in range(repeats))
 
 
-def seconds_in_turn(works: Sequence[Callable[[], Any]], repeats: int = 5) -> list[float]:
+def seconds_in_turn(
+    works: Sequence[Callable[[], Any]], repeats: int = 5, warm_up: int = 1
+) -> list[float]:
     """Median wall time of each call, measured in turn so that other load falls on all alike."""
-    for work in works:
+    for work in [*works] * warm_up:
         work()
     rounds = [[_timed(work) for work in works] for _ in range(repeats)]
     return [statistics.median(times) for times in zip(*rounds, strict=True)]

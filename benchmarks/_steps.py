@@ -46,17 +46,20 @@ class Bench:
         encoder: Any = self.job.model.tower.encoder
         return str(encoder.towers.dtype).removeprefix("torch.")
 
-    def step(self, stage: int, batch: int = 16) -> Callable[[], float]:
-        """One step of `batch` users: of all users (stage 1) or of group 0 with its negatives."""
+    def stage_data(self, stage: int, batch: int = 16) -> StageData:
+        """`batch` users: of all (stage 1), or of group 0 with its negatives (stage 3)."""
         job = self.job
         trainable = job.sampler.trainable_users
         if stage == 1:
-            data = StageData(1, job.sampler, {0: trainable[:batch]}, {0: None}, 0.0)
-        else:
-            pools = group_items(job.split.train, self.groups, int(self.groups.max()) + 1)
-            own = trainable[self.groups[trainable] == 0][:batch]
-            data = StageData(3, job.sampler, {0: own}, {0: pools[0]}, 1.0)
-        return lambda: train_epoch(self.state, data, 1, job.config, Alone())
+            return StageData(1, job.sampler, {0: trainable[:batch]}, {0: None}, 0.0)
+        pools = group_items(job.split.train, self.groups, int(self.groups.max()) + 1)
+        own = trainable[self.groups[trainable] == 0][:batch]
+        return StageData(3, job.sampler, {0: own}, {0: pools[0]}, 1.0)
+
+    def step(self, stage: int, batch: int = 16) -> Callable[[], float]:
+        """One step of those users."""
+        data = self.stage_data(stage, batch)
+        return lambda: train_epoch(self.state, data, 1, self.job.config, Alone())
 
     def evaluation(self) -> Callable[[], Any]:
         """Ranks of all users under the modules of all groups."""
