@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import tyro
+from _bench import Row, record
 
 from perpeft_ray.config import StudyConfig, TrainSettings, Variant
 from perpeft_ray.train import fit
@@ -40,7 +41,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Measure and print."""
+    """Measure and record."""
     torch.set_num_threads(1)
     spent: dict[str, list[tuple[float, float]]] = {"epoch": [], "checkpoint": []}
 
@@ -76,14 +77,17 @@ def main(settings: Settings) -> None:
         fit.evaluate = timed("epoch", fit.evaluate)  # type: ignore[assignment]
         Checkpoints.save = timed("checkpoint", Checkpoints.save)  # type: ignore[method-assign]
         run_trial(config, workspace, look, test=False, checkpoints=checkpoints)
-    wall, cpu = ({k: sum(pair[i] for pair in v) for k, v in spent.items()} for i in (0, 1))
-    print(f"checkpoint of {sizes[-1] / 2**20:.2f} MB, {len(sizes)} epochs")
-    for name, of in (("wall", wall), ("CPU", cpu)):
-        share = of["checkpoint"] / of["epoch"]
+    case = f"{settings.dataset}, {settings.variant}, {settings.groups} groups"
+    rows = [Row("checkpoints", case, "size", sizes[-1] / 2**20, "MB")]
+    for place, clock in enumerate(("wall", "CPU")):
+        of = {name: sum(pair[place] for pair in pairs) for name, pairs in spent.items()}
         each = 1000 * of["checkpoint"] / len(sizes)
-        print(
-            f"{name}: epochs {of['epoch']:.2f} s, checkpoints {each:.0f} ms each, {share:.1%} more"
-        )
+        share = of["checkpoint"] / of["epoch"]
+        rows += [
+            Row("checkpoints", case, f"{clock} time of writing one", each, "ms"),
+            Row("checkpoints", case, f"share of an epoch, {clock} time", share, ""),
+        ]
+    record(rows)
 
 
 if __name__ == "__main__":

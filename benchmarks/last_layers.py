@@ -4,7 +4,7 @@
     python benchmarks/last_layers.py --last-layers 6 --items 32
 
 Random weights in float32 and one thread. CPU seconds are what other work on the machine does not
-lengthen; the least of two.
+lengthen; the least of two. References are those of all layers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from _bench import Row, record
 from torch.func import functional_call
 from transformers import CLIPConfig, CLIPModel
 
@@ -29,6 +30,7 @@ from perpeft_ray.encoder.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 
 TOKENS = 24
+METRICS = ("CPU seconds of training", "CPU seconds of a forward")
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,25 @@ class Settings:
 
 
 def main() -> None:
-    """Print a line for all layers, and for the last ones live and from stored states."""
+    """Measure and record: all layers, and the last ones live and from stored states."""
     settings = tyro.cli(Settings, description=__doc__)
     torch.set_num_threads(1)
+    last = settings.last_layers
+    works = {
+        "all layers": (None, False),
+        f"last {last}, live": (last, False),
+        f"last {last}, stored": (last, True),
+    }
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         catalogue = _catalogue(settings.items, Path(folder))
-        for name, layers, stored in (
-            ("all layers", None, False),
-            (f"last {settings.last_layers}, live", settings.last_layers, False),
-            (f"last {settings.last_layers}, stored", settings.last_layers, True),
-        ):
-            step, forward = _measure(catalogue, layers, Path(folder) / "states" if stored else None)
-            print(f"{name:16} training {step:.2f} s, forward alone {forward:.2f} s", flush=True)
+        for name, (layers, stored) in works.items():
+            taken = _measure(catalogue, layers, Path(folder) / "states" if stored else None)
+            whole = [row.value for row in rows[:2]] or [None, None]
+            case = f"ViT-B/32 LoRA, {settings.items} items, float32, {name}"
+            for metric, seconds, reference in zip(METRICS, taken, whole, strict=True):
+                rows.append(Row("last_layers", case, metric, seconds, "s", reference))
+    record(rows)
 
 
 def _measure(

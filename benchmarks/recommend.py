@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
+from _bench import Row, record
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
@@ -69,31 +70,41 @@ class Took:
 
 
 def main() -> None:
-    """Measure and print a row a size."""
+    """Measure and record."""
     sizes = tyro.cli(Sizes, description=__doc__)
     torch.set_num_threads(1)
-    columns = ("load s", "p50 ms", "p95 ms", "CPU ms", "users/s", "a CPU s")
-    print(f"{'items':>8}", *(f"{column:>8}" for column in columns), f"{'Ray users/s':>12}")
+    rows = []
     for place, items in enumerate(sizes.items):
         with tempfile.TemporaryDirectory() as folder:
             model_folder = Path(folder) / "model"
             write_random_model(model_folder, items)
-            model, load = timed(lambda: perpeft_ray.load(model_folder))  # noqa: B023
-            histories = random_histories(max(sizes.users, CALLS), items)
-            calls = latencies(model, histories[:CALLS])
-            p50, p95 = np.percentile([call.seconds for call in calls], [50, 95])
-            cpu = np.median([call.cpu_seconds for call in calls])
-            model.top_items(histories[:64], 10)
-            _, many = timed(lambda: model.top_items(histories[: sizes.users], 10))  # noqa: B023
-            print(
-                f"{items:8,} {load.seconds:8.2f} {1e3 * p50:8.2f} {1e3 * p95:8.2f} {1e3 * cpu:8.2f}"
-                f" {sizes.users / many.seconds:8,.0f} {sizes.users / many.cpu_seconds:8,.0f}",
-                end="",
-                flush=True,
-            )
+            rows += measured(model_folder, items, sizes.users)
             if sizes.ray_users and place < 2:
-                print(f" {through_ray(model_folder, sizes.ray_users, items):12,.0f}", end="")
-        print()
+                by_ray = through_ray(model_folder, sizes.ray_users, items)
+                case = f"{items:,} items, all by Ray Data"
+                rows.append(Row("recommend", case, "users/s", by_ray, "users/s"))
+    record(rows)
+
+
+def measured(folder: Path, items: int, users: int) -> list[Row]:
+    """Loading the model, one user at a time and so many at once, in this process."""
+    model, load = timed(lambda: perpeft_ray.load(folder))
+    histories = random_histories(max(users, CALLS), items)
+    calls = latencies(model, histories[:CALLS])
+    p50, p95 = np.percentile([call.seconds for call in calls], [50, 95])
+    cpu = float(np.median([call.cpu_seconds for call in calls]))
+    model.top_items(histories[:64], 10)
+    _, many = timed(lambda: model.top_items(histories[:users], 10))
+    case = f"{items:,} items"
+    one, all_of = f"{case}, one user", f"{case}, {users:,} users"
+    return [
+        Row("recommend", case, "loading", load.seconds, "s"),
+        Row("recommend", one, "p50", 1e3 * p50, "ms"),
+        Row("recommend", one, "p95", 1e3 * p95, "ms"),
+        Row("recommend", one, "CPU time, median", 1e3 * cpu, "ms"),
+        Row("recommend", all_of, "users/s", users / many.seconds, "users/s"),
+        Row("recommend", all_of, "users a CPU second", users / many.cpu_seconds, "users/s"),
+    ]
 
 
 def write_random_model(folder: Path, items: int) -> None:
