@@ -105,9 +105,9 @@ def ranks_of(cold: ColdStart, dataset: str, seed: int) -> pd.DataFrame:
     from perpeft_ray.models.export import export_trial
     from perpeft_ray.models.loaded import LoadedModel
     from perpeft_ray.models.trained import choose_trial
-    from perpeft_ray.results.folder import StudyFolder
+    from perpeft_ray.results.folder import StudyFolder, storage_folder, study_place
 
-    cache = Path(cold.storage).absolute() / ".cache"
+    cache = storage_folder(cold.storage) / ".cache"
     whole = open_dataset(dataset, cache)
     held_out = hold_out(whole, cold.quantile, cold.events)
     key = hashlib.sha256(f"{whole.fingerprint} {held_out.cut}".encode()).hexdigest()[:8]
@@ -123,7 +123,7 @@ def ranks_of(cold: ColdStart, dataset: str, seed: int) -> pd.DataFrame:
     )
     config = _study(cold, f"parquet:{training}", f"cold_start_{key}_{seed}", seed)
     run_study(config)
-    folder = StudyFolder.open(Path(cold.storage) / config.study)
+    folder = StudyFolder.open(study_place(cold.storage, config.study))
     frames = []
     for method in cold.methods:
         with tempfile.TemporaryDirectory() as exported:

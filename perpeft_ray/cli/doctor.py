@@ -30,10 +30,11 @@ Joins the Ray that RAY_ADDRESS names, or starts one on this machine. Exit status
 def doctor(arguments: Sequence[str]) -> None:
     """`perpeft doctor …`: print a table of checks; exit with 1 where one did not pass."""
     config = parse_study(arguments, description=_DESCRIPTION)
+    from perpeft_ray.data.places import is_uri
     from perpeft_ray.results.folder import storage_folder
 
     check_storage_outlives_job(config.storage)
-    storage = storage_folder(config.storage)
+    storage = config.storage if is_uri(config.storage) else storage_folder(config.storage)
     from perpeft_ray.data.sources import raw_files
     from perpeft_ray.study.doctor.examine import diagnose
 

@@ -45,8 +45,8 @@ def explain(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Common:
-    study: tyro.conf.Positional[Path]
-    """Folder of the study: <storage>/<study>."""
+    study: tyro.conf.Positional[str]
+    """Folder of the study, or its URI: <storage>/<study>."""
     id: tyro.conf.Positional[str]
     """The item's or user's id, as in the data."""
     trial: str = "best"
@@ -85,7 +85,7 @@ def _item(command: _Item) -> None:
     _print_item(explanation, dataset)
     page = command.out or _default(folder, "item", command.id)
     write_item_page(explanation, trial, dataset, page)
-    print(f"page: {page}")
+    print(f"page: {_kept(folder, page)}")
 
 
 def _user(command: _User) -> None:
@@ -98,7 +98,7 @@ def _user(command: _User) -> None:
     _print_user(explanation, dataset)
     page = command.out or _default(folder, "user", command.id)
     write_user_page(explanation, trial, dataset, page)
-    print(f"page: {page}")
+    print(f"page: {_kept(folder, page)}")
 
 
 def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial, Dataset]:
@@ -108,13 +108,21 @@ def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial, Dataset]:
 
     folder = StudyFolder.open(command.study)
     trial = open_trained(folder, choose_trial(folder, command.trial))
-    return folder, trial, open_dataset(trial.config.dataset, folder.path.parent / ".cache")
+    return folder, trial, open_dataset(trial.config.dataset, folder.cache)
 
 
-def _place(name: str, names: Sequence[str], kind: str, study: Path) -> int:
+def _place(name: str, names: Sequence[str], kind: str, study: str) -> int:
     if name not in names:
         raise InputError(f"`{kind}` must be the id of one in the data of {study}, but is {name}")
     return names.index(name)
+
+
+def _kept(folder: StudyFolder, page: Path) -> str:
+    """Send a page that lies in the study's folder to where the study is kept; where it then is."""
+    if not page.is_relative_to(folder.path):
+        return str(page)
+    folder.keep()
+    return folder.told(page)
 
 
 def _default(folder: StudyFolder, kind: str, name: str) -> Path:

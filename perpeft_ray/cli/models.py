@@ -46,8 +46,8 @@ def recommend(arguments: Sequence[str]) -> None:
 class _Export:
     """Write a finished trial to a new folder that works without the study."""
 
-    study: tyro.conf.Positional[Path]
-    """Folder of the study: <storage>/<study>."""
+    study: tyro.conf.Positional[str]
+    """Folder of the study, or its URI: <storage>/<study>."""
     out: tyro.conf.Positional[Path]
     """The new folder."""
     trial: str = "best"

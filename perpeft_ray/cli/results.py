@@ -28,12 +28,14 @@ def report(arguments: Sequence[str]) -> None:
     write_report(_folder("report", arguments))
 
 
-def print_tables(folder: Path) -> None:
+def print_tables(place: Path | str) -> None:
     """Write and print the tables of a study from its Parquet files."""
     from perpeft_ray.results.folder import StudyFolder
     from perpeft_ray.results.tables import write_tables
 
-    _print([text for table in write_tables(StudyFolder.open(folder)) for text in table.printed])
+    folder = StudyFolder.open(place)
+    _print([text for table in write_tables(folder) for text in table.printed])
+    folder.keep()
 
 
 def print_paper_tables() -> None:
@@ -43,18 +45,21 @@ def print_paper_tables() -> None:
     _print(paper_text_tables())
 
 
-def write_report(folder: Path) -> None:
+def write_report(place: Path | str) -> None:
     """Write a study's tables, figures and page, and print where the page is."""
     from perpeft_ray.results import report
     from perpeft_ray.results.folder import StudyFolder
 
-    print(f"report: {report.write_report(StudyFolder.open(folder))}")
+    folder = StudyFolder.open(place)
+    page = report.write_report(folder)
+    folder.keep()
+    print(f"report: {folder.told(page)}")
 
 
-def _folder(command: str, arguments: Sequence[str]) -> Path:
+def _folder(command: str, arguments: Sequence[str]) -> str:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise InputError(f"`perpeft {command}` must have one folder: perpeft {command} FOLDER")
-    return Path(arguments[0])
+    return arguments[0]
 
 
 def _print(tables: Sequence[TextTable]) -> None:

@@ -91,9 +91,11 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
 
     Raises InputError before anything is written.
     """
-    from perpeft_ray.results.folder import StudyFolder, storage_folder
+    from perpeft_ray.data.places import reached
+    from perpeft_ray.results.folder import StudyFolder, storage_folder, study_place
     from perpeft_ray.study.host.disk import telling_a_full_disk
     from perpeft_ray.study.host.owner import owned
+    from perpeft_ray.study.host.remote_owner import owned_at
     from perpeft_ray.study.host.runtime import ray_for
     from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.trackers import check_trackers
@@ -102,6 +104,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     check_storage_outlives_job(config.storage)
     storage = storage_folder(config.storage)
     log_file = storage / config.study / "study.log"
+    kept = study_place(config.storage, config.study)
     with (
         telling_a_full_disk(log_file.parent),
         Progress() as progress,
@@ -112,17 +115,21 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
             dataset = check_inputs(config, cache)
             check_trackers(config)
             stack.enter_context(owned(log_file.parent, progress.say))
+            if isinstance(kept, str):
+                with reached(kept):
+                    stack.enter_context(owned_at(kept, progress.say))
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             folder = StudyFolder.create(config, scientific=question.scientific)
+            stack.callback(folder.keep)
             stack.enter_context(ray_for(config, log_file))
             study = _open_study(config, folder, dataset, cache, progress)
         progress.say(
             f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
-            f"results in {study.folder}"
+            f"results in {kept}"
         )
         pkgutil.resolve_name(question.run)(study, progress)
-    print_tables(log_file.parent)
-    write_report(log_file.parent)
+    print_tables(kept)
+    write_report(kept)
 
 
 def check_inputs(config: StudyConfig, cache: Path) -> Dataset:
@@ -194,7 +201,9 @@ def _open_study(
     from perpeft_ray.train.trial import run_trial
     from perpeft_ray.train.workspace import prepare_dataset
 
-    workspace = prepare_dataset(dataset, config.encoder, cache, telling(progress.prepared))
+    workspace = prepare_dataset(
+        dataset, config.encoder, cache, telling(progress.prepared), trials=folder.trained
+    )
     return Study(
         config=config,
         folder=folder.path,

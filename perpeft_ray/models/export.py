@@ -92,7 +92,7 @@ def _write(folder: StudyFolder, trial: TrainedTrial, out: Path, options: ExportO
     config = trial.config
     copied = options.with_encoder and config.method != "without_mm"
     encoder = _encoder(config.encoder, out, copy=copied)
-    dataset = open_dataset(config.dataset, folder.path.parent / ".cache")
+    dataset = open_dataset(config.dataset, folder.cache)
     of_export = ExportConfig(
         format=FORMAT,
         version=perpeft_ray.__version__,

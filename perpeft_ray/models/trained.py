@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS, TrialConfig
+from perpeft_ray.data.places import subfolder
 from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.errors import InputError
 from perpeft_ray.recommender.model import Recommender
@@ -85,8 +86,9 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     weights are gone or are not of the data set and encoder as they are now.
     """
     config = config_of(folder, trial_id)
-    workspace = prepare(config.dataset, config.encoder, folder.path.parent / ".cache")
-    trained = read_trained(workspace.trials / trial_key(config, workspace.fingerprint))
+    workspace = prepare(config.dataset, config.encoder, folder.cache, trials=folder.trained)
+    key = trial_key(config, workspace.fingerprint)
+    trained = read_trained(subfolder(workspace.trials, key))
     if trained is None:
         raise InputError(_gone(folder, trial_id))
     model = _initial(config, workspace)
@@ -186,7 +188,7 @@ def _put(
 def _gone(folder: StudyFolder, trial_id: str) -> str:
     row = folder.path / "trials" / f"{trial_id}.parquet"
     return (
-        f"the weights of {trial_id} must be in {folder.path.parent / '.cache'} for its data set "
+        f"the weights of {trial_id} must be in {folder.trained} for its data set "
         f"and encoder as they are now, but are not; remove {row} and run the study's command "
         "again to train them"
     )

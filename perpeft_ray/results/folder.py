@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import typing
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,26 +18,32 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perpeft_ray.config import SEARCH, StudyConfig, TrialConfig
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.data.places import is_uri, reached, subfolder
 from perpeft_ray.errors import InputError
+from perpeft_ray.results.description import check_same, declared_parameters, from_json
 from perpeft_ray.results.files import whole_file
+from perpeft_ray.results.mirror import Mirror
 from perpeft_ray.results.schema import EPOCHS, TRIALS, USERS, epochs_table, trial_table, users_table
 from perpeft_ray.results.surroundings import git_revision, machine, versions
+from perpeft_ray.study.host.owner import OWNER
 from perpeft_ray.study.record import Searched, TrialRecord
 
 DESCRIPTION = "study.json"
-NO_PART = {"storage", "checkpoints", "start_timeout_s", "log"}
-"""Settings of a study that may change when it goes on: they are no part of its results."""
+_OF_TRIALS = ("trials", "epochs", "users")
 
 
 @dataclass(frozen=True)
 class StudyFolder:
     """The folder `<storage>/<study>`; a `Recorder`, and safe to hand to other processes.
 
-    Any number of processes may write different trials at once.
+    Any number of processes may write different trials at once. Where `storage` is a URI, `path` is
+    a local folder of the same content: what is written is sent, and what is read fetched before.
     """
 
     path: Path
+    uri: str = ""
+    """`<storage>/<study>` where `storage` is a URI."""
 
     @classmethod
     def create(
@@ -44,10 +54,16 @@ class StudyFolder:
         `scientific`: fields of `TrialConfig` whose effect the study is about. Raises `InputError`
         where the folder has another study or cannot be made.
         """
-        folder = cls(storage_folder(config.storage).resolve() / config.study)
+        path = storage_folder(config.storage).resolve() / config.study
+        kept = study_place(config.storage, config.study)
+        folder = cls(path, kept if isinstance(kept, str) else "")
+        if folder.uri:  # what is there is the study, whatever an earlier run has left here
+            _empty(folder.path)
+            with reached(folder.uri):
+                folder._mirror.fetch()
         values = json.loads(json.dumps(dataclasses.asdict(config)))
         if (folder.path / DESCRIPTION).exists():
-            _check_same(folder.description["config"], values, folder.path)
+            check_same(folder.description["config"], values, folder.path)
             return folder
         description = {
             "config": values,
@@ -65,14 +81,44 @@ class StudyFolder:
                 f"`storage` must be a folder that can be written, but {folder.path}: "
                 f"{error.strerror}"
             ) from error
+        if folder.uri:
+            with reached(folder.uri):
+                folder._mirror.send([DESCRIPTION])
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> StudyFolder:
-        """The folder of a study that exists. Raises `InputError` where it is none."""
-        if not (path / DESCRIPTION).is_file():
-            raise InputError(f"a study's folder must have {DESCRIPTION}, but {path} has none")
-        return cls(path.resolve())
+    def open(cls, place: Path | str) -> StudyFolder:
+        """The folder of a study that exists, by path or URI. Raises `InputError` where it is none.
+
+        Of a URI there is then a copy, which a study that runs here is not disturbed by.
+        """
+        folder = cls(Path(place).resolve())
+        if is_uri(place):
+            uri = str(place).rstrip("/")
+            storage, _, study = uri.rpartition("/")
+            folder = cls(storage_folder(storage) / f"{study}.read", uri)
+            with reached(folder.uri):
+                folder._mirror.fetch()
+        if not (folder.path / DESCRIPTION).is_file():
+            raise InputError(f"a study's folder must have {DESCRIPTION}, but {place} has none")
+        return folder
+
+
+    @property
+    def cache(self) -> Path:
+        """What the studies of this storage share on this machine."""
+        return self.path.parent / ".cache"
+
+    @property
+    def trained(self) -> Path | str:
+        """Where trained trials are kept, by path or URI."""
+        storage = self.uri.rpartition("/")[0] if self.uri else self.path.parent
+        return subfolder(storage, ".cache", "trials")
+
+    def told(self, file: Path) -> str:
+        """A file of the study as a person finds it: its URI, where the study has one."""
+        name = file.relative_to(self.path).as_posix()
+        return f"{self.uri}/{name}" if self.uri else str(file)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -82,18 +128,30 @@ class StudyFolder:
     @property
     def config(self) -> StudyConfig:
         """The study's configuration."""
-        return _from_json(StudyConfig, self.description["config"])
+        return from_json(StudyConfig, self.description["config"])
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write a trial's users, epochs and, last, its row; each file appears whole or not at all.
 
         Files of an earlier run of the same trial are replaced.
         """
-        name = f"{record.trial_id}.parquet"
+        tables = {"epochs": epochs_table(record), "trials": trial_table(record)}
         if record.outcome is not None:
-            _write(self.path / "users" / name, users_table(record.trial_id, record.outcome.users))
-        _write(self.path / "epochs" / name, epochs_table(record))
-        _write(self.path / "trials" / name, trial_table(record))
+            tables = {"users": users_table(record.trial_id, record.outcome.users), **tables}
+        for part, table in tables.items():
+            name = f"{part}/{record.trial_id}.parquet"
+            with whole_file(self.path / name) as temporary:
+                pq.write_table(table, temporary)
+            if self.uri:
+                self._mirror.send([name])
+
+    def keep(self) -> None:
+        """Send what has changed besides trials, journal, log and report among it, to the URI.
+
+        Nothing to do where the study has none. For one process at a time: the study's own.
+        """
+        if self.uri:
+            self._mirror.send_changed(besides=[*_OF_TRIALS, OWNER])
 
     def finished(self) -> set[tuple[str, str]]:
         """(phase, config_hash) of the trials written as COMPLETE or PRUNED."""
@@ -148,6 +206,10 @@ class StudyFolder:
         """The users of one COMPLETE trial; columns: `perpeft_ray.results.schema.USERS`."""
         return pd.read_parquet(self.path / "users" / f"{trial_id}.parquet")
 
+    @property
+    def _mirror(self) -> Mirror:
+        return Mirror(self.path, self.uri)
+
     def _of_search(self, column: str) -> dict[str, Any]:
         trials = self._read("trials", TRIALS, ["status", "phase", "config_hash", column])
         done = trials[(trials.phase == "search") & (trials.status == "COMPLETE")]
@@ -155,81 +217,38 @@ class StudyFolder:
 
     def _read(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
         folder = self.path / name
+        if self.uri:
+            self._mirror.fetch(name)  # trials on other nodes write there
         if not any(folder.glob("[!.]*.parquet")):
             return schema.empty_table().select(columns or schema.names).to_pandas()
         return pd.read_parquet(folder, columns=columns)
 
 
 def storage_folder(storage: str) -> Path:
-    """The absolute path of a `storage` setting.
+    """The absolute path of a `storage` setting; of a URI, the folder here for its studies.
 
-    Raises InputError for a URI, and for a path that is no folder.
+    That is a cache, which may be removed between runs: `$XDG_CACHE_HOME/perpeft-ray/…`. Raises
+    InputError for a path that is no folder.
     """
-    if "://" in storage:
-        raise InputError(f"`storage` must be a local or mounted folder, but is {storage}")
+    if is_uri(storage):
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        digest = hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:16]
+        return caches / "perpeft-ray" / digest
     path = Path(storage).absolute()
     if path.exists() and not path.is_dir():
         raise InputError(f"`storage` must be a folder, but {path} is a file")
     return path
 
 
-def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dict[str, list[str]]:
-    """The fields of `TrialConfig` by their part in a study.
-
-    Scientific: what the study is about. Nuisance: chosen anew for each of them by the search, or
-    repeated (the seed), so that the comparison is fair. Fixed: the rest. Source: Google's Deep
-    Learning Tuning Playbook.
-    """
-    searchable = {
-        "variant": config.peft.variant,
-        "rank": config.peft.rank,
-        "groups": config.grouping.groups,
-        "conditioning_weight": config.loss.conditioning_weight,
-        "learning_rate": config.train.lr,
-    }
-    varied = {name for name, value in searchable.items() if value == SEARCH} | {"seed"}
-    nuisance = varied - set(scientific)
-    names = [field.name for field in dataclasses.fields(TrialConfig)]
-    return {
-        "scientific": [name for name in names if name in scientific],
-        "nuisance": [name for name in names if name in nuisance],
-        "fixed": [name for name in names if name not in nuisance and name not in scientific],
-    }
+def study_place(storage: str, study: str) -> Path | str:
+    """Where a study is kept: `<storage>/<study>`, an absolute path or a URI."""
+    return subfolder(storage if is_uri(storage) else storage_folder(storage), study)
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    with whole_file(path) as temporary:
-        pq.write_table(table, temporary)
-
-
-def _check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
-    """Raise `InputError` for the first field that differs and is a part of the results."""
-    old, new = _dotted(there), _dotted(here)
-    for name in sorted(old.keys() | new.keys(), key=[*new, *old].index):
-        if name not in NO_PART and old.get(name) != new.get(name):
-            raise InputError(
-                f"`{name}` must be {old.get(name)} as in the study that {path} holds, but is "
-                f"{new.get(name)}; another `study` name keeps both"
-            )
-
-
-def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _dotted(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _from_json(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A dataclass of dataclasses from its JSON form, where tuples are lists."""
-    hints = typing.get_type_hints(kind)
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            arguments[name] = _from_json(typing.cast(type, hints[name]), value)
-        else:
-            arguments[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**arguments)
+def _empty(folder: Path) -> None:
+    """Remove what is in a folder, except what tells who runs the study there."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != OWNER and not path.name.startswith("."):
+            path.unlink()

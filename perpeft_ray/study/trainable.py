@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ray import tune
 
 from perpeft_ray.config import StudyConfig, TrialConfig
+from perpeft_ray.data.places import is_uri, subfolder
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.record import Recorder, Searched, TrialRecord
-from perpeft_ray.train.checkpoint_folder import subfolder
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 
 if TYPE_CHECKING:  # torch is imported by trials that train, not by those who plan them
@@ -73,6 +73,9 @@ class DistributedRunner(Protocol):
 class StudyRecorder(Recorder, Protocol):
     """A recorder that also tells what the search has found: `perpeft_ray.results.folder`."""
 
+    def keep(self) -> None:
+        """See that what the study's main process has written outlives this machine."""
+
     def searched(self) -> dict[str, Searched]:
         """The COMPLETE and PRUNED trials of the search, by config hash, as they began."""
 
@@ -98,10 +101,12 @@ class Study:
     @property
     def checkpoints(self) -> Path | str:
         """Folder or URI with a subfolder for each trial that has not ended, by its trial id."""
-        given = self.config.checkpoints
-        if "://" in given:
-            return subfolder(given, self.config.study)
-        return Path(given).absolute() / self.config.study if given else self.folder / "checkpoints"
+        given, study = self.config.checkpoints, self.config.study
+        if given:
+            return subfolder(given if is_uri(given) else Path(given).absolute(), study)
+        storage = self.config.storage
+        whole = subfolder(storage, study) if is_uri(storage) else self.folder
+        return subfolder(whole, "checkpoints")
 
 
 def make_trainable(study: Study) -> Callable[[dict[str, Any]], None]:

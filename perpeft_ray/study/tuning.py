@@ -9,6 +9,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from perpeft_ray.config import StudyConfig
+from perpeft_ray.data.places import remove_folder, subfolder, subfolders
 from perpeft_ray.study.agenda import Agenda
 from perpeft_ray.study.host.memory import take_memory_kills_as_deaths
 from perpeft_ray.study.host.room import resources_of_worker
@@ -16,7 +17,6 @@ from perpeft_ray.study.plan import is_one_of
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.trainable import Study, make_trainable
 from perpeft_ray.study.watch import Watch
-from perpeft_ray.train.checkpoint_folder import remove_checkpoints, subfolder, subfolders
 
 
 def run_tune(
@@ -64,7 +64,7 @@ def _remove_checkpoints(study: Study) -> None:
     ended = study.recorder.finished()
     for name in subfolders(study.checkpoints):
         if is_one_of(name, ended):
-            remove_checkpoints(subfolder(study.checkpoints, name))
+            remove_folder(subfolder(study.checkpoints, name))
 
 
 def _concurrency(config: StudyConfig, workers: int) -> int:

@@ -11,6 +11,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
+from perpeft_ray.data.places import remove_folder, subfolder
 from perpeft_ray.study.host.disk import is_full_disk
 from perpeft_ray.study.host.room import LostRoom, Patience
 from perpeft_ray.study.plan import TrialSpec
@@ -18,7 +19,6 @@ from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.record import Status, TrialRecord
 from perpeft_ray.study.trackers import trackers
 from perpeft_ray.study.trainable import Study, from_result, is_last_epoch
-from perpeft_ray.train.checkpoint_folder import remove_checkpoints, subfolder
 from perpeft_ray.train.outcome import EpochRecord
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Watch(tune.Callback):
         if not complete:
             self._write(trial, spec, "PRUNED", None)
             # A Ray Train worker may be writing still: what it leaves goes when the study ends.
-            remove_checkpoints(subfolder(self._study.checkpoints, spec.trial_id))
+            remove_folder(subfolder(self._study.checkpoints, spec.trial_id))
         self._tell(trial, spec, "COMPLETE" if complete else "PRUNED", None)
 
     def on_trial_error(
@@ -142,6 +142,7 @@ class Watch(tune.Callback):
         if started_at:
             for tracker in self._trackers:
                 tracker.end(spec, status)
+        self._study.recorder.keep()
 
 
 def one_line(error: BaseException) -> str:

@@ -29,8 +29,8 @@ from safetensors.numpy import save
 from safetensors.torch import load
 from torch import Tensor
 
+from perpeft_ray.data.places import resolve, write_whole
 from perpeft_ray.metrics import RankingMetrics
-from perpeft_ray.train.checkpoint_folder import resolve
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.progress import (
@@ -93,7 +93,7 @@ class Checkpoints:
                 "best_valid": dataclasses.asdict(best.valid) if best else None,
             }
             text = json.dumps(stage, indent=1, allow_nan=False)
-            self._write_whole(f"{self._of(epoch)}/{_RECORD}", text.encode())
+            write_whole(self._files, f"{self._of(epoch)}/{_RECORD}", text.encode())
             for other in self._epochs():
                 if other != epoch and other != stage["best_epoch"]:
                     self._files.delete_dir(self._of(other))
@@ -125,7 +125,7 @@ class Checkpoints:
             tensors = grouping_tensors(grouping)
             tensors["seconds"] = torch.tensor(seconds, dtype=torch.float64)
             self._files.create_dir(self._root)
-            self._write_whole(f"{self._root}/{_GROUPING}", _packed(tensors))
+            write_whole(self._files, f"{self._root}/{_GROUPING}", _packed(tensors))
 
     def grouping(self) -> tuple[Grouping, float] | None:
         """What `save_grouping` was given; None where it was not called."""
@@ -179,11 +179,6 @@ class Checkpoints:
     def _write(self, path: str, content: bytes) -> None:
         with self._files.open_output_stream(path) as stream:
             stream.write(content)
-
-    def _write_whole(self, path: str, content: bytes) -> None:
-        """A file that appears whole or not at all."""
-        self._write(f"{path}.part", content)
-        self._files.move(f"{path}.part", path)
 
 
 def _parts(state: TrainState) -> list[str]:

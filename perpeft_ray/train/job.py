@@ -15,7 +15,7 @@ from perpeft_ray.recommender.sampling import TrainingSampler
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.state import TrainState, new_state
-from perpeft_ray.train.workspace import Workspace, open_split
+from perpeft_ray.train.workspace import Workspace, open_split, prepare_here
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +55,11 @@ def open_job(
 ) -> Job:
     """Check a trial against its data and build its model, seeded.
 
+    What another machine has prepared and this one does not see is prepared here.
+
     Raises InputError for more groups than users, and for several workers in sequential mode.
     """
+    prepare_here(workspace, config.dataset)
     split = open_split(workspace)
     if collective.world_size > 1 and config.mode == "sequential":
         raise InputError(

@@ -25,7 +25,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from perpeft_ray.config import TrialConfig
-from perpeft_ray.train.checkpoint_folder import remove_checkpoints, subfolder
+from perpeft_ray.data.places import remove_folder, subfolder
 from perpeft_ray.train.collective import PeerLostError, TorchCollective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.trial import run_trial
@@ -100,12 +100,12 @@ def run_distributed(
         outcome = _listen(channel, report, fitting)
     finally:
         channel.shutdown(force=True)
-    remove_checkpoints(subfolder(checkpoints, _OWN_FILES))
+    remove_folder(subfolder(checkpoints, _OWN_FILES))
     if failures:
         raise _cause(failures[0])
     if outcome is None:
         raise RuntimeError("Ray Train ended the trial without an outcome")
-    remove_checkpoints(checkpoints)
+    remove_folder(checkpoints)
     return outcome
 
 

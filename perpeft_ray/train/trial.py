@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from perpeft_ray.config import GROUPED_METHODS, PERSONAL_METHODS, TrialConfig
+from perpeft_ray.data.places import subfolder
 from perpeft_ray.encoder.sizes import encoder_parameters
 from perpeft_ray.train.build import trainable_parameters
 from perpeft_ray.train.checkpoint import Checkpoints
@@ -33,7 +34,7 @@ from perpeft_ray.train.stages import (
     stage_two,
 )
 from perpeft_ray.train.state import TrainState, load_weights, with_all_groups
-from perpeft_ray.train.trial_cache import Trained, read_trained, trial_key, write_trained
+from perpeft_ray.train.trial_cache import Trained, is_kept, read_trained, trial_key, write_trained
 from perpeft_ray.train.workspace import Workspace
 
 
@@ -113,9 +114,9 @@ def train(
     The state is of the groups that this worker owns, after the last epoch where it was trained.
     """
     key = trial_key(job.config, job.workspace.fingerprint)
-    entry = job.workspace.trials / key
+    entry = subfolder(job.workspace.trials, key)
     saved = None if checkpoints is None else Checkpoints(checkpoints, key, job.collective)
-    if job.collective.agree(int(entry.is_dir())):  # it may appear between two workers' looks
+    if job.collective.agree(int(is_kept(entry))):  # it may appear between two workers' looks
         trained = read_trained(entry)
         assert trained is not None
         for record in trained.epochs:
@@ -152,7 +153,7 @@ def _train(job: Job, report: Report, saved: Checkpoints | None) -> tuple[Trained
     return trained, state
 
 
-def _keep(trained: Trained, job: Job, entry: Path) -> None:
+def _keep(trained: Trained, job: Job, entry: Path | str) -> None:
     """Write a trained trial with the weights of all groups, which their owners contribute."""
     if job.config.method in PERSONAL_METHODS:
         best, groups = trained.best, job.config.groups

@@ -1,8 +1,8 @@
 """A trained trial is kept, so that reading test for it later needs no second training.
 
 The search trains with test unread; the ablation asks for the same configuration and seed with test
-read. What both share is kept here by content hash, in the form of the stage cache: safetensors and
-JSON, whole or not at all.
+read. What both share is kept by content hash in a folder, local or at a URI: safetensors and JSON,
+which is written last and makes the entry count.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from perpeft_ray.config import TrialConfig, canonical_hash
-from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.places import read_file, subfolder, write_file
 from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.progress import (
@@ -52,12 +52,20 @@ def trial_key(config: TrialConfig, fingerprint: str) -> str:
     return canonical_hash({"version": version, "fingerprint": fingerprint, **fields})
 
 
-def read_trained(entry: Path) -> Trained | None:
-    """The trained trial of a folder, None where there is none."""
-    if not entry.is_dir():
+def is_kept(entry: Path | str) -> bool:
+    """Whether a folder, by path or URI, has a trained trial."""
+    return read_file(subfolder(entry, _RECORD)) is not None
+
+
+def read_trained(entry: Path | str) -> Trained | None:
+    """The trained trial of a folder, by path or URI; None where there is none."""
+    text = read_file(subfolder(entry, _RECORD))
+    if text is None:
         return None
-    record = json.loads((entry / "record.json").read_text())
-    tensors = load_file(entry / "best.safetensors")
+    record = json.loads(text)
+    packed = read_file(subfolder(entry, _WEIGHTS))
+    assert packed is not None  # it was written before the record
+    tensors = load(packed)
     prefix = "grouping."
     grouping = {
         name.removeprefix(prefix): tensors.pop(name)
@@ -72,9 +80,9 @@ def read_trained(entry: Path) -> Trained | None:
     )
 
 
-def write_trained(trained: Trained, entry: Path) -> None:
-    """Write a trained trial; nothing where its folder is already there."""
-    if entry.is_dir():
+def write_trained(trained: Trained, entry: Path | str) -> None:
+    """Write a trained trial; nothing where it is already there."""
+    if is_kept(entry):
         return
     record, tensors = best_record(trained.best)
     if trained.grouping is not None:
@@ -82,11 +90,12 @@ def write_trained(trained: Trained, entry: Path) -> None:
         tensors |= {f"grouping.{name}": tensor for name, tensor in parts.items()}
     record["epochs"] = [dataclasses.asdict(epoch) for epoch in trained.epochs]
     record |= {name: getattr(trained, name) for name in _SECONDS}
-    with new_folder(entry) as temporary:
-        save_file(tensors, temporary / "best.safetensors")
-        (temporary / "record.json").write_text(json.dumps(record, indent=1, allow_nan=False))
+    write_file(subfolder(entry, _WEIGHTS), save(tensors))
+    text = json.dumps(record, indent=1, allow_nan=False)
+    write_file(subfolder(entry, _RECORD), text.encode())
 
 
+_RECORD, _WEIGHTS = "record.json", "best.safetensors"
 _FORMAT = 2
 """Part of every key: change it with what is kept of a trained trial."""
 

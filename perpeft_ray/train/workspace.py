@@ -7,6 +7,7 @@ A `Workspace` is a handful of paths, so it travels to any process; `open_split` 
 from __future__ import annotations
 
 import hashlib
+import platform
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from perpeft_ray.data.item_arrays import ItemMap, in_this_process
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Histories, LeaveOneOut, leave_one_out
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
+from perpeft_ray.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,38 @@ class Workspace:
     """Folder for cached features of frozen towers; subfolders by what they are."""
     stages: Path
     """Folder for stage-1 results, one subfolder a key."""
-    trials: Path
-    """Folder for trained trials, one subfolder a key."""
+    trials: Path | str
+    """Folder for trained trials, by path or URI, one subfolder a key."""
     fingerprint: str
     """Hash of dataset, preprocessing and encoder: part of every stage-1 key."""
     num_users: int
     num_items: int
 
 
-def prepare(uri: str, encoder: str, cache: Path, item_map: ItemMap = in_this_process) -> Workspace:
+def prepare(
+    uri: str,
+    encoder: str,
+    cache: Path,
+    item_map: ItemMap = in_this_process,
+    *,
+    trials: Path | str | None = None,
+) -> Workspace:
     """Build, or find under `cache`, what the trials on a dataset with an encoder share.
 
-    `item_map` decides where images are decoded and titles tokenised. Raises InputError for a
-    dataset or encoder that cannot be used.
+    `item_map` decides where images are decoded and titles tokenised; `trials`: see `Workspace`,
+    by default under `cache`. Raises InputError for a dataset or encoder that cannot be used.
     """
-    return prepare_dataset(open_dataset(uri, cache.resolve()), encoder, cache, item_map)
+    dataset = open_dataset(uri, cache.resolve())
+    return prepare_dataset(dataset, encoder, cache, item_map, trials=trials)
 
 
 def prepare_dataset(
-    dataset: Dataset, encoder: str, cache: Path, item_map: ItemMap = in_this_process
+    dataset: Dataset,
+    encoder: str,
+    cache: Path,
+    item_map: ItemMap = in_this_process,
+    *,
+    trials: Path | str | None = None,
 ) -> Workspace:
     """As `prepare`, of a dataset that is open: opening one reads all its images."""
     cache = cache.resolve()
@@ -73,11 +88,28 @@ def prepare_dataset(
         catalogue=catalogue.folder,
         features=cache / "features" / f"{catalogue.fingerprint[:16]}-{towers}",
         stages=cache / "stage1",
-        trials=cache / "trials",
+        trials=cache / "trials" if trials is None else trials,
         fingerprint=fingerprint,
         num_users=split.num_users,
         num_items=split.num_items,
     )
+
+
+def prepare_here(workspace: Workspace, uri: str) -> None:
+    """Prepare what another machine has prepared, where this one does not see it; `uri`: the data's.
+
+    Raises InputError where this machine has other data or another encoder of that name.
+    """
+    if workspace.split.is_dir() and workspace.catalogue.is_dir():
+        return
+    cache = workspace.stages.parent
+    here = prepare(uri, workspace.encoder, cache, trials=workspace.trials)
+    if here != workspace:
+        raise InputError(
+            f"`dataset` and `encoder` must be the same on every node, but {uri} and "
+            f"{workspace.encoder} are {here.fingerprint} on {platform.node()}, not "
+            f"{workspace.fingerprint}"
+        )
 
 
 @lru_cache(maxsize=2)

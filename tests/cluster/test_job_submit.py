@@ -44,7 +44,10 @@ def test_a_relative_storage_is_bad_input(nodes: Any) -> None:
     ended = submit(nodes, "relative", TINY)
     assert ended.returncode != 0
     output = ended.stdout + ended.stderr
-    assert "error: `storage` must be an absolute path in a Ray job (the working directory" in output
+    assert (
+        "error: `storage` must be an absolute path or a URI in a Ray job (the working directory"
+        in output
+    )
     assert "job relative" in output
     assert "exit code 2" in output
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
+from perpeft_ray.data.places import subfolder, write_file
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study.record import Searched, TrialRecord
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
@@ -66,6 +67,9 @@ class JsonRecorder:
             if row["status"] in ("COMPLETE", "PRUNED")
         }
 
+    def keep(self) -> None:
+        """It is here that it is kept."""
+
     def searched(self) -> dict[str, Searched]:
         sizes = self.search_sizes()
         return {
@@ -111,7 +115,7 @@ def fake_run(
     report: Callable[[EpochRecord], None],
     *,
     test: bool,
-    checkpoints: Path,
+    checkpoints: Path | str,
     score: Score = score_of,
     workers: int = 1,
 ) -> TrialOutcome:
@@ -119,7 +123,7 @@ def fake_run(
 
     The best of stage 3 starts anew, as in real trials. Its checkpoints are left.
     """
-    (checkpoints / "epoch-0001").mkdir(parents=True, exist_ok=True)
+    write_file(subfolder(checkpoints, "epoch-0001", "record.json"), b"{}")
     metrics = RankingMetrics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     first, last = config.stage1_epochs, config.stage1_epochs + config.stage3_epochs
     best = None
@@ -168,7 +172,7 @@ def fake_run_distributed(
     cpus_per_worker: int,
     gpus_per_worker: float,
     test: bool,
-    checkpoints: Path,
+    checkpoints: Path | str,
 ) -> TrialOutcome:
     return fake_run(config, workspace, report, test=test, checkpoints=checkpoints, workers=workers)
 
@@ -197,7 +201,7 @@ def fake_run_failing(
     report: Callable[[EpochRecord], None],
     *,
     test: bool,
-    checkpoints: Path,
+    checkpoints: Path | str,
 ) -> TrialOutcome:
     """ia3 raises; lora with four groups has a score that is not a number."""
     if config.variant == "ia3":

@@ -3,7 +3,8 @@
     python tests/study/quick_study.py STORAGE [--die PLACE | --eat PLACE] [FIELD VALUE ...]
 
 Only the runner is a stand-in: lock, folder, Ray, Tune, Optuna and rows are the real ones. A trial
-that begins or ends leaves a file in `STORAGE/runs`, the first with the number of its process.
+that begins or ends leaves a file in `STORAGE/runs`, or in `$RUNS/runs`, the first with the number
+of its process.
 
 --die search:3      kill the whole script in the search's fourth trial that begins
 --die ablation:1    the same in the ablation
@@ -112,7 +113,7 @@ def start(arguments: list[str]) -> None:
     kind = place = ""
     if rest[:1] in (["--die"], ["--eat"]):
         kind, place, *rest = rest
-    runs = Path(storage) / "runs"
+    runs = Path(os.environ.get("RUNS", storage)) / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     fault = Fault(runs, os.getpid(), kind, place)
     command._open_study = open_study(fault)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from perpeft_ray.config import StudyConfig, TrainSettings
+from perpeft_ray.data.places import remove_folder, subfolder, subfolders
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.trainable import Study, run_spec
-from perpeft_ray.train.checkpoint_folder import remove_checkpoints, subfolder, subfolders
 from perpeft_ray.train.ray_train import run_distributed
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import prepare
@@ -65,12 +65,12 @@ def test_a_stopped_trial_goes_on_from_where_the_study_says(tmp_path: Path, as_ur
 def test_folders_of_checkpoints_on_any_file_system(tmp_path: Path) -> None:
     for base in (tmp_path / "a", (tmp_path / "b").as_uri(), "fsspec+memory://checkpoints/study"):
         assert subfolders(base) == []
-        remove_checkpoints(base)  # nothing is there
+        remove_folder(base)  # nothing is there
     (tmp_path / "b" / "one").mkdir(parents=True)
     (tmp_path / "b" / "file").touch()
     base = (tmp_path / "b").as_uri() + "/"
     assert subfolders(base) == ["one"]
-    remove_checkpoints(subfolder(base, "one"))
+    remove_folder(subfolder(base, "one"))
     assert subfolders(base) == []
 
 

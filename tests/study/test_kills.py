@@ -24,7 +24,9 @@ SCRIPT = Path(__file__).with_name("quick_study.py")
 TIMES = ["started_at", "finished_at"]
 
 
-def run(storage: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    storage: Path | str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(SCRIPT), str(storage), *arguments],
         capture_output=True,
@@ -35,16 +37,16 @@ def run(storage: Path, *arguments: str, **environment: str) -> subprocess.Comple
     )
 
 
-def rows(storage: Path) -> pd.DataFrame:
+def rows(storage: Path, study: str = "ablation_peft") -> pd.DataFrame:
     """One row a file; no trial twice."""
-    trials = pd.read_parquet(storage / "ablation_peft" / "trials")
+    trials = pd.read_parquet(storage / study / "trials")
     assert trials.trial_id.is_unique
     assert not trials.duplicated(["phase", "config_hash"]).any()
     return trials.sort_values("trial_id", ignore_index=True)
 
 
-def states(storage: Path) -> Counter[TrialState]:
-    journal = open_journal(storage / "ablation_peft" / "optuna.journal")
+def states(storage: Path, study: str = "ablation_peft") -> Counter[TrialState]:
+    journal = open_journal(storage / study / "optuna.journal")
     [name] = optuna.get_all_study_names(journal)
     return Counter(t.state for t in optuna.load_study(study_name=name, storage=journal).trials)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.places import reached, read_file, remove_folder, subfolder, write_file
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.doctor import diagnosis, node_report
 from perpeft_ray.study.doctor.diagnosis import Check
@@ -25,12 +25,12 @@ ANSWER_S = 120.0
 _DASHBOARD_S = 10.0
 
 
-def diagnose(study: StudyConfig, storage: Path, data: Dataset | list[Path]) -> list[Check]:
+def diagnose(study: StudyConfig, storage: Path | str, data: Dataset | list[Path]) -> list[Check]:
     """Check Ray, started or joined as the study does it, and every node of it.
 
-    `storage` is absolute; `data` is the study's data set, opened by this process, or the raw files
-    that the study will prepare. Nothing is left behind.
-    Raises InputError where `storage` cannot be written by this process.
+    `storage` is an absolute path or a URI; `data` is the study's data set, opened by this process,
+    or the raw files that the study will prepare. Nothing is left behind. Raises InputError where
+    `storage` cannot be written by this process.
     """
     with _meeting_folder(storage) as meeting:
         try:
@@ -50,7 +50,7 @@ def diagnose(study: StudyConfig, storage: Path, data: Dataset | list[Path]) -> l
 
 
 def _checks(
-    study: StudyConfig, storage: Path, data: Dataset | list[Path], meeting: Path
+    study: StudyConfig, storage: Path | str, data: Dataset | list[Path], meeting: Path | str
 ) -> Iterator[Check]:
     import ray
 
@@ -74,8 +74,8 @@ def _checks(
     resources = {name: node["Resources"] for name, node in nodes.items()}
     parallel = worker_counts(study).get("parallel_workers", 0)
     yield diagnosis.check_resources(study, parallel, resources)
-    sign = (meeting / node_report.SIGN).read_text(encoding="utf-8")
-    arrived = {name: _arrived(meeting / node, sign) for name, node in ids.items()}
+    sign = _sign(meeting).encode()
+    arrived = {name: read_file(subfolder(meeting, node)) == sign for name, node in ids.items()}
     yield diagnosis.check_storage(str(storage), reports, arrived)
     if isinstance(data, list):
         sizes = [file.stat().st_size for file in data]
@@ -90,23 +90,23 @@ def _checks(
 
 
 @contextmanager
-def _meeting_folder(storage: Path) -> Iterator[Path]:
+def _meeting_folder(storage: Path | str) -> Iterator[Path | str]:
     """A folder in the storage where this process and the nodes read what the others wrote."""
-    made = not storage.exists()
-    meeting = storage / f".doctor-{uuid.uuid4().hex}"
-    try:
-        meeting.mkdir(parents=True)
-        (meeting / node_report.SIGN).write_text(uuid.uuid4().hex, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"`storage` must be a folder that can be written, but {storage}: {error.strerror}"
-        ) from error
+    made = isinstance(storage, Path) and not storage.exists()
+    meeting = subfolder(storage, f".doctor-{uuid.uuid4().hex}")
+    with reached(str(storage)):
+        write_file(subfolder(meeting, node_report.SIGN), _sign(meeting).encode())
     try:
         yield meeting
     finally:
-        shutil.rmtree(meeting)
+        remove_folder(meeting)
         if made:
-            storage.rmdir()
+            remove_folder(storage)
+
+
+def _sign(meeting: Path | str) -> str:
+    """What is written in a meeting folder: its own name, which no other has."""
+    return str(meeting).rpartition("/")[2]
 
 
 def _reached() -> Check:
@@ -162,14 +162,13 @@ def _files(dataset: Dataset) -> dict[str, int]:
 
 
 def _ask(
-    ids: Mapping[str, str], encoder: str, files: dict[str, int], meeting: Path
+    ids: Mapping[str, str], encoder: str, files: dict[str, int], meeting: Path | str
 ) -> dict[str, NodeReport | None]:
     """What every node answers, by its name; None where it does not in ANSWER_S."""
-    sign = (meeting / node_report.SIGN).read_text(encoding="utf-8")
     questions = {
         name: Question(
             meeting=str(meeting),
-            sign=sign,
+            sign=_sign(meeting),
             name=node,
             files=files,
             encoder=encoder,
@@ -217,10 +216,3 @@ def _answers(tasks: Mapping[str, Any]) -> dict[str, Any]:
         except ray.exceptions.RayError:  # the node was lost, or cannot start a process
             answers[name] = None
     return answers
-
-
-def _arrived(file: Path, sign: str) -> bool:
-    try:
-        return file.read_text(encoding="utf-8") == sign
-    except OSError:
-        return False

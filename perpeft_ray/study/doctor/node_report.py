@@ -21,7 +21,7 @@ class Question(TypedDict):
     """What a node is asked."""
 
     meeting: str
-    """Folder in the storage, made by the asking process."""
+    """Folder in the storage, by path or URI, where the asking process wrote."""
     sign: str
     """What the asking process wrote there to the file SIGN."""
     name: str
@@ -49,7 +49,7 @@ def report_node(question: Question) -> NodeReport:
     fingerprint, complaint = _encoder(question["encoder"])
     return {
         "versions": library_versions(question["libraries"]),
-        "storage": _storage(Path(question["meeting"]), question["sign"], question["name"]),
+        "storage": _storage(question["meeting"], question["sign"], question["name"]),
         "catalogue": _catalogue(question["files"]),
         "encoder": complaint,
         "fingerprint": fingerprint,
@@ -81,17 +81,42 @@ def library_versions(libraries: tuple[str, ...]) -> dict[str, str]:
     return found | {"perpeft-ray": __version__}
 
 
-def _storage(meeting: Path, sign: str, name: str) -> str | None:
+def _storage(meeting: str, sign: str, name: str) -> str | None:
     try:
-        if (meeting / SIGN).read_text(encoding="utf-8") != sign:
+        if _read(f"{meeting}/{SIGN}") != sign:
             return "has another file in its place"
-    except OSError as error:
-        return f"cannot read it: {error.strerror}"
+    except (ImportError, OSError) as error:
+        return f"cannot read it: {_reason(error)}"
     try:
-        (meeting / name).write_text(sign, encoding="utf-8")
+        _write(f"{meeting}/{name}", sign)
     except OSError as error:
-        return f"cannot write to it: {error.strerror}"
+        return f"cannot write to it: {_reason(error)}"
     return None
+
+
+def _read(file: str) -> str:
+    if "://" not in file:
+        return Path(file).read_text(encoding="utf-8")
+    from pyarrow import fs
+
+    files, path = fs.FileSystem.from_uri(file)
+    with files.open_input_stream(path) as stream:
+        return stream.read().decode()
+
+
+def _write(file: str, text: str) -> None:
+    if "://" not in file:
+        Path(file).write_text(text, encoding="utf-8")
+        return
+    from pyarrow import fs
+
+    files, path = fs.FileSystem.from_uri(file)
+    with files.open_output_stream(path) as stream:
+        stream.write(text.encode())
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def _catalogue(files: dict[str, int]) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from perpeft_ray.data.places import is_uri
 from perpeft_ray.errors import InputError
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -25,8 +26,8 @@ def submission_id() -> str | None:
 def check_storage_outlives_job(storage: str) -> None:
     """Raise InputError for a relative `storage` in a Ray job: results would vanish with the job."""
     job = submission_id()
-    if job is not None and "://" not in storage and not Path(storage).is_absolute():
+    if job is not None and not is_uri(storage) and not Path(storage).is_absolute():
         raise InputError(
-            f"`storage` must be an absolute path in a Ray job (the working directory of job {job} "
-            f"is a copy that Ray deletes), but is {storage!r}"
+            "`storage` must be an absolute path or a URI in a Ray job (the working directory of "
+            f"job {job} is a copy that Ray deletes), but is {storage!r}"
         )

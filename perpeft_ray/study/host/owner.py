@@ -55,7 +55,7 @@ def owned(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock = FileLock(folder / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
-        raise InputError(_in_use(folder)) from None
+        raise InputError(in_use(folder, _read(folder / OWNER))) from None
     except OSError as error:
         raise InputError(
             f"`storage` must be a folder that can be written, but {folder}: {error.strerror}"
@@ -64,7 +64,7 @@ def owned(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         _wait_for_silence(folder, say)
         temporary = folder / f".{OWNER}"
-        temporary.write_text(json.dumps(asdict(_myself())) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(asdict(myself())) + "\n", encoding="utf-8")
         temporary.replace(file)
         try:
             with _beating(file):
@@ -82,6 +82,20 @@ def others_own(folder: Path) -> bool:
     return any(owner is not None and (owner.pid, owner.machine) != me for owner in owners)
 
 
+def myself() -> Owner:
+    """This process, as an owner from now on."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Owner(platform.node(), os.getpid(), now, _machine())
+
+
+def in_use(folder: Path | str, owner: Owner | None) -> str:
+    """What to tell where another process runs the study."""
+    by = "another does"
+    if owner is not None:
+        by = f"process {owner.pid} on {owner.host} has run it since {owner.since}"
+    return f"`study` must be run by one process at a time, but {by}: {folder}"
+
+
 def _wait_for_silence(folder: Path, say: Callable[[str], None]) -> None:
     """Return once nobody else can be running the study; raise InputError if somebody is."""
     left = _read(folder / OWNER)
@@ -97,15 +111,7 @@ def _wait_for_silence(folder: Path, say: Callable[[str], None]) -> None:
     while time.monotonic() < deadline:
         time.sleep(min(BEAT_S, SILENCE_S))
         if _last_beat(folder / OWNER) not in (before, None):
-            raise InputError(_in_use(folder))
-
-
-def _in_use(folder: Path) -> str:
-    owner = _read(folder / OWNER)
-    by = "another does"
-    if owner is not None:
-        by = f"process {owner.pid} on {owner.host} has run it since {owner.since}"
-    return f"`study` must be run by one process at a time, but {by}: {folder}"
+            raise InputError(in_use(folder, _read(folder / OWNER)))
 
 
 def _read(file: Path) -> Owner | None:
@@ -141,11 +147,6 @@ def _beating(file: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def _myself() -> Owner:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Owner(platform.node(), os.getpid(), now, _machine())
 
 
 def _machine() -> str:

@@ -28,11 +28,11 @@ def test_a_job_needs_an_absolute_storage() -> None:
     with pytest.raises(InputError) as told:
         check_storage_outlives_job("results")
     assert str(told.value) == (
-        "`storage` must be an absolute path in a Ray job (the working directory of job my-study is "
-        "a copy that Ray deletes), but is 'results'"
+        "`storage` must be an absolute path or a URI in a Ray job (the working directory of job "
+        "my-study is a copy that Ray deletes), but is 'results'"
     )
     check_storage_outlives_job("/mnt/results")
-    check_storage_outlives_job("s3://bucket/results")  # whether URIs can be used is another rule
+    check_storage_outlives_job("s3://bucket/results")
 
 
 def test_elsewhere_a_relative_storage_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:

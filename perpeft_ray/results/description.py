@@ -1,0 +1,71 @@
+"""What `study.json` says of a study: its configuration, and the part that each setting has in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from perpeft_ray.config import SEARCH, StudyConfig, TrialConfig
+from perpeft_ray.errors import InputError
+
+NO_PART = {"storage", "checkpoints", "start_timeout_s", "log"}
+"""Settings of a study that may change when it goes on: they are no part of its results."""
+
+
+def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dict[str, list[str]]:
+    """The fields of `TrialConfig` by their part in a study.
+
+    Scientific: what the study is about. Nuisance: chosen anew for each of them by the search, or
+    repeated (the seed), so that the comparison is fair. Fixed: the rest. Source: Google's Deep
+    Learning Tuning Playbook.
+    """
+    searchable = {
+        "variant": config.peft.variant,
+        "rank": config.peft.rank,
+        "groups": config.grouping.groups,
+        "conditioning_weight": config.loss.conditioning_weight,
+        "learning_rate": config.train.lr,
+    }
+    varied = {name for name, value in searchable.items() if value == SEARCH} | {"seed"}
+    nuisance = varied - set(scientific)
+    names = [field.name for field in dataclasses.fields(TrialConfig)]
+    return {
+        "scientific": [name for name in names if name in scientific],
+        "nuisance": [name for name in names if name in nuisance],
+        "fixed": [name for name in names if name not in nuisance and name not in scientific],
+    }
+
+
+def check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
+    """Raise `InputError` for the first field that differs and is a part of the results."""
+    old, new = _dotted(there), _dotted(here)
+    for name in sorted(old.keys() | new.keys(), key=[*new, *old].index):
+        if name not in NO_PART and old.get(name) != new.get(name):
+            raise InputError(
+                f"`{name}` must be {old.get(name)} as in the study that {path} holds, but is "
+                f"{new.get(name)}; another `study` name keeps both"
+            )
+
+
+def from_json(kind: type[Any], values: dict[str, Any]) -> Any:
+    """A dataclass of dataclasses from its JSON form, where tuples are lists."""
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            arguments[name] = from_json(typing.cast(type, hints[name]), value)
+        else:
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _dotted(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
