@@ -11,6 +11,9 @@ from pyarrow import fs
 
 from perpeft_ray.errors import InputError
 
+_OBJECT_STORES = {"s3", "gcs", "abfs"}
+"""pyarrow's `type_name` of them."""
+
 
 def is_uri(place: Path | str) -> bool:
     """Whether a place is a URI, and not a local path."""
@@ -65,21 +68,28 @@ def read_file(file: Path | str) -> bytes | None:
 
 def write_file(file: Path | str, content: bytes) -> None:
     """Write a file, which appears whole or not at all. Parents are made."""
-    files, path = resolve(file)
-    files.create_dir(str(PurePosixPath(path).parent))
-    write_whole(files, path, content)
+    write_whole(*resolve(file), content)
 
 
 def write_whole(files: fs.FileSystem, path: str, content: bytes) -> None:
-    """As `write_file`, where the file system is known and the folder is there.
+    """As `write_file`, where the file system is known.
 
-    The temporary name begins with a dot, which those who read folders pass over.
+    The temporary name begins with a dot, which those who read folders pass over. An object store
+    needs none, nor folders: an object is there once its stream is closed.
     """
+    if files.type_name in _OBJECT_STORES:
+        _write(files, path, content)
+        return
     folder, _, name = path.rpartition("/")
+    files.create_dir(folder)
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
-    with files.open_output_stream(temporary) as stream:
-        stream.write(content)
+    _write(files, temporary, content)
     files.move(temporary, path)
+
+
+def _write(files: fs.FileSystem, path: str, content: bytes) -> None:
+    with files.open_output_stream(path) as stream:
+        stream.write(content)
 
 
 @contextmanager

@@ -50,7 +50,6 @@ class Mirror:
 
         def bring(name: str) -> None:
             path = f"{root}/{name}"
-            files.create_dir(path.rpartition("/")[0])
             write_whole(files, path, (self.here / name).read_bytes())
             self._date(name, files.get_file_info(path))
 

@@ -124,7 +124,6 @@ class Checkpoints:
         if self._collective.rank == 0:
             tensors = grouping_tensors(grouping)
             tensors["seconds"] = torch.tensor(seconds, dtype=torch.float64)
-            self._files.create_dir(self._root)
             write_whole(self._files, f"{self._root}/{_GROUPING}", _packed(tensors))
 
     def grouping(self) -> tuple[Grouping, float] | None:

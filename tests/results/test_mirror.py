@@ -85,6 +85,22 @@ def test_a_store_without_times(tmp_path: Path) -> None:
     assert _files(other.here) == {"a": "2"}
 
 
+def test_an_object_store(s3: str, tmp_path: Path) -> None:
+    """Whose times of change are whole seconds, and whose folders are only names."""
+    mirror = Mirror(tmp_path / "here", f"{s3}/study")
+    for name in ("a", "trials/c"):
+        _write(mirror.here / name, f"1 {name}")
+    mirror.send_changed(besides=[])
+    other = replace(mirror, here=tmp_path / "other")
+    other.fetch()
+    assert _files(other.here) == _files(mirror.here)
+    _write(other.here / "a", "2 a")
+    other.send_changed(besides=[])
+    _write(mirror.here / "a", "older")
+    mirror.fetch()
+    assert _files(mirror.here)["a"] == "2 a"
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
     """Makes this process one of a machine of its own, with nothing on it."""

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from perpeft_ray.config import TrialConfig
+from perpeft_ray.data.places import subfolders
 from perpeft_ray.train import fit
 from perpeft_ray.train.collective import TorchCollective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
@@ -175,26 +176,28 @@ def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
     _assert_same(_run(config, fresh, checkpoints), unbroken)
 
 
-@pytest.mark.parametrize("scheme", ["file", "fsspec+memory"])
+@pytest.mark.parametrize("scheme", ["file", "fsspec+memory", "s3"])
 def test_checkpoints_at_a_uri(
     workspace: Workspace,
     make_trial: MakeTrial,
     tmp_path: Path,
     stop_in: Callable[[int | None], None],
     scheme: str,
+    request: pytest.FixtureRequest,
 ) -> None:
+    root = request.getfixturevalue("s3") if scheme == "s3" else f"{scheme}://{tmp_path}"
     config = make_trial("global", personal_epochs=3)
     unbroken = _run(config, _fresh(workspace, tmp_path / "a"), None)
     fresh = _fresh(workspace, tmp_path / "b")
     stop_in(4)
     with pytest.raises(StoppedError):
-        _run(config, fresh, f"{scheme}://{tmp_path}/trial")
+        _run(config, fresh, f"{root}/trial")
     assert (tmp_path / "trial").exists() == (scheme == "file")
     stop_in(None)
-    resumed = _run(config, fresh, f"{scheme}://{tmp_path}/trial")
+    resumed = _run(config, fresh, f"{root}/trial")
     _assert_same(resumed, unbroken)
     assert [r.epoch for r in resumed[1] if r.stage == 3] == [2, 3, 4]
-    assert not (tmp_path / "trial").exists()
+    assert "trial" not in subfolders(root)
 
 
 def _broken_worker(
