@@ -202,7 +202,7 @@ def _open_study(
     from perpeft_ray.train.workspace import prepare_dataset
 
     workspace = prepare_dataset(
-        dataset, config.encoder, cache, telling(progress.prepared), trials=folder.trained
+        dataset, config.encoder, cache, telling(progress.prepared), kept=folder.kept
     )
     return Study(
         config=config,

@@ -69,6 +69,7 @@ def _model(
         split=folder,
         catalogue=catalogue.folder,
         features=folder / "features",
+        unfinished=folder,
         stages=folder,
         trials=folder,
         fingerprint="",

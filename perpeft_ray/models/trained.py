@@ -86,7 +86,7 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     weights are gone or are not of the data set and encoder as they are now.
     """
     config = config_of(folder, trial_id)
-    workspace = prepare(config.dataset, config.encoder, folder.cache, trials=folder.trained)
+    workspace = prepare(config.dataset, config.encoder, folder.cache, kept=folder.kept)
     key = trial_key(config, workspace.fingerprint)
     trained = read_trained(subfolder(workspace.trials, key))
     if trained is None:
@@ -114,7 +114,8 @@ def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
     Users are grouped by the outputs of this model. Raises InputError where stage 1 is gone.
     """
     workspace = trial.workspace
-    stage = read_stage_one(workspace.stages, stage_one_key(trial.config, workspace.fingerprint))
+    key = stage_one_key(trial.config, workspace.fingerprint)
+    stage = read_stage_one(subfolder(workspace.stages, key))
     if stage is None:
         raise InputError(_gone(folder, trial.trial_id))
     model = _initial(trial.config, workspace)
@@ -186,9 +187,9 @@ def _put(
 
 
 def _gone(folder: StudyFolder, trial_id: str) -> str:
-    row = folder.path / "trials" / f"{trial_id}.parquet"
+    row = folder.told(folder.path / "trials" / f"{trial_id}.parquet")
     return (
-        f"the weights of {trial_id} must be in {folder.trained} for its data set "
+        f"the weights of {trial_id} must be in {folder.kept} for its data set "
         f"and encoder as they are now, but are not; remove {row} and run the study's command "
         "again to train them"
     )

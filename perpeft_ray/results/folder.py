@@ -110,10 +110,9 @@ class StudyFolder:
         return self.path.parent / ".cache"
 
     @property
-    def trained(self) -> Path | str:
-        """Where trained trials are kept, by path or URI."""
-        storage = self.uri.rpartition("/")[0] if self.uri else self.path.parent
-        return subfolder(storage, ".cache", "trials")
+    def kept(self) -> Path | str:
+        """Where trained stages and trials are kept for all studies of this storage, by path or URI."""
+        return subfolder(self.uri.rpartition("/")[0], ".cache") if self.uri else self.cache
 
     def told(self, file: Path) -> str:
         """A file of the study as a person finds it: its URI, where the study has one."""

@@ -1,24 +1,25 @@
 """Stage 1 is computed once for every setting that determines it, and read by all who need it.
 
-An entry is a folder named by a content hash: safetensors for weights, moments and ranks, JSON for
-the record. It appears whole or not at all; the first who needs it builds it under a lock, which
-the operating system releases if the builder dies.
+An entry is a folder, local or at a URI, named by a content hash: safetensors for weights, moments
+and ranks; JSON for the record, which is written last and makes the entry count. The first who needs
+it builds it under a lock, which the operating system releases if the builder dies.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from perpeft_ray.config import TrialConfig, canonical_hash
-from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.places import read_file, subfolder, write_file
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.progress import (
     Best,
@@ -29,7 +30,7 @@ from perpeft_ray.train.progress import (
     savable,
 )
 
-VERSION = 2
+VERSION = 3
 """Part of every key: change it with anything that changes what stage 1 computes."""
 
 _NOT_IN_STAGE_1 = (
@@ -70,50 +71,65 @@ def stage_one_key(config: TrialConfig, fingerprint: str) -> str:
 
 
 def cached_stage_one(
-    folder: Path, key: str, compute: Callable[[], StageOne]
+    entry: Path | str, lock: Path, compute: Callable[[], StageOne]
 ) -> tuple[StageOne, bool]:
-    """The entry of a key, and whether it was there already; computed where it was not.
+    """What a folder has, by path or URI, and whether it was there already; computed where not.
 
+    One process of this machine computes it at a time, others wait at `lock`. Where another machine
+    was faster, its result stays, and is returned: rounding may differ, and all go on from one.
     `compute` may raise: nothing is written then, and whoever waits computes it for themselves.
     """
-    stage = read_stage_one(folder, key)
+    stage = read_stage_one(entry)
     if stage is not None:
         return stage, True
-    folder.mkdir(parents=True, exist_ok=True)
-    entry = folder / key
-    with FileLock(folder / f"{key}.lock"):
-        if entry.is_dir():
-            return _read(entry), True
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        stage = read_stage_one(entry)
+        if stage is not None:
+            return stage, True
         stage = compute()
-        with new_folder(entry) as temporary:
-            _write(stage, temporary)
+        faster = read_stage_one(entry)
+        if faster is not None:
+            return faster, True
+        _write(stage, entry)
     return stage, False
 
 
-def read_stage_one(folder: Path, key: str) -> StageOne | None:
-    """The entry of a key, None where there is none."""
-    entry = folder / key
-    return _read(entry) if entry.is_dir() else None
-
-
-def _write(stage: StageOne, folder: Path) -> None:
-    record, tensors = best_record(stage.best)
-    save_file(savable(stage.weights), folder / "last.safetensors")
-    save_file(savable(stage.optimizers), folder / "optimizers.safetensors")
-    save_file(tensors, folder / "best.safetensors")
-    record["epochs"] = [dataclasses.asdict(epoch) for epoch in stage.epochs]
-    record["train_seconds"] = stage.train_seconds
-    record["evaluate_seconds"] = stage.evaluate_seconds
-    (folder / "record.json").write_text(json.dumps(record, indent=1, allow_nan=False))
-
-
-def _read(folder: Path) -> StageOne:
-    record = json.loads((folder / "record.json").read_text())
+def read_stage_one(entry: Path | str) -> StageOne | None:
+    """The stage 1 of a folder, by path or URI; None where there is none."""
+    text = read_file(subfolder(entry, _RECORD))
+    if text is None:
+        return None
+    record = json.loads(text)
+    tensors = uuid.UUID(record["tensors"]).hex  # no other folder than one of `_write`
+    parts = {}
+    for part in _PARTS:
+        packed = read_file(subfolder(entry, tensors, f"{part}.safetensors"))
+        assert packed is not None  # it was written before the record
+        parts[part] = load(packed)
     return StageOne(
-        weights=load_file(folder / "last.safetensors"),
-        optimizers=load_file(folder / "optimizers.safetensors"),
-        best=best_from(record, load_file(folder / "best.safetensors")),
+        weights=parts["last"],
+        optimizers=parts["optimizers"],
+        best=best_from(record, parts["best"]),
         epochs=as_shared(records_from(record)),
         train_seconds=record["train_seconds"],
         evaluate_seconds=record["evaluate_seconds"],
     )
+
+
+def _write(stage: StageOne, entry: Path | str) -> None:
+    record, best = best_record(stage.best)
+    # A name of its own: two machines that write at once do not mix.
+    record["tensors"] = uuid.uuid4().hex
+    parts = {"last": savable(stage.weights), "optimizers": savable(stage.optimizers), "best": best}
+    for part in _PARTS:
+        file = subfolder(entry, record["tensors"], f"{part}.safetensors")
+        write_file(file, save(parts[part]))
+    record["epochs"] = [dataclasses.asdict(epoch) for epoch in stage.epochs]
+    record["train_seconds"] = stage.train_seconds
+    record["evaluate_seconds"] = stage.evaluate_seconds
+    text = json.dumps(record, indent=1, allow_nan=False)
+    write_file(subfolder(entry, _RECORD), text.encode())
+
+
+_RECORD, _PARTS = "record.json", ("last", "optimizers", "best")

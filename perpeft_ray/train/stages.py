@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS
+from perpeft_ray.data.places import subfolder
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.train.build import build_vectors
 from perpeft_ray.train.checkpoint import Checkpoints
@@ -33,16 +34,17 @@ from perpeft_ray.train.state import (
 def stage_one(job: Job, report: Report) -> StageOne:
     """The global module: from the stage cache, or trained by the first worker that asks for it.
 
-    Its checkpoints lie in the stage cache too, since stage 1 belongs to every trial that shares it:
-    whoever asks next goes on where one that was killed has stopped.
+    Its checkpoints are no trial's, since stage 1 belongs to every trial that shares it: whoever
+    asks next on this machine goes on where one that was killed has stopped.
     """
     # Several workers must report together, so a stage 1 in progress is not reported live then.
     live = job.collective.world_size == 1
-    key = stage_one_key(job.config, job.workspace.fingerprint)
-    unfinished = Checkpoints(job.workspace.stages / f".{key}.unfinished", key, Alone())
+    workspace = job.workspace
+    key = stage_one_key(job.config, workspace.fingerprint)
+    unfinished = Checkpoints(workspace.unfinished / f".{key}.unfinished", key, Alone())
     stage, found = cached_stage_one(
-        job.workspace.stages,
-        key,
+        subfolder(workspace.stages, key),
+        workspace.unfinished / f"{key}.lock",
         lambda: _train_stage_one(job, unfinished, report if live else _in_silence),
     )
     if found or not live:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.folders import new_folder
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.item_arrays import ItemMap, in_this_process
+from perpeft_ray.data.places import subfolder
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Histories, LeaveOneOut, leave_one_out
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
@@ -35,14 +36,21 @@ class Workspace:
     """Folder of the catalogue store."""
     features: Path
     """Folder for cached features of frozen towers; subfolders by what they are."""
-    stages: Path
-    """Folder for stage-1 results, one subfolder a key."""
+    unfinished: Path
+    """Folder for stage-1 results that this machine is working on."""
+    stages: Path | str
+    """Folder for stage-1 results, by path or URI, one subfolder a key."""
     trials: Path | str
     """Folder for trained trials, by path or URI, one subfolder a key."""
     fingerprint: str
     """Hash of dataset, preprocessing and encoder: part of every stage-1 key."""
     num_users: int
     num_items: int
+
+    def with_nothing_trained(self, folder: Path) -> Workspace:
+        """The same data, with what is trained on it in another folder of this machine."""
+        stages = folder / "stage1"
+        return replace(self, unfinished=stages, stages=stages, trials=folder / "trials")
 
 
 def prepare(
@@ -51,15 +59,17 @@ def prepare(
     cache: Path,
     item_map: ItemMap = in_this_process,
     *,
-    trials: Path | str | None = None,
+    kept: Path | str | None = None,
 ) -> Workspace:
     """Build, or find under `cache`, what the trials on a dataset with an encoder share.
 
-    `item_map` decides where images are decoded and titles tokenised; `trials`: see `Workspace`,
-    by default under `cache`. Raises InputError for a dataset or encoder that cannot be used.
+    `item_map` decides where images are decoded and titles tokenised. Trained stages and trials are
+    kept under `kept`, a path or URI, by default under `cache`.
+
+    Raises InputError for a dataset or encoder that cannot be used.
     """
     dataset = open_dataset(uri, cache.resolve())
-    return prepare_dataset(dataset, encoder, cache, item_map, trials=trials)
+    return prepare_dataset(dataset, encoder, cache, item_map, kept=kept)
 
 
 def prepare_dataset(
@@ -68,10 +78,11 @@ def prepare_dataset(
     cache: Path,
     item_map: ItemMap = in_this_process,
     *,
-    trials: Path | str | None = None,
+    kept: Path | str | None = None,
 ) -> Workspace:
     """As `prepare`, of a dataset that is open: opening one reads all its images."""
     cache = cache.resolve()
+    kept = cache if kept is None else kept
     preprocessor = FoundationPreprocessor(encoder)
     split = leave_one_out(dataset)
     split_folder = cache / "split" / dataset.fingerprint[:32]
@@ -87,8 +98,9 @@ def prepare_dataset(
         split=split_folder,
         catalogue=catalogue.folder,
         features=cache / "features" / f"{catalogue.fingerprint[:16]}-{towers}",
-        stages=cache / "stage1",
-        trials=cache / "trials" if trials is None else trials,
+        unfinished=cache / "stage1",
+        stages=subfolder(kept, "stage1"),
+        trials=subfolder(kept, "trials"),
         fingerprint=fingerprint,
         num_users=split.num_users,
         num_items=split.num_items,
@@ -102,9 +114,9 @@ def prepare_here(workspace: Workspace, uri: str) -> None:
     """
     if workspace.split.is_dir() and workspace.catalogue.is_dir():
         return
-    cache = workspace.stages.parent
-    here = prepare(uri, workspace.encoder, cache, trials=workspace.trials)
-    if here != workspace:
+    cache = workspace.split.parents[1]
+    here = prepare(uri, workspace.encoder, cache)
+    if here.fingerprint != workspace.fingerprint:
         raise InputError(
             f"`dataset` and `encoder` must be the same on every node, but {uri} and "
             f"{workspace.encoder} are {here.fingerprint} on {platform.node()}, not "

@@ -63,7 +63,9 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
     study = Study(
         config=config,
         folder=study_folder.path,
-        workspace=prepare(config.dataset, config.encoder, study_folder.path.parent / ".cache"),
+        workspace=prepare(
+            config.dataset, config.encoder, study_folder.cache, kept=study_folder.kept
+        ),
         recorder=study_folder,
         run=run_trial,
         run_distributed=run_distributed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from collections.abc import Callable
@@ -65,7 +64,7 @@ def _distributed(
 ) -> TrialOutcome:
     return run_distributed(
         config,
-        dataclasses.replace(workspace, stages=folder / "stages", trials=folder / "trials"),
+        workspace.with_nothing_trained(folder),
         report,
         workers=workers,
         cpus_per_worker=1,
@@ -91,7 +90,7 @@ def test_workers_agree_with_this_process_though_one_of_two_is_killed(
     config = _config(personal_epochs=8)
     alone: list[EpochRecord] = []
     own = tmp_path / "alone"
-    fresh = dataclasses.replace(workspace, stages=own / "stages", trials=own / "trials")
+    fresh = workspace.with_nothing_trained(own)
     expected = run_trial(config, fresh, alone.append, test=True)
     records: list[EpochRecord] = []
 

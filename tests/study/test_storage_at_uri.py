@@ -56,7 +56,9 @@ def test_killed_on_two_machines_and_ended_on_a_third(
     pd.testing.assert_frame_equal(found.drop(columns=TIMES), expected.drop(columns=TIMES))
     ended_states = states(folder.path.parent, folder.path.name)
     assert ended_states[TrialState.RUNNING] == ended_states[TrialState.WAITING] == 0
-    assert {"study.log", "study.json", "tensorboard"} <= {path.name for path in folder.path.iterdir()}
+    assert {"study.log", "study.json", "tensorboard"} <= {
+        path.name for path in folder.path.iterdir()
+    }
     assert not (folder.path / "owner.json").exists()
     ends = Counter(file.name.rpartition("-")[0] for file in (tmp_path / "runs").glob("ended-*"))
     assert set(ends.values()) == {1}  # nothing that was finished ran again

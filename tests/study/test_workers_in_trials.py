@@ -188,7 +188,7 @@ def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(
     )
 
     # It went on after its checkpoint and ended as if nothing had happened.
-    unbroken = replace(study.workspace, stages=tmp_path / "stages", trials=tmp_path / "trials")
+    unbroken = study.workspace.with_nothing_trained(tmp_path)
     records: list[EpochRecord] = []
     [config] = [
         spec.config for spec in search_trials(study.config) if spec.config.config_hash == killed

@@ -50,7 +50,7 @@ def stop_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 
 def _fresh(workspace: Workspace, folder: Path) -> Workspace:
-    return dataclasses.replace(workspace, stages=folder / "stages", trials=folder / "trials")
+    return workspace.with_nothing_trained(folder)
 
 
 def _run(
@@ -120,7 +120,7 @@ def test_a_trial_goes_on_with_the_result_of_an_unbroken_run(
     _assert_same(resumed, unbroken)
     assert [record.epoch for record in resumed[1]] == list(range(1, 7))
     assert not checkpoints.exists()
-    assert not any(path.name.endswith(".unfinished") for path in fresh.stages.iterdir())
+    assert not any(path.name.endswith(".unfinished") for path in fresh.unfinished.iterdir())
 
 
 def test_the_latest_and_the_best_epoch_are_kept(

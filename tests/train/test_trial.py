@@ -43,7 +43,7 @@ def _run(config: TrialConfig, workspace: Workspace, **kwargs: Any) -> TrialOutco
 
 
 def _without_cache(workspace: Workspace, folder: Path) -> Workspace:
-    return dataclasses.replace(workspace, stages=folder / "stages", trials=folder / "trials")
+    return workspace.with_nothing_trained(folder)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -96,7 +96,7 @@ def test_stage_one_is_computed_once_for_those_that_share_it(
     workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
 ) -> None:
     fresh = _without_cache(workspace, tmp_path)
-    stages = fresh.stages
+    stages = fresh.unfinished
     shared = []
     for method in (
         "global",

@@ -28,9 +28,7 @@ def run_efficiency(study: Study, progress: Progress) -> None:
     trials; hidden states and frozen features are.
     """
     with tempfile.TemporaryDirectory(prefix="perpeft-efficiency-") as folder:
-        own = replace(
-            study.workspace, stages=Path(folder) / "stages", trials=Path(folder) / "trials"
-        )
+        own = study.workspace.with_nothing_trained(Path(folder))
         alone = replace(study, workspace=own)
         run_listed(alone, efficiency_trials(study.config), progress, fresh_processes=True)
 

@@ -1,0 +1,51 @@
+"""A study's trials trained, continued and exported on machines that share only its URI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import perpeft_ray
+from perpeft_ray.cli.models import export
+from perpeft_ray.results.folder import StudyFolder
+from tests.models.conftest import new_study, trials_of
+
+
+@pytest.fixture(params=["file", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/results"
+    return (tmp_path / "store").as_uri()
+
+
+def test_three_machines(
+    storage: str, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(machine: str) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+
+    alone = new_study(shop, tmp_path / "alone")
+    expected = [trials_of(alone)(method) for method in ("perpeft", "without_group_negatives")]
+
+    on("first")
+    first = trials_of(new_study(shop, storage))("perpeft")
+    on("second")
+    study = new_study(shop, storage)
+    assert study.trials().trial_id.tolist() == [first]
+    second = trials_of(study)("without_group_negatives")
+    assert [first, second] == expected
+    for trial_id in expected:
+        pd.testing.assert_frame_equal(study.users_of(trial_id), alone.users_of(trial_id))
+    # The second machine has taken stage 1 from the URI.
+    shared = pd.read_parquet(study.path / "epochs" / f"{second}.parquet").query("stage == 1").shared
+    assert shared.all()
+
+    on("third")
+    export([f"{storage}/small", str(tmp_path / "model")])
+    export([str(alone.path), str(tmp_path / "expected")])
+    for history in (["i3", "i5"], ["i7"]):
+        found = perpeft_ray.load(tmp_path / "model").recommend(history, 5)
+        assert found == perpeft_ray.load(tmp_path / "expected").recommend(history, 5)
+    assert StudyFolder.open(f"{storage}/small").trials().shape[0] == 2

@@ -1,0 +1,43 @@
+"""A workspace on a node that does not see what the study's machine has prepared."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from perpeft_ray.errors import InputError
+from perpeft_ray.train.workspace import open_catalogue, open_split, prepare, prepare_here
+from tests.small_shop import write_small_shop
+
+
+def _contents(*folders: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for f in folders for p in sorted(f.rglob("*")) if p.is_file()}
+
+
+def test_what_is_not_seen_is_prepared_again(tmp_path: Path) -> None:
+    shop = write_small_shop(tmp_path / "shop")
+    uri = f"parquet:{shop}"
+    workspace = prepare(uri, "toyshop-clip", tmp_path / "cache", kept=(tmp_path / "kept").as_uri())
+    assert workspace.trials == f"{(tmp_path / 'kept').as_uri()}/trials"
+    before = _contents(workspace.split, workspace.catalogue)
+    shutil.rmtree(tmp_path / "cache")
+
+    prepare_here(workspace, uri)
+    assert _contents(workspace.split, workspace.catalogue) == before
+    assert open_split(workspace).num_items == open_catalogue(workspace).num_items == 30
+
+    shutil.move(shop, tmp_path / "away")
+    prepare_here(workspace, uri)  # it is there: nothing is read
+
+
+def test_other_data_of_that_name_is_refused(tmp_path: Path) -> None:
+    shop = write_small_shop(tmp_path / "shop")
+    uri = f"parquet:{shop}"
+    workspace = prepare(uri, "toyshop-clip", tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(shop)
+    write_small_shop(shop, seed=1)
+    with pytest.raises(InputError, match=f"`dataset` and `encoder` must be the same .*{shop}"):
+        prepare_here(workspace, uri)
