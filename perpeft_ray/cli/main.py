@@ -44,12 +44,12 @@ COMMANDS = {
         "doctor",
     ),
     "tables": Command(
-        "print the tables of a study again: perpeft tables FOLDER; the paper's: --paper",
+        "print the tables of a study again: perpeft tables STUDY; the paper's: --paper",
         "perpeft_ray.cli.results",
         "tables",
     ),
     "report": Command(
-        "write a study's tables, figures and report.html again: perpeft report FOLDER",
+        "write a study's tables, figures and report.html again: perpeft report STUDY",
         "perpeft_ray.cli.results",
         "report",
     ),
@@ -59,7 +59,7 @@ COMMANDS = {
         "variants",
     ),
     "export": Command(
-        "a finished trial as a model of its own: perpeft export FOLDER DIR",
+        "a finished trial as a model of its own: perpeft export STUDY DIR",
         "perpeft_ray.cli.models",
         "export",
     ),

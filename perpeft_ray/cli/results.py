@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def tables(arguments: Sequence[str]) -> None:
-    """`perpeft tables FOLDER` or `perpeft tables --paper`."""
+    """`perpeft tables STUDY` or `perpeft tables --paper`."""
     if list(arguments) == ["--paper"]:
         print_paper_tables()
     else:
@@ -24,7 +24,7 @@ def tables(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """`perpeft report FOLDER`."""
+    """`perpeft report STUDY`."""
     write_report(_folder("report", arguments))
 
 
@@ -58,7 +58,7 @@ def write_report(place: Path | str) -> None:
 
 def _folder(command: str, arguments: Sequence[str]) -> str:
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise InputError(f"`perpeft {command}` must have one folder: perpeft {command} FOLDER")
+        raise InputError(f"`perpeft {command}` must have one study's folder or URI: perpeft {command} STUDY")
     return arguments[0]
 
 

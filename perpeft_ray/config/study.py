@@ -41,7 +41,7 @@ class StudyConfig:
     encoder: str = "toyshop-clip"
     """toyshop-clip, a dual encoder's path or hub name, text:PATH, or pair:TEXT,IMAGE."""
     storage: str = "results"
-    """Folder of studies; results go to <storage>/<study>/."""
+    """Folder of studies, or its URI (s3://…); results go to <storage>/<study>/."""
     study: str = "ablation_peft"
     """The study's name."""
     workers: int = 0
