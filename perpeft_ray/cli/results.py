@@ -58,7 +58,9 @@ def write_report(place: Path | str) -> None:
 
 def _folder(command: str, arguments: Sequence[str]) -> str:
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise InputError(f"`perpeft {command}` must have one study's folder or URI: perpeft {command} STUDY")
+        raise InputError(
+            f"`perpeft {command}` must have one study's folder or URI: perpeft {command} STUDY"
+        )
     return arguments[0]
 
 

@@ -101,7 +101,7 @@ def _meeting_folder(storage: Path | str) -> Iterator[Path | str]:
     finally:
         remove_folder(meeting)
         if made:
-            remove_folder(storage)
+            Path(storage).rmdir()  # not with what another has written there meanwhile
 
 
 def _sign(meeting: Path | str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import perpeft_ray
+from perpeft_ray.data.places import read_file, write_file
 from perpeft_ray.encoder.preprocess import encoder_fingerprint
 from perpeft_ray.study.doctor.node_report import (
     MISSING,
@@ -62,6 +63,17 @@ def test_another_storage_catalogue_and_encoder(question: Question, tmp_path: Pat
     assert answer["catalogue"] == f"has another {file} (5 bytes, not 6)"
     answer = report_node({**question, "files": {f"{file}.none": 1}})
     assert answer["catalogue"] == f"cannot read {file}.none: No such file or directory"
+
+
+def test_a_storage_at_a_uri(question: Question, s3: str) -> None:
+    meeting = f"{s3}/results/.doctor"
+    write_file(f"{meeting}/{SIGN}", b"a sign")
+    answer = report_node({**question, "meeting": meeting})
+    assert answer["storage"] is None
+    assert read_file(f"{meeting}/node-1") == b"a sign"
+    answer = report_node({**question, "meeting": f"{s3}-none/results"})
+    assert answer["storage"] is not None
+    assert answer["storage"].startswith("cannot read it: ")
 
 
 def test_torch_sees_no_gpu_here_or_as_many_as_it_says() -> None:
