@@ -236,8 +236,8 @@ def test_perpeft_has_its_commands(tmp_path: Path, call: Call) -> None:
     assert "tables" in shown.stdout
     for arguments, words in [
         (("studdy",), "'studdy'"),
-        (("tables",), "perpeft tables FOLDER"),
-        (("report", "--all"), "perpeft report FOLDER"),
+        (("tables",), "perpeft tables STUDY"),
+        (("report", "--all"), "perpeft report STUDY"),
         (("tables", str(tmp_path)), "study.json"),
         (("study", "--peft.rnk", "3"), "unknown field `peft.rnk`"),
     ]:
