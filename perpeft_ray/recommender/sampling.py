@@ -144,9 +144,13 @@ class TrainingSampler:
 def batches_of(
     users: NDArray[np.int64], batch_size: int, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Shuffle `users` into ceil(len(users) / batch_size) batches; the last may be short."""
-    shuffled = rng.permutation(users)
-    return [shuffled[at : at + batch_size] for at in range(0, len(users), batch_size)]
+    """Shuffle `users` [n] into ceil(n / batch_size) batches whose sizes differ by at most one.
+
+    A short last batch would be a whole step of the optimiser on a few users, and a small group has
+    few steps.
+    """
+    count = -(-len(users) // batch_size)
+    return np.array_split(rng.permutation(users), count) if count else []
 
 
 def last_inputs(histories: Histories, users: NDArray[np.int64], length: int) -> NDArray[np.int64]:

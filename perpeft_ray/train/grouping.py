@@ -45,16 +45,31 @@ def group_users(
     `valid_states` know the training histories alone and fit the centroids; `test_states` also know
     the validation items and are only assigned to them. `shuffle` keeps the groups' sizes but deals
     the users out at random (`random_grouping`), the same for validation and test.
+
+    Groups are numbered by size, the largest first, then by smallest member: random streams are
+    keyed by group, so equal clusterings train alike whatever K-means called their clusters.
     """
     from sklearn.cluster import KMeans
 
     kmeans = KMeans(groups, max_iter=100, n_init=10, random_state=seed).fit(valid_states)
-    valid = kmeans.labels_.astype(np.int32)
+    labels = kmeans.labels_
     if shuffle:
-        valid = np.random.default_rng(seed).permutation(valid)
+        labels = np.random.default_rng(seed).permutation(labels)
+    order = _canonical_order(labels, groups)
+    number_of = np.argsort(order).astype(np.int32)
+    valid = number_of[labels]
+    if shuffle:
         return Grouping(valid, valid, valid_states, None)
-    test = kmeans.predict(test_states).astype(np.int32)
-    return Grouping(valid, test, valid_states, kmeans.cluster_centers_.astype(np.float32))
+    test = number_of[kmeans.predict(test_states)]
+    return Grouping(valid, test, valid_states, kmeans.cluster_centers_[order].astype(np.float32))
+
+
+def _canonical_order(labels: NDArray[np.integer], groups: int) -> NDArray[np.intp]:
+    """The labels 0..groups-1 by number of members, descending, then by smallest member."""
+    sizes = np.bincount(labels, minlength=groups)
+    smallest = np.full(groups, len(labels))
+    np.minimum.at(smallest, labels, np.arange(len(labels)))
+    return np.lexsort((smallest, -sizes))
 
 
 def nearest_centroids(

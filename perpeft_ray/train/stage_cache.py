@@ -30,7 +30,7 @@ from perpeft_ray.train.progress import (
     savable,
 )
 
-VERSION = 3
+VERSION = 4
 """Part of every key: change it with anything that changes what stage 1 computes."""
 
 _NOT_IN_STAGE_1 = (

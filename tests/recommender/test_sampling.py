@@ -158,13 +158,21 @@ def test_a_batch_takes_less_than_a_millisecond() -> None:
 def test_batches_have_every_user_once() -> None:
     users = np.arange(100, 137)
     batches = batches_of(users, 16, np.random.default_rng(0))
-    assert [len(b) for b in batches] == [16, 16, 5]
     together = np.concatenate(batches)
     assert sorted(together) == users.tolist()
     assert together.tolist() != users.tolist()
     again = np.concatenate(batches_of(users, 16, np.random.default_rng(0)))
     np.testing.assert_array_equal(again, together)
     assert batches_of(users[:0], 16, np.random.default_rng(0)) == []
+
+
+@pytest.mark.parametrize(
+    ("users", "sizes"),
+    [(37, [13, 12, 12]), (32, [16, 16]), (33, [11, 11, 11]), (5, [5]), (17, [9, 8])],
+)
+def test_batches_are_as_few_as_they_can_be_and_even(users: int, sizes: list[int]) -> None:
+    batches = batches_of(np.arange(users), 16, np.random.default_rng(0))
+    assert [len(batch) for batch in batches] == sizes
 
 
 def test_select_keeps_the_order_of_the_users() -> None:

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perpeft_ray.data.split import Histories
-from perpeft_ray.train.grouping import group_items, group_users, owners, principal_components
+from perpeft_ray.train.grouping import (
+    group_items,
+    group_users,
+    nearest_centroids,
+    owners,
+    principal_components,
+)
 
 
 def _blobs(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -26,6 +32,27 @@ def test_kmeans_finds_blobs_and_is_seeded() -> None:
     assert np.array_equal(first.valid, first.test)
     pairs = set(zip(first.valid.tolist(), planted.tolist(), strict=True))
     assert len(pairs) == 3  # one to one
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_group_numbers_do_not_depend_on_kmeans_labels(seed: int) -> None:
+    """Blobs of 10, 20, 20 and 30: by size, the two equal ones by smallest member."""
+    planted = np.repeat([3, 2, 0, 1, 0], [10, 20, 10, 20, 20])
+    rng = np.random.default_rng(0)
+    states = (10 * np.eye(4)[planted] + rng.normal(size=(80, 4))).astype(np.float32)
+    grouping = group_users(states, states, 4, seed, shuffle=False)
+    assert grouping.valid.tolist() == np.array([0, 2, 1, 3])[planted].tolist()
+    assert grouping.centroids is not None
+    assert np.array_equal(nearest_centroids(states, grouping.centroids), grouping.valid)
+
+
+def test_random_groups_are_numbered_by_size_and_smallest_member() -> None:
+    states, _ = _blobs(61)
+    dealt = group_users(states, states, 3, 0, shuffle=True).valid
+    sizes = np.bincount(dealt)
+    first = [int(np.flatnonzero(dealt == group)[0]) for group in range(3)]
+    assert sizes.tolist() == [21, 20, 20]
+    assert first[1] < first[2]
 
 
 def test_test_groups_follow_the_test_states_by_the_same_centroids() -> None:
