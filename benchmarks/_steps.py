@@ -78,10 +78,9 @@ def open_bench(
     length: int = 10,
     mode: Mode = "sequential",
     batch_size: int = 4096,
-    grouped: bool = False,
 ) -> Bench:
     """A trial on the workspace, untrained."""
-    settings = TrainSettings(dtype=dtype, batch_size=batch_size, mode=mode, grouped_step=grouped)
+    settings = TrainSettings(dtype=dtype, batch_size=batch_size, mode=mode)
     config = StudyConfig(train=settings).trial(
         "perpeft",
         variant="lora",

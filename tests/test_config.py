@@ -48,7 +48,6 @@ LORA = TrialConfig(
     validate_every=3,
     mode="sequential",
     dtype="auto",
-    grouped_step=False,
     hidden_units=32,
     sequence_length=10,
     blocks=2,
@@ -285,17 +284,3 @@ def test_the_hash_is_the_same_in_another_process() -> None:
 def test_a_number_that_json_cannot_say_has_no_hash() -> None:
     with pytest.raises(ValueError, match="JSON"):
         canonical_hash({"learning_rate": float("nan")})
-
-
-def test_grouped_steps_need_parallel_mode_and_a_variant_that_can() -> None:
-    together = TrainSettings(grouped_step=True, mode="parallel")
-    chosen = {"rank": 4, "groups": 4, "conditioning_weight": 1.0, "seed": 0, "learning_rate": 1e-3}
-    study = StudyConfig(train=together)
-    assert study.trial("perpeft", variant="lora", **chosen).grouped_step
-    assert not study.trial("global", variant="lora", **chosen).grouped_step
-    with pytest.raises(
-        InputError, match=r"`train\.grouped_step` needs one of the variants .* loha"
-    ):
-        study.trial("perpeft", variant="loha", **chosen)
-    with pytest.raises(InputError, match=r"`train\.grouped_step` needs `train\.mode` parallel"):
-        StudyConfig(train=TrainSettings(grouped_step=True))

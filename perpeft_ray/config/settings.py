@@ -88,11 +88,6 @@ class TrainSettings:
     None: sequential with up to one worker, parallel with more."""
     dtype: Dtype = "auto"
     """Compute type of frozen weights; auto is bfloat16 where it is faster."""
-    grouped_step: bool = False
-    """In parallel mode, put the batches of all of a worker's groups through the networks together
-    (torch.vmap), in place of one after another: for GPUs that small groups do not fill, where it
-    was not measured; on a CPU it took longer. What dropout draws then depends on which groups a
-    worker has."""
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,6 @@ class StudyConfig:
                 "`workers` must be 0 or 1 with `train.mode` sequential (a step is one group's "
                 f"batch), but is {self.workers}"
             )
-        if self.train.grouped_step and self.mode == "sequential":
-            raise InputError(
-                "`train.grouped_step` needs `train.mode` parallel (a step with batches of several "
-                "groups), but it is sequential"
-            )
         if not self.study or set(self.study) & set("/\\\0") or self.study.startswith("."):
             raise InputError(f"`study` must be a plain folder name, but is {self.study!r}")
         for name, values in (
@@ -173,7 +168,6 @@ class StudyConfig:
             validate_every=self.train.validate_every,
             mode=mode,
             dtype=self.train.dtype,
-            grouped_step=self.train.grouped_step and mode == "parallel",
             hidden_units=self.model.hidden_units,
             sequence_length=self.model.sequence_length,
             blocks=self.model.blocks,

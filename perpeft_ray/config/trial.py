@@ -104,7 +104,6 @@ class TrialConfig:
     validate_every: int
     mode: Mode
     dtype: Dtype
-    grouped_step: bool
     hidden_units: int
     sequence_length: int
     blocks: int
@@ -129,12 +128,6 @@ class TrialConfig:
         applies("peft.dropout", self.adapter_dropout, facts is not None and facts.dropout)
         if facts is None or not facts.in_towers:
             applies("peft.last_layers", self.last_layers, False)
-        if self.grouped_step and facts is not None and not facts.groupable:
-            able = ", ".join(name for name in VARIANTS if FACTS[name].groupable)
-            raise InputError(
-                f"`train.grouped_step` needs one of the variants {able}, but `peft.variant` is "
-                f"{self.variant}"
-            )
         if not exists(self.method, self.variant):
             raise InputError(
                 "`methods` large_global needs a variant whose size follows its rank or bottleneck, "

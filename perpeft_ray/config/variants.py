@@ -40,8 +40,6 @@ class VariantFacts:
     applies."""
     scalable: bool = False
     """Whether `large_global` has a form of it: its rank, or bottleneck, times the groups."""
-    groupable: bool = True
-    """Whether modules of several groups can run at once (`train.grouped_step`)."""
     limits: str = ""
     """What it cannot do."""
 
@@ -79,14 +77,12 @@ FACTS: dict[Variant, VariantFacts] = {
         "update as the Hadamard product of two low-rank ones (Hyeon-Woo et al. 2022)",
         "of both factors, so that the update's is up to its square; alpha = 2 x rank",
         scalable=True,
-        groupable=False,
-        limits="makes the whole update matrix in every forward; no train.grouped_step",
+        limits="makes the whole update matrix in every forward",
     ),
     "lokr": VariantFacts(
         "update as a Kronecker product (Yeh et al. 2024)",
         "of the larger factor, alpha = 2 x rank; from half the factor's size on it is ignored",
-        groupable=False,
-        limits="makes the whole update matrix in every forward; no train.grouped_step",
+        limits="makes the whole update matrix in every forward",
     ),
     "vera": VariantFacts(
         "trained vectors around random matrices that all layers share (Kopiczko et al. 2024)",
@@ -98,14 +94,12 @@ FACTS: dict[Variant, VariantFacts] = {
         "trained scales of many frozen random low-rank bases (Albert et al. 2025)",
         "of one basis: the lower, the more bases and trained parameters; alpha = 2 x rank",
         dropout=True,
-        groupable=False,
-        limits="modules fit only the seed that drew the bases; no train.grouped_step",
+        limits="modules fit only the seed that drew the bases",
     ),
     "oft": VariantFacts(
         "block-diagonal rotation of query's and value's inputs (Qiu et al. 2023)",
         "size of a block",
-        groupable=False,
-        limits="the rank must divide the layers' input widths, least 2; no train.grouped_step",
+        limits="the rank must divide the layers' input widths, least 2",
     ),
     "ln_tuning": VariantFacts("own scales and shifts of the LayerNorms (Zhao et al. 2024)"),
     "bitfit": VariantFacts(

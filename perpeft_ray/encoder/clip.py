@@ -90,8 +90,6 @@ def _last(layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor], mask: Tensor 
 
 
 class _QuickGelu(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x * (x * _SLOPE).sigmoid_()

@@ -34,8 +34,6 @@ class AdapterSettings:
     last_layers: int | None
     """Adapt only so many last layers of each tower; None: all."""
     seed: int
-    plain: bool = False
-    """Compute by plain operations alone, which `torch.vmap` can run for several modules."""
 
 
 def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
@@ -46,7 +44,7 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
     import peft
 
     device = next(towers.model.parameters()).device
-    faster = device.type == "cpu" and not settings.plain
+    faster = device.type == "cpu"
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         warnings.catch_warnings(),

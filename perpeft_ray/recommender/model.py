@@ -9,7 +9,7 @@ Letters: I items (0 is padding), n items asked for, D hidden units, B users, T p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -89,37 +89,6 @@ class Recommender(nn.Module):
         content = functional_call(self.tower, _own(module), self.tower.inputs(items[padded:]))
         return ids, F.pad(content, (0, 0, padded, 0))
 
-    def embed_groups(
-        self, items: Sequence[NDArray[np.int64]], modules: Sequence[Module]
-    ) -> list[Tensor]:
-        """`embed` of each group's items under its module, all groups in one pass of the tower.
-
-        The frozen layers see the items of all groups as one batch; what the modules add becomes
-        batched products (`torch.vmap`). Shorter lists are filled up with their last item.
-        """
-        if self.tower is None:
-            return [self.embed(own, module) for own, module in zip(items, modules, strict=True)]
-        longest = max(map(len, items))
-        rows = np.stack([np.pad(own, (0, longest - len(own)), mode="edge") for own in items])
-        # Padding is encoded as item 1 and then left out.
-        inputs = [
-            x if x is None else x.unflatten(0, rows.shape)
-            for x in self.tower.inputs(np.maximum(rows, 1).reshape(-1))
-        ]
-        own_modules = [_own(module) for module in modules]
-        stacked = {name: torch.stack([m[name] for m in own_modules]) for name in own_modules[0]}
-        tower = self.tower
-        content = torch.vmap(
-            lambda module, *inputs: functional_call(tower, module, inputs),
-            in_dims=(0, *(None if x is None else 0 for x in inputs)),
-            randomness="different",
-        )(stacked, *inputs)  # [G, longest, D]
-        table = self.backbone.item_embedding.weight
-        index = torch.as_tensor(rows, device=table.device)
-        real = (index > 0).unsqueeze(-1)
-        embedded = F.embedding(index, table, padding_idx=0) + self.weight * content * real
-        return [rows[: len(own)] for rows, own in zip(embedded, items, strict=True)]
-
     def look_up(
         self,
         items: NDArray[np.int64],
@@ -141,25 +110,6 @@ class Recommender(nn.Module):
         items, where = np.unique(batch.items(), return_inverse=True)
         embedded = self.look_up(items, where, batch.users, module)  # [3 or 4, B, T, D]
         return self._loss_sum(embedded, batch.inputs, conditioning_weight)
-
-    def loss_sum_of_groups(
-        self,
-        batches: Sequence[TrainingBatch],
-        modules: Sequence[Module],
-        conditioning_weight: float,
-    ) -> tuple[Tensor, int]:
-        """The sum of `loss_sum` over batches of different groups, in one pass of all networks.
-
-        The same up to rounding and to what dropout draws.
-        """
-        found = [np.unique(batch.items(), return_inverse=True) for batch in batches]
-        tables = self.embed_groups([items for items, _ in found], modules)
-        embedded = [
-            F.embedding(torch.as_tensor(where, device=table.device), table)
-            for table, (_, where) in zip(tables, found, strict=True)
-        ]
-        inputs = np.concatenate([batch.inputs for batch in batches])
-        return self._loss_sum(torch.cat(embedded, dim=1), inputs, conditioning_weight)
 
     def _loss_sum(
         self, embedded: Tensor, items: NDArray[np.int64], conditioning_weight: float

@@ -79,9 +79,7 @@ def _item_encoder(
         dropout=config.adapter_dropout,
         last_layers=config.last_layers,
         seed=config.seed + 2,
-        plain=config.grouped_step,
     )
-    live.sorts_titles = not config.grouped_step  # torch.vmap cannot look at lengths
     states = None
     if config.last_layers is not None:
         folder = workspace.features.with_name(

@@ -5,8 +5,7 @@ that still has one (parallel). The losses of its batches are summed over positio
 the number of positions of the whole step, so that SASRec sees one update a step. Workers own whole
 groups and sum SASRec's gradients; those without a batch add zeros. All randomness is drawn from
 (seed, stage, epoch, group, batch), never from the worker, so the result does not depend on how
-many workers there are. With `grouped_step` a worker's batches of a step go through the networks
-together; the sum is the same, but they share one stream of dropout.
+many workers there are.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from perpeft_ray.config import Mode, TrialConfig
-from perpeft_ray.recommender.sampling import TrainingBatch, TrainingSampler, batches_of
+from perpeft_ray.recommender.sampling import TrainingSampler, batches_of
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.state import TrainState
 
@@ -92,9 +91,8 @@ def train_epoch(
     for step in steps_of(data.users, config.batch_size, config.mode, rng):
         own = [batch for batch in step if batch.group in state.modules]
         totals = torch.zeros(2, device=table.device)  # loss, positions
-        at_once = [own] if config.grouped_step and own else [[batch] for batch in own]
-        for batches in at_once:
-            totals += _accumulate(state, data, batches, epoch, config)
+        for batch in own:
+            totals += _accumulate(state, data, batch, epoch, config)
         for parameter in shared:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -126,28 +124,14 @@ def train_epoch(
 
 
 def _accumulate(
-    state: TrainState, data: StageData, batches: Sequence[Batch], epoch: int, config: TrialConfig
+    state: TrainState, data: StageData, batch: Batch, epoch: int, config: TrialConfig
 ) -> torch.Tensor:
-    """Add the gradients of batches of different groups, as sums over positions, in one pass.
-
-    Returns (loss sum, positions).
-    """
-    samples: list[TrainingBatch] = []
-    for batch in batches:
-        rng = np.random.default_rng([config.seed, data.stage, epoch, batch.group, batch.number])
-        dropout = int(rng.integers(2**62))
-        if not samples:
-            torch.manual_seed(dropout)  # the same on whichever worker, if the batch is alone
-        pool = data.pools[batch.group]
-        samples.append(
-            data.sampler.sample(batch.users, rng, pool=pool, weight=data.conditioning_weight)
-        )
-    modules = [state.modules[batch.group] for batch in batches]
-    if len(batches) == 1:
-        found = state.model.loss_sum(samples[0], modules[0], data.conditioning_weight)
-    else:
-        found = state.model.loss_sum_of_groups(samples, modules, data.conditioning_weight)
-    loss, positions = found
+    """Add the gradients of a batch, as sums over positions. Returns (loss sum, positions)."""
+    rng = np.random.default_rng([config.seed, data.stage, epoch, batch.group, batch.number])
+    torch.manual_seed(int(rng.integers(2**62)))  # of dropout, the same on whichever worker
+    pool, weight = data.pools[batch.group], data.conditioning_weight
+    sample = data.sampler.sample(batch.users, rng, pool=pool, weight=weight)
+    loss, positions = state.model.loss_sum(sample, state.modules[batch.group], weight)
     loss.backward()
     return torch.stack([loss.detach(), torch.tensor(float(positions), device=loss.device)])
 
