@@ -18,6 +18,7 @@ _FORMS = {
     "release": "release:PATH#NAME",
     "amazon2023": "amazon2023:RAW_DIR#CATEGORY",
 }
+_PATH_FORMS = ("parquet", "release", "amazon2023")
 
 
 def open_dataset(uri: str, cache: Path) -> Dataset:
@@ -33,7 +34,7 @@ def open_dataset(uri: str, cache: Path) -> Dataset:
     `InputError` for any other form, and for what the function that makes or reads it rejects.
     """
     source, colon, rest = uri.partition(":")
-    path, _, name = rest.partition("#")
+    path, name = _path_and_name(rest)
     match source:
         case "toyshop":
             return load_folder(_toyshop(uri, rest if colon else "0", cache), uri)
@@ -51,13 +52,30 @@ def open_dataset(uri: str, cache: Path) -> Dataset:
     )
 
 
+def absolute_dataset(uri: str) -> str:
+    """A dataset's URI with its path made absolute, so that it means the same in any folder.
+
+    Links stay as they are, except where the path goes up with `..`. Whether the path is there is
+    not asked. `toyshop` and unknown forms come back unchanged.
+    """
+    source, _, rest = uri.partition(":")
+    if source not in _PATH_FORMS or not rest:
+        return uri
+    path, name = (rest, "") if source == "parquet" else _path_and_name(rest)
+    if not path:
+        return uri
+    place = Path(path)
+    place = place.resolve() if ".." in place.parts else place.absolute()
+    return f"{source}:{place}" + (f"#{name}" if name else "")
+
+
 def raw_files(uri: str) -> list[Path]:
     """The raw files that `open_dataset` would prepare, which can be read; none where it need not.
 
     Far cheaper than to prepare them. Raises `InputError` where one is missing or cannot be read.
     """
     source, _, rest = uri.partition(":")
-    path, _, name = rest.partition("#")
+    path, name = _path_and_name(rest)
     match source:
         case "release" if path:
             from perpeft_ray.data.prepare.release import release_files
@@ -112,6 +130,14 @@ def _toyshop(uri: str, seed: str, cache: Path) -> Path:
         with new_folder(folder) as temporary:
             toyshop.write_toyshop(temporary, int(seed))
     return folder
+
+
+def _path_and_name(rest: str) -> tuple[str, str]:
+    """PATH and NAME of `PATH#NAME`; a path may have `#` itself, a name has no `/`."""
+    path, mark, name = rest.rpartition("#")
+    if not mark or "/" in name or Path(rest).exists():
+        return rest, ""
+    return path, name
 
 
 def _hint(uri: str, source: str) -> str:

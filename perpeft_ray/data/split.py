@@ -76,6 +76,31 @@ class LeaveOneOut:
         return Histories(offsets=self.train.offsets + added, items=items)
 
 
+@dataclass(frozen=True)
+class RepeatShares:
+    """How much of a dataset is said twice, as shares from 0 to 1 (`repeat_shares`)."""
+
+    targets_in_history: float
+    """Of the test targets: those that the user had before, in training or as validation item.
+    Such targets are easy to rank and raise every metric."""
+    repeated_rows: float
+    """Of the interactions: those with the same user, item and time as an earlier row."""
+
+
+def repeat_shares(dataset: Dataset) -> RepeatShares:
+    """The shares of repeated test targets and rows. Raises `InputError` as `leave_one_out` does."""
+    split = leave_one_out(dataset)
+    known = split.known("test")
+    users = np.repeat(np.arange(split.num_users), np.diff(known.offsets))  # [N of known]
+    pairs = users * (split.num_items + 1) + known.items
+    evaluable = split.evaluable
+    targets = evaluable * (split.num_items + 1) + split.test_item[evaluable]
+    return RepeatShares(
+        targets_in_history=float(np.isin(targets, pairs).mean()),
+        repeated_rows=float(dataset.interactions.duplicated().mean()),
+    )
+
+
 def leave_one_out(dataset: Dataset) -> LeaveOneOut:
     """Split a dataset by leave-one-out; method.md section 2.
 

@@ -14,7 +14,7 @@ import perpeft_ray.data
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.release import prepare_release
-from perpeft_ray.data.sources import open_dataset, raw_files
+from perpeft_ray.data.sources import absolute_dataset, open_dataset, raw_files
 from perpeft_ray.data.split import leave_one_out
 from perpeft_ray.errors import InputError
 from tests.data.prepare.test_amazon2023 import drawn, write_raw
@@ -190,3 +190,37 @@ def test_shared_folders(shared_data, tmp_path, name, users, items, interactions,
     assert (split.num_users, split.num_items) == (users, items)
     assert len(split.evaluable) == users  # every user has at least five interactions
     assert len(split.train.items) == interactions - 2 * users
+
+
+@pytest.mark.parametrize(
+    ("uri", "absolute"),
+    [
+        ("toyshop:3", "toyshop:3"),
+        ("parquet:", "parquet:"),
+        ("elsewhere:x", "elsewhere:x"),
+        ("parquet:shop", "parquet:{here}/shop"),
+        ("parquet:./a//shop/", "parquet:{here}/a/shop"),
+        ("parquet:../x/shop#2", "parquet:{above}/x/shop#2"),
+        ("parquet:/data/shop", "parquet:/data/shop"),
+        ("release:r.zip", "release:{here}/r.zip"),
+        ("release:r.zip#arts", "release:{here}/r.zip#arts"),
+        ("release:v#2/r.zip#arts", "release:{here}/v#2/r.zip#arts"),
+        ("release:v#2/r.zip", "release:{here}/v#2/r.zip"),
+        ("amazon2023:raw#arts", "amazon2023:{here}/raw#arts"),
+    ],
+)
+def test_absolute_dataset(uri, absolute, tmp_path, monkeypatch):
+    here = (tmp_path / "here").resolve()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    expected = absolute.format(here=here, above=here.parent)
+    assert absolute_dataset(uri) == expected
+    assert absolute_dataset(expected) == expected
+
+
+def test_a_name_may_be_left_out_where_the_path_has_a_hash(tmp_path, monkeypatch):
+    write_release(tmp_path / "v#2" / "arts")
+    monkeypatch.chdir(tmp_path)
+    dataset = open_dataset("release:v#2/arts", tmp_path / "cache")
+    named = open_dataset("release:v#2/arts#arts", tmp_path / "cache")
+    assert dataset.fingerprint == named.fingerprint

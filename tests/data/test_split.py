@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perpeft_ray.data.interactions import Dataset
-from perpeft_ray.data.split import leave_one_out
+from perpeft_ray.data.split import RepeatShares, leave_one_out, repeat_shares
 from perpeft_ray.errors import InputError
 
 ITEMS = ["i3", "i1", "i0", "i2", "unused"]
@@ -110,3 +110,27 @@ def test_no_evaluable_user():
     assert str(caught.value) == (
         "`parquet:x` needs at least one user with 3 interactions, but the longest history has 2"
     )
+
+
+def test_repeat_shares_count_known_targets_and_equal_rows():
+    rows = [
+        ("u", "i0", 1),
+        ("u", "i1", 2),
+        ("u", "i0", 3),  # the test target, seen in training
+        ("v", "i2", 1),
+        ("v", "i3", 2),
+        ("v", "i3", 3),  # the test target, seen as the validation item
+        ("w", "i0", 1),
+        ("w", "i0", 1),  # the same row twice, and a target that is new
+        ("w", "i1", 2),
+        ("x", "i1", 1),  # not evaluated
+    ]
+    shares = repeat_shares(dataset_of(rows))
+    assert shares.targets_in_history == pytest.approx(2 / 3)
+    assert shares.repeated_rows == pytest.approx(1 / 10)
+
+
+def test_a_doubled_file_has_half_its_rows_repeated_and_every_target_known():
+    rows = [("u", item, at) for at, item in enumerate(["i0", "i1", "i2", "i3"])]
+    assert repeat_shares(dataset_of(rows)) == RepeatShares(0.0, 0.0)
+    assert repeat_shares(dataset_of(rows + rows)) == RepeatShares(1.0, 0.5)
