@@ -31,10 +31,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
-import tyro
 from rich.console import Console
 
-from perpeft_ray.cli import run, run_study
+from perpeft_ray.cli import parse, run, run_study
 from perpeft_ray.config import (
     GroupingSettings,
     LossSettings,
@@ -82,7 +81,7 @@ class ColdStart:
 
 def main() -> None:
     """Train before the cut, rank the events after it, compare."""
-    cold = tyro.cli(ColdStart, description=__doc__)
+    cold = parse(ColdStart, description=__doc__)
     ranks = pd.concat(
         [ranks_of(cold, dataset, seed) for dataset in cold.datasets for seed in cold.seeds],
         ignore_index=True,

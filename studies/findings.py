@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from perpeft_ray.cli import run
+from perpeft_ray.cli import parse, run
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def main() -> None:
     from perpeft_ray.results.orderings import means, orderings
     from perpeft_ray.results.tables import write_table
 
-    findings = tyro.cli(Findings, description=__doc__)
+    findings = parse(Findings, description=__doc__)
     for table in (means(findings.studies), orderings(findings.studies)):
         write_table(table, findings.out, ("parquet", "md"))
         for text in table.printed:

@@ -22,10 +22,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
-import tyro
 from rich.console import Console
 
-from perpeft_ray.cli import run, run_study
+from perpeft_ray.cli import parse, run, run_study
 from perpeft_ray.config import (
     GroupingSettings,
     LossSettings,
@@ -58,7 +57,7 @@ class Order:
 
 def main() -> None:
     """Run the search, the studies and the comparison."""
-    order = tyro.cli(Order, description=__doc__)
+    order = parse(Order, description=__doc__)
     common = StudyConfig(
         storage=order.storage,
         peft=PeftSettings(variant=order.variant, rank=4),

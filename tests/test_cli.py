@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import pytest
 
+from perpeft_ray import __version__
 from perpeft_ray.cli import main, parse_study
-from perpeft_ray.cli.main import COMMANDS, usage
+from perpeft_ray.cli.main import COMMANDS, Command, Commands
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
 
@@ -130,7 +132,7 @@ def test_presets_can_be_overridden() -> None:
     [
         ("--peft.rnk 3", "unknown field `peft.rnk`; did you mean `peft.rank`?"),
         ("--sedes 1", "unknown field `sedes`; did you mean `seeds`?"),
-        ("lora", "every value must follow its field as --field value, but there is 'lora'"),
+        ("lora", "unexpected value 'lora': options are written as --field value"),
         ("--peft.rank 0", "`peft.rank` must be a whole number of at least 1, but is 0"),
         (
             "--loss.conditioning-weight 1.5",
@@ -235,9 +237,12 @@ def test_perpeft_has_its_commands(tmp_path: Path, call: Call) -> None:
     assert "study" in shown.stdout
     assert "tables" in shown.stdout
     for arguments, words in [
-        (("studdy",), "'studdy'"),
+        (("studdy",), "'studdy'; did you mean `study`?"),
         (("tables",), "perpeft tables STUDY"),
-        (("report", "--all"), "perpeft report STUDY"),
+        (("report",), "Missing from perpeft report: STUDY"),
+        (("report", "x", "--all"), "unknown field `all`"),
+        (("explain",), "must be followed by one of item, user"),
+        (("recommend", "m", "--hist", "i1"), "did you mean `history`?"),
         (("tables", str(tmp_path)), "study.json"),
         (("study", "--peft.rnk", "3"), "unknown field `peft.rnk`"),
     ]:
@@ -283,7 +288,54 @@ def test_the_papers_tables_with_its_wins(call: Call) -> None:
         assert words in shown.stdout
 
 
-def test_every_command_has_its_function() -> None:
-    for name, command in COMMANDS.items():
-        assert callable(getattr(import_module(command.module), command.function)), name
-        assert f"  {name} " in usage()
+def every_command(commands: Mapping[str, Command | Commands] = COMMANDS) -> Iterator[list[str]]:
+    """The words of all commands, from `perpeft` alone on."""
+    yield []
+    for name, command in commands.items():
+        within = every_command(command.commands) if isinstance(command, Commands) else [[]]
+        yield from ([name, *rest] for rest in within)
+
+
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
+def test_every_command_has_its_help(words: list[str], call: Call) -> None:
+    shown = call(main, *words, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert " ".join(shown.stdout.split()).startswith(" ".join(["usage: perpeft", *words, "[-h]"]))
+    assert "STR STR" not in shown.stdout
+
+
+def test_usage_names_the_positional_arguments(call: Call) -> None:
+    for words, usage in (
+        (["tables"], "usage: perpeft tables [-h] STUDY [--paper]"),
+        (["export"], "usage: perpeft export [-h] [EXPORT OPTIONS] STUDY OUT"),
+        (["explain", "item"], "usage: perpeft explain item [-h] [ITEM OPTIONS] STUDY ID"),
+    ):
+        assert usage in call(main, *words, "--help").stdout
+
+
+def test_no_help_imports_what_is_slow() -> None:
+    code = (
+        "import contextlib, sys; from perpeft_ray.cli.main import perpeft\n"
+        f"for words in {list(every_command())}:\n"
+        "    with contextlib.suppress(SystemExit): perpeft([*words, '--help'])\n"
+        "print('MODULES', *sys.modules)"
+    )
+    loaded = run(cwd=ROOT, command=("-c", code)).stdout.rpartition("MODULES")[2].split()
+    assert "perpeft_ray.cli.explain" in loaded
+    assert {"torch", "ray", "optuna", "transformers", "peft"}.isdisjoint(loaded)
+
+
+def test_study_and_its_script_have_the_same_options(call: Call) -> None:
+    def options(shown: Ended) -> list[str]:
+        return re.findall(r"^\W ?(--.*?) *\W$", shown.stdout, flags=re.MULTILINE)
+
+    names = options(call(main, "study", "--help"))
+    assert "--preset {toyshop,full,paper}" in names
+    assert names == options(call(script, "--help")) == options(call(main, "doctor", "--help"))
+
+
+def test_version_names_the_libraries(call: Call) -> None:
+    own, *libraries = call(main, "--version").stdout.splitlines()
+    assert re.fullmatch(rf"perpeft {re.escape(__version__)}( \([0-9a-f]{{40}}(-dirty)?\))?", own)
+    for name, line in zip(("torch", "ray", "transformers", "peft"), libraries, strict=True):
+        assert line == f"{name} {metadata.version(name)}"

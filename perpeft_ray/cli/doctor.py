@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,22 +15,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perpeft_ray.cli.study import check_inputs, check_settings, parse_study
+from perpeft_ray.cli.study import StudyCommand, check_inputs, check_settings
+from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.host.job import check_storage_outlives_job
 
 if TYPE_CHECKING:
     from perpeft_ray.data.interactions import Dataset
     from perpeft_ray.study.doctor.diagnosis import Check
 
-_DESCRIPTION = """Check a cluster before a study, with the options of `perpeft study`.
 
-Joins the Ray that RAY_ADDRESS names, or starts one on this machine. Exit status: 0 ready, 1 not,
-2 bad input."""
+@dataclass(frozen=True)
+class Doctor(StudyCommand):
+    """`perpeft doctor`, with the options of `perpeft study`."""
+
+    def run(self) -> None:
+        """Print a table of checks; exit with 1 where one did not pass."""
+        doctor(self.config)
 
 
-def doctor(arguments: Sequence[str]) -> None:
-    """`perpeft doctor …`: print a table of checks; exit with 1 where one did not pass."""
-    config = parse_study(arguments, description=_DESCRIPTION)
+def doctor(config: StudyConfig) -> None:
+    """Print a table of checks of a study; exit with 1 where one did not pass."""
     from perpeft_ray.data.places import is_uri
     from perpeft_ray.results.folder import storage_folder
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
-from perpeft_ray.cli.parsing import parse
 from perpeft_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,27 +19,6 @@ if TYPE_CHECKING:
     from perpeft_ray.explain.user import UserExplanation
     from perpeft_ray.models.trained import TrainedTrial
     from perpeft_ray.results.folder import StudyFolder
-
-USAGE = """usage: perpeft explain item STUDY ITEM_ID ...
-       perpeft explain user STUDY USER_ID ...
-
-item: where two groups' modules look on an item's title and image, and what is near it for each
-user: what a user has, and what own group, global module and another group would recommend
-
-perpeft explain item --help and perpeft explain user --help have the options."""
-
-
-def explain(arguments: Sequence[str]) -> None:
-    """`perpeft explain item|user STUDY ID`."""
-    kind, *rest = arguments or ["--help"]
-    if kind in ("-h", "--help"):
-        print(USAGE)
-    elif kind == "item":
-        _item(parse(_Item, rest, "perpeft explain item"))
-    elif kind == "user":
-        _user(parse(_User, rest, "perpeft explain user"))
-    else:
-        raise InputError(f"`perpeft explain` must be followed by item or user, but is by {kind!r}")
 
 
 @dataclass(frozen=True)
@@ -56,26 +34,34 @@ class _Common:
 
 
 @dataclass(frozen=True)
-class _Item(_Common):
-    """An item as two groups see it."""
+class Item(_Common):
+    """`perpeft explain item STUDY ITEM_ID`."""
 
     groups: tuple[int, int] | None = None
     """The groups; by default the two that see the item most differently."""
     neighbours: int = 5
     """Nearest items shown; 0 spares encoding the catalogue."""
 
+    def run(self) -> None:
+        """Print what there is to see, and write the page."""
+        _item(self)
+
 
 @dataclass(frozen=True)
-class _User(_Common):
-    """A user under own group's module, the global one and another group's."""
+class User(_Common):
+    """`perpeft explain user STUDY USER_ID`."""
 
     other: int | None = None
     """The other group; by default the one farthest from the user's."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items recommended by each."""
 
+    def run(self) -> None:
+        """Print what there is to see, and write the page."""
+        _user(self)
 
-def _item(command: _Item) -> None:
+
+def _item(command: Item) -> None:
     from perpeft_ray.explain.item import explain_item
     from perpeft_ray.explain.pages import write_item_page
 
@@ -88,7 +74,7 @@ def _item(command: _Item) -> None:
     print(f"page: {_kept(folder, page)}")
 
 
-def _user(command: _User) -> None:
+def _user(command: User) -> None:
     from perpeft_ray.explain.pages import write_user_page
     from perpeft_ray.explain.user import explain_user
 

@@ -1,119 +1,166 @@
-"""`perpeft COMMAND …`: the commands by name, and how a command ends."""
+"""`perpeft COMMAND …`: the commands by name, as one command line."""
 
 from __future__ import annotations
 
+import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Protocol
 
-from perpeft_ray.errors import InputError, StudyStoppedError
+import tyro
 
-USAGE = """usage: perpeft COMMAND ...
+from perpeft_ray.cli.parsing import nearest, parse, run
+from perpeft_ray.errors import InputError
 
-Which personalised PEFT set-up is best for a catalogue.
 
-commands:
-{commands}
+class Runnable(Protocol):
+    """What a command's dataclass of options has."""
 
-perpeft COMMAND --help has the options of a command."""
+    def run(self) -> None:
+        """Run the command with these options."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: a function of the arguments after its name, imported when it is called."""
+    """A subcommand: what `--help` says of it, and its options."""
 
     summary: str
-    module: str
-    function: str
-
-    def __call__(self, arguments: Sequence[str]) -> None:
-        """Run the command."""
-        getattr(import_module(self.module), self.function)(arguments)
+    options: str
+    """A frozen dataclass with a method `run`, as module:class; imported when the command is named,
+    so it may not import torch or Ray with its module: `--help` and bad input answer at once."""
 
 
-COMMANDS = {
+@dataclass(frozen=True)
+class Commands:
+    """A subcommand that has subcommands."""
+
+    summary: str
+    commands: Mapping[str, Command | Commands]
+
+
+COMMANDS: Mapping[str, Command | Commands] = {
     "study": Command(
-        "search, compare and repeat; the same as studies/ablation_peft.py",
-        "perpeft_ray.cli.study",
-        "study",
+        "Search, compare and repeat; the same as studies/ablation_peft.py.",
+        "perpeft_ray.cli.study:StudyCommand",
     ),
     "doctor": Command(
-        "check a cluster before a study and say what to change; the options of study",
-        "perpeft_ray.cli.doctor",
-        "doctor",
+        "Check a cluster or this machine before a study, with the study's own options, and say "
+        "what to change. Joins the Ray that RAY_ADDRESS names, or starts one. Exit status: 0 "
+        "ready, 1 not, 2 bad input.",
+        "perpeft_ray.cli.doctor:Doctor",
     ),
     "tables": Command(
-        "print the tables of a study again: perpeft tables STUDY; the paper's: --paper",
-        "perpeft_ray.cli.results",
-        "tables",
+        "Print the tables of a study again, or the paper's.", "perpeft_ray.cli.results:Tables"
     ),
     "report": Command(
-        "write a study's tables, figures and report.html again: perpeft report STUDY",
-        "perpeft_ray.cli.results",
-        "report",
+        "Write a study's tables, figures and report.html again.", "perpeft_ray.cli.results:Report"
     ),
     "variants": Command(
-        "the PEFT variants and their sizes on an encoder: perpeft variants --encoder NAME",
-        "perpeft_ray.cli.variants",
-        "variants",
+        "List the PEFT variants with the size of a group's module on an encoder.",
+        "perpeft_ray.cli.variants:Variants",
     ),
     "export": Command(
-        "a finished trial as a model of its own: perpeft export STUDY DIR",
-        "perpeft_ray.cli.models",
-        "export",
+        "Write a finished trial to a new folder that works without the study.",
+        "perpeft_ray.cli.models:Export",
     ),
-    "explain": Command(
-        "what a trial's modules do: perpeft explain item|user STUDY ID",
-        "perpeft_ray.cli.explain",
-        "explain",
+    "explain": Commands(
+        "Show what a trial's modules do, on the terminal and as a page.",
+        {
+            "item": Command(
+                "Where two groups' modules look on an item's title and image, and what is near it "
+                "for each.",
+                "perpeft_ray.cli.explain:Item",
+            ),
+            "user": Command(
+                "What a user has, and what own group, global module and another group would "
+                "recommend.",
+                "perpeft_ray.cli.explain:User",
+            ),
+        },
     ),
     "recommend": Command(
-        "what users may want next: perpeft recommend DIR --history ID ...",
-        "perpeft_ray.cli.models",
-        "recommend",
+        "What a user, or every user of a table, may want next.", "perpeft_ray.cli.models:Recommend"
     ),
-    "prepare": Command(
-        "raw data into a folder: perpeft prepare amazon2023|release|parquet --help",
-        "perpeft_ray.data.prepare.cli",
-        "prepare",
+    "prepare": Commands(
+        "Make a folder for --dataset parquet:PATH from raw data. The same command continues where "
+        "it was stopped.",
+        {
+            "amazon2023": Command(
+                "A category of the Amazon Reviews 2023, from its published raw files.",
+                "perpeft_ray.cli.prepare:Amazon2023",
+            ),
+            "release": Command(
+                "A data set of the authors' published archive.", "perpeft_ray.cli.prepare:Release"
+            ),
+            "parquet": Command(
+                "A folder of your own: checked, and repaired where that can be done.",
+                "perpeft_ray.cli.prepare:Parquet",
+            ),
+        },
     ),
 }
 """In the order in which they are listed."""
 
+_DESCRIPTION = """Which personalised PEFT set-up is best for a catalogue.
+
+perpeft COMMAND --help has the options of a command; perpeft --version prints versions."""
+
 
 def main() -> None:
     """The console script `perpeft`."""
-    run(lambda: _command(sys.argv[1:]))
+    run(lambda: perpeft(sys.argv[1:]))
 
 
-def run(command: Callable[[], None]) -> None:
-    """Run a command and exit: 0 done, 2 bad input (one line on standard error), 1 anything else."""
-    try:
-        command()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except StudyStoppedError as stopped:
-        print(f"error: {stopped}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues the study", file=sys.stderr)
-        sys.exit(1)
+def perpeft(arguments: Sequence[str]) -> None:
+    """Run a command line. Raises InputError, in one line, for bad input."""
+    if list(arguments) == ["--version"]:
+        print(version())
+        return
+    arguments = arguments or ["--help"]
+    kind = _union("perpeft", COMMANDS, arguments)
+    command: Runnable = parse(kind, arguments, prog="perpeft", description=_DESCRIPTION)
+    command.run()
 
 
-def usage() -> str:
-    """What `perpeft --help` prints."""
-    width = max(map(len, COMMANDS)) + 2
-    lines = (f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
-    return USAGE.format(commands="\n".join(lines))
+def version() -> str:
+    """This package, its git revision where it is a clone, and the libraries that matter most."""
+    from perpeft_ray.results.surroundings import git_revision, versions
+
+    found = versions()
+    revision = git_revision()
+    own = f"perpeft {found['perpeft-ray']}" + (f" ({revision})" if revision else "")
+    return "\n".join(
+        [own, *(f"{name} {found[name]}" for name in ("torch", "ray", "transformers", "peft"))]
+    )
 
 
-def _command(arguments: Sequence[str]) -> None:
-    name, *rest = arguments or ["--help"]
-    if name in ("-h", "--help"):
-        print(usage())
-    elif name in COMMANDS:
-        COMMANDS[name](rest)
-    else:
-        raise InputError(f"the command must be one of {', '.join(COMMANDS)}, but is {name!r}")
+@dataclass(frozen=True)
+class _NotNamed:
+    """Stands for the options of a command that the command line does not name."""
+
+
+def _union(path: str, commands: Mapping[str, Command | Commands], arguments: Sequence[str]) -> Any:
+    """The commands as a type for tyro; only the options of the named one are imported."""
+    named, *rest = arguments or [""]
+    if named not in ("-h", "--help", *commands):
+        words = f"`{path}` must be followed by one of {', '.join(commands)}, but is by {named!r}"
+        raise InputError(words + nearest(named, list(commands)))
+    kinds = []
+    for name, command in commands.items():
+        kind: Any = _NotNamed
+        default: Any = tyro.MISSING_NONPROP
+        if name == named:
+            if isinstance(command, Commands):
+                kind = _union(f"{path} {name}", command.commands, rest)
+            else:
+                kind = pkgutil.resolve_name(command.options)
+            if hasattr(kind, "defaults"):
+                default = kind.defaults(rest)
+        told = tyro.conf.subcommand(
+            name, default=default, description=command.summary, constructor=kind
+        )
+        kinds.append(Annotated[Any, told])
+    return reduce(or_, kinds)

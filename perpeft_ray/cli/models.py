@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from perpeft_ray.cli.parsing import parse
 from perpeft_ray.errors import InputError
 
 
-def export(arguments: Sequence[str]) -> None:
-    """`perpeft export STUDY DIR`."""
-    command = parse(_Export, arguments, "perpeft export")
-
-    from perpeft_ray.models.export import ExportOptions, export_trial
-    from perpeft_ray.models.trained import choose_trial
-    from perpeft_ray.results.folder import StudyFolder
-
-    folder = StudyFolder.open(command.study)
-    trial_id = choose_trial(folder, command.trial, command.method)
-    options = ExportOptions(command.embeddings, command.with_encoder)
-    export_trial(folder, trial_id, command.out, options)
-    print(f"{trial_id} exported to {command.out}")
-
-
-def recommend(arguments: Sequence[str]) -> None:
-    """`perpeft recommend DIR --history ID … ` or `--users FILE --out DIR`."""
-    command = parse(_Recommend, arguments, "perpeft recommend")
-    if (command.users is None) != (command.out is None) or bool(command.history) == bool(
-        command.users
-    ):
-        raise InputError("either `history` must be given, or `users` together with `out`")
-    if command.users is not None and command.out is not None:
-        _recommend_all(command, command.users, command.out)
-    else:
-        _recommend_one(command)
-
-
 @dataclass(frozen=True)
-class _Export:
-    """Write a finished trial to a new folder that works without the study."""
+class Export:
+    """`perpeft export STUDY OUT`."""
 
     study: tyro.conf.Positional[str]
     """Folder of the study, or its URI: <storage>/<study>."""
@@ -59,10 +29,22 @@ class _Export:
     with_encoder: bool = False
     """Copy the foundation model too, so that new items need nothing from elsewhere."""
 
+    def run(self) -> None:
+        """Write the model."""
+        from perpeft_ray.models.export import ExportOptions, export_trial
+        from perpeft_ray.models.trained import choose_trial
+        from perpeft_ray.results.folder import StudyFolder
+
+        folder = StudyFolder.open(self.study)
+        trial_id = choose_trial(folder, self.trial, self.method)
+        options = ExportOptions(self.embeddings, self.with_encoder)
+        export_trial(folder, trial_id, self.out, options)
+        print(f"{trial_id} exported to {self.out}")
+
 
 @dataclass(frozen=True)
-class _Recommend:
-    """What a user, or every user of a table, may want next."""
+class Recommend:
+    """`perpeft recommend MODEL --history ID …` or `--users FILE --out FOLDER`."""
 
     model: tyro.conf.Positional[Path]
     """Folder that `perpeft export` wrote."""
@@ -79,8 +61,17 @@ class _Recommend:
     workers: int = 1
     """Ray Data workers, for `users`."""
 
+    def run(self) -> None:
+        """Recommend to one user, or to all of a table."""
+        if (self.users is None) != (self.out is None) or bool(self.history) == bool(self.users):
+            raise InputError("either `history` must be given, or `users` together with `out`")
+        if self.users is not None and self.out is not None:
+            _recommend_all(self, self.users, self.out)
+        else:
+            _recommend_one(self)
 
-def _recommend_one(command: _Recommend) -> None:
+
+def _recommend_one(command: Recommend) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -98,7 +89,7 @@ def _recommend_one(command: _Recommend) -> None:
     console.print(table)
 
 
-def _recommend_all(command: _Recommend, users: Path, out: Path) -> None:
+def _recommend_all(command: Recommend, users: Path, out: Path) -> None:
     from perpeft_ray.models.batch import BatchOptions, recommend_all
 
     options = BatchOptions(k=command.k, exclude_seen=command.exclude_seen, workers=command.workers)

@@ -1,36 +1,99 @@
-"""A subcommand's arguments into a dataclass; what is wrong is told in one line."""
+"""A command line into a dataclass, and how a command ends; what is wrong takes one line."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import io
 import itertools
-from collections.abc import Sequence
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from perpeft_ray.errors import InputError
+from perpeft_ray.errors import InputError, StudyStoppedError
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], arguments: Sequence[str], prog: str) -> T:
-    """The dataclass that a command line describes.
+def run(command: Callable[[], None]) -> None:
+    """Run a command and exit: 0 done, 2 bad input (one line on standard error), 1 anything else."""
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except StudyStoppedError as stopped:
+        print(f"error: {stopped}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues the study", file=sys.stderr)
+        sys.exit(1)
 
-    Prints help and exits for `--help`. Raises InputError for unknown fields and bad values.
+
+def parse(
+    kind: type[T],
+    arguments: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+    default: T | None = None,
+) -> T:
+    """The dataclass that a command line describes; by default the process's own command line.
+
+    Prints help and exits for `--help`. Raises InputError for unknown options and bad values.
     """
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, args=arguments, prog=prog)
+            command, unknown = tyro.cli(
+                kind,
+                prog=prog,
+                description=description,
+                args=arguments,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                return_unknown_args=True,
+                config=(tyro.conf.PositionalMetavarFromFieldName,),
+            )
     except SystemExit as ended:
         if ended.code in (0, None):
             raise
-        raise InputError(first_sentence(errors.getvalue())) from None
+        raise InputError(_first_sentence(errors.getvalue())) from None
+    if unknown:
+        raise InputError(_unknown(unknown[0], type(command)))
+    return command
 
 
-def first_sentence(box: str) -> str:
+def nearest(name: str, names: Sequence[str]) -> str:
+    """The end of an error: which of the names was probably meant; empty where none is near."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _unknown(argument: str, kind: type) -> str:
+    if not argument.startswith("-"):
+        return f"unexpected value {argument!r}: options are written as --field value"
+    field = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    return f"unknown field `{field}`{nearest(field, list(_fields(kind)))}"
+
+
+def _fields(kind: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of a dataclass's options, under the names that `tyro.conf.arg` gives them."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint: Any = hints[field.name]
+        given = [getattr(extra, "name", None) for extra in getattr(hint, "__metadata__", ())]
+        name = next((name for name in given if name is not None), field.name)
+        inner = getattr(hint, "__origin__", hint)
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            yield from _fields(inner, f"{prefix}{name}." if name else prefix)
+        else:
+            yield prefix + name
+
+
+def _first_sentence(box: str) -> str:
     """The message of tyro's error box as one line, without its frame, title and advice."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     message = itertools.takewhile(lambda line: line and not line.startswith("─"), lines)

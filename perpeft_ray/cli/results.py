@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from rich.console import Console
 
 from perpeft_ray.errors import InputError
@@ -15,17 +17,38 @@ if TYPE_CHECKING:
     from perpeft_ray.results.text import TextTable
 
 
-def tables(arguments: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Tables:
     """`perpeft tables STUDY` or `perpeft tables --paper`."""
-    if list(arguments) == ["--paper"]:
-        print_paper_tables()
-    else:
-        print_tables(_folder("tables", arguments))
+
+    study: Annotated[
+        tyro.conf.Positional[str | None],
+        tyro.conf.arg(metavar="STUDY", help_behavior_hint=""),
+    ] = None
+    """Folder of the study, or its URI: <storage>/<study>."""
+    paper: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print Tables 2 and 3 of the paper instead, with PerPEFT's wins counted."""
+
+    def run(self) -> None:
+        """Print the tables."""
+        if self.paper == (self.study is not None):
+            raise InputError("either a study or --paper must be given: perpeft tables STUDY")
+        if self.study is None:
+            print_paper_tables()
+        else:
+            print_tables(self.study)
 
 
-def report(arguments: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Report:
     """`perpeft report STUDY`."""
-    write_report(_folder("report", arguments))
+
+    study: tyro.conf.Positional[str]
+    """Folder of the study, or its URI: <storage>/<study>."""
+
+    def run(self) -> None:
+        """Write the report."""
+        write_report(self.study)
 
 
 def print_tables(place: Path | str) -> None:
@@ -54,14 +77,6 @@ def write_report(place: Path | str) -> None:
     page = report.write_report(folder)
     folder.keep()
     print(f"report: {folder.told(page)}")
-
-
-def _folder(command: str, arguments: Sequence[str]) -> str:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise InputError(
-            f"`perpeft {command}` must have one study's folder or URI: perpeft {command} STUDY"
-        )
-    return arguments[0]
 
 
 def _print(tables: Sequence[TextTable]) -> None:

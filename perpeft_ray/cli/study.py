@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import difflib
-import io
 import itertools
 import pkgutil
 import shutil
@@ -14,12 +11,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Self, get_args
 
 import tyro
 
-from perpeft_ray.cli.main import run
-from perpeft_ray.cli.parsing import first_sentence
+from perpeft_ray.cli.parsing import parse, run
 from perpeft_ray.cli.results import print_tables, write_report
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
@@ -31,11 +27,6 @@ if TYPE_CHECKING:
     from perpeft_ray.results.folder import StudyFolder
     from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.trainable import Study
-
-
-def study(arguments: Sequence[str]) -> None:
-    """`perpeft study …`."""
-    run_study(parse_study(arguments))
 
 
 @dataclass(frozen=True)
@@ -52,6 +43,25 @@ class Question:
     imported late, so that `--help` and bad input answer at once."""
 
 
+@dataclass(frozen=True)
+class StudyCommand:
+    """`perpeft study`, and the options of every command line that describes a study."""
+
+    config: Annotated[StudyConfig, tyro.conf.arg(name="")]
+    preset: Preset = "toyshop"
+    """Defaults: sized for toyshop on two cores, toyshop in full, or the paper's constants."""
+
+    @classmethod
+    def defaults(cls, arguments: Sequence[str], question: Question | None = None) -> Self:
+        """What holds where a command line says nothing else: its preset, as a script changes it."""
+        chosen = _preset_of(arguments)
+        return cls((question or Question()).defaults(preset(chosen)), chosen)
+
+    def run(self) -> None:
+        """Run the study."""
+        run_study(self.config)
+
+
 def ask(question: Question, description: str | None) -> None:
     """What a script of `studies/` does: read the command line, run, print and report."""
     arguments = sys.argv[1:]
@@ -61,29 +71,13 @@ def ask(question: Question, description: str | None) -> None:
 def parse_study(
     arguments: Sequence[str], description: str | None = None, question: Question | None = None
 ) -> StudyConfig:
-    """The study that a command line describes: a preset, and what is given in its stead.
+    """The study that a script's command line describes: a preset, and what is given instead.
 
     Every field has its dotted name (`--search.max-concurrent 2`). Prints help and exits for
     `--help`. Raises InputError, in one line, for unknown fields and bad values.
     """
-    chosen = _preset_of(arguments)
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            command, unknown = tyro.cli(
-                _StudyCommand,
-                args=arguments,
-                default=_StudyCommand((question or Question()).defaults(preset(chosen)), chosen),
-                description=description,
-                return_unknown_args=True,
-            )
-    except SystemExit as ended:
-        if ended.code in (0, None):
-            raise
-        raise InputError(first_sentence(errors.getvalue())) from None
-    if unknown:
-        raise InputError(_unknown(unknown[0]))
-    return command.config
+    default = StudyCommand.defaults(arguments, question)
+    return parse(StudyCommand, arguments, description=description, default=default).config
 
 
 def run_study(config: StudyConfig, question: Question | None = None) -> None:
@@ -158,38 +152,12 @@ def check_settings(config: StudyConfig, num_users: int | None) -> None:
         module_parameters(config.encoder, variant, settings)
 
 
-@dataclass(frozen=True)
-class _StudyCommand:
-    """Search PerPEFT's settings, then compare the methods with the best of each variant."""
-
-    config: Annotated[StudyConfig, tyro.conf.arg(name="")]
-    preset: Preset = "toyshop"
-    """Defaults: sized for toyshop on two cores, toyshop in full, or the paper's constants."""
-
-
 def _preset_of(arguments: Sequence[str]) -> Preset:
     """The preset on a command line; whether it is one is for the full parser to say."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset", nargs="?", default="toyshop")
     given = parser.parse_known_args(arguments)[0].preset
     return given if given in get_args(Preset) else "toyshop"
-
-
-def _unknown(argument: str) -> str:
-    if not argument.startswith("--"):
-        return f"every value must follow its field as --field value, but there is {argument!r}"
-    field = argument.removeprefix("--").partition("=")[0].replace("-", "_")
-    close = difflib.get_close_matches(field, ["preset", *_fields(StudyConfig())], n=1)
-    return f"unknown field `{field}`" + (f"; did you mean `{close[0]}`?" if close else "")
-
-
-def _fields(settings: Any, prefix: str = "") -> Iterator[str]:
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _fields(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
 
 
 def _open_study(

@@ -3,48 +3,52 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import tyro
 from rich.console import Console
 
-from perpeft_ray.cli.parsing import parse
 from perpeft_ray.config import FACTS, Variant
-from perpeft_ray.encoder.sizes import ModuleSettings, encoder_parameters, module_parameters
 from perpeft_ray.errors import InputError
-from perpeft_ray.results.text import MISSING, Cell, TextTable
 
-
-def variants(arguments: Sequence[str]) -> None:
-    """`perpeft variants [--encoder NAME]`."""
-    command = parse(_Variants, arguments, "perpeft variants")
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    table, limits = _table(command.encoder, command.module)
-    console.print(table.terminal())
-    for variant, facts in FACTS.items():
-        console.print(f"{variant}: {facts.summary}", soft_wrap=True)
-        if facts.rank:
-            console.print(f"    rank: {facts.rank}", soft_wrap=True)
-        for limit in (facts.limits, limits.get(variant)):
-            if limit:
-                console.print(f"    limits: {limit}", soft_wrap=True)
+if TYPE_CHECKING:
+    from perpeft_ray.results.text import TextTable
 
 
 @dataclass(frozen=True)
-class _Variants:
-    """List the PEFT variants with the size of a group's module on an encoder."""
+class Variants:
+    """`perpeft variants`."""
 
     encoder: str = "toyshop-clip"
     """As in `perpeft study`; a local folder needs no more than its config.json."""
-    module: Annotated[ModuleSettings, tyro.conf.arg(name="")] = field(
-        default_factory=ModuleSettings
-    )
+    rank: int = 4
+    """Rank, whose meaning is the variant's."""
+    bottleneck: int = 32
+    """Width of IISAN's bottleneck blocks."""
+    last_layers: int | None = None
+    """Adapt only so many last layers of each tower; None: all."""
+
+    def run(self) -> None:
+        """Print the table, and what each variant is."""
+        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        table, limits = _table(self)
+        console.print(table.terminal())
+        for variant, facts in FACTS.items():
+            console.print(f"{variant}: {facts.summary}", soft_wrap=True)
+            if facts.rank:
+                console.print(f"    rank: {facts.rank}", soft_wrap=True)
+            for limit in (facts.limits, limits.get(variant)):
+                if limit:
+                    console.print(f"    limits: {limit}", soft_wrap=True)
 
 
-def _table(encoder: str, settings: ModuleSettings) -> tuple[TextTable, dict[Variant, str]]:
+def _table(command: Variants) -> tuple[TextTable, dict[Variant, str]]:
     """The table, and for variants that do not fit the encoder, why."""
+    from perpeft_ray.encoder.sizes import ModuleSettings, encoder_parameters, module_parameters
+    from perpeft_ray.results.text import MISSING, Cell, TextTable
+
+    encoder = command.encoder
+    settings = ModuleSettings(command.rank, command.bottleneck, command.last_layers)
     whole = encoder_parameters(encoder)
     rows, limits = [], {}
     for variant, facts in FACTS.items():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from transformers import CLIPConfig
 
-from perpeft_ray.cli.variants import variants
+from perpeft_ray.cli.main import perpeft
 from perpeft_ray.config import FACTS, VARIANTS, Dtype, Variant
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.foundation import Towers, load_towers
@@ -111,7 +111,7 @@ def test_scalable_variants_grow_with_their_size(vit_b_32: str, variant: Variant)
 
 
 def test_the_command_lists_them_all(vit_b_32: str, capsys: pytest.CaptureFixture[str]) -> None:
-    variants(["--encoder", vit_b_32, "--rank", "5"])
+    perpeft(["variants", "--encoder", vit_b_32, "--rank", "5"])
     printed = capsys.readouterr().out
     assert "151,277,313" in printed
     for variant, facts in FACTS.items():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel
 
-from perpeft_ray.cli.explain import explain
+from perpeft_ray.cli.main import perpeft
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers
@@ -132,7 +132,7 @@ def test_commands_print_and_write_pages(
 ) -> None:
     trial_id = finished_trial("perpeft", "lora")
     path = str(study_folder.path)
-    explain(["item", path, "i5", "--trial", trial_id, "--groups", "0", "2"])
+    perpeft(["explain", "item", path, "i5", "--trial", trial_id, "--groups", "0", "2"])
     printed = capsys.readouterr().out
     page = study_folder.path / "explain" / "item-i5.html"
     assert f"page: {page}" in printed
@@ -141,7 +141,7 @@ def test_commands_print_and_write_pages(
     assert text.count("data:image/png;base64,") >= 3  # the image, and it under two groups
     assert "http" not in text.split("</style>")[1]
 
-    explain(["user", path, "u9", "--out", str(tmp_path / "user.html")])
+    perpeft(["explain", "user", path, "u9", "--out", str(tmp_path / "user.html")])
     printed = capsys.readouterr().out
     assert "own group" in printed
     assert "global module" in printed
@@ -150,10 +150,10 @@ def test_commands_print_and_write_pages(
     for arguments, message in (
         (["item", path, "nothing"], "`item` must be the id of one in the data of"),
         (["user", path, "nobody"], "`user` must be the id of one in the data of"),
-        (["thing", path, "i5"], "must be followed by item or user, but is by 'thing'"),
+        (["thing", path, "i5"], "must be followed by one of item, user, but is by 'thing'"),
     ):
         with pytest.raises(InputError, match=message):
-            explain(arguments)
+            perpeft(["explain", *arguments])
 
 
 def test_titles_are_text_on_the_page(

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import perpeft_ray
-from perpeft_ray.cli.models import recommend
+from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.batch import SCHEMA, BatchOptions, recommend_all
 
@@ -61,6 +61,8 @@ def test_the_command_says_how_many_users_it_wrote(
     exported: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     users = str(shop / "interactions.parquet")
-    recommend([str(exported), "--users", users, "--out", str(tmp_path / "out"), "-k", "2"])
+    perpeft(
+        ["recommend", str(exported), "--users", users, "--out", str(tmp_path / "out"), "-k", "2"]
+    )
     assert len(pd.read_parquet(tmp_path / "out")) == 2 * 40
     assert "40 of 40 users" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from transformers import AutoModel
 
 import perpeft_ray
-from perpeft_ray.cli.models import export
+from perpeft_ray.cli.main import perpeft
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.export import ExportOptions, export_trial
@@ -347,7 +347,7 @@ def test_an_encoder_of_the_hub_goes_along(
     folder = new_study(shop, tmp_path / "results", "someone/tiny")
     trial_id = trials_of(folder)("perpeft", "ia3")
     command = [str(folder.path), str(tmp_path / "model"), "--trial", trial_id]
-    export([*command, "--with-encoder"])
+    perpeft(["export", *command, "--with-encoder"])
     shutil.rmtree(hub)
     model = perpeft_ray.load(tmp_path / "model")
     assert model.config.encoder == "./encoder"

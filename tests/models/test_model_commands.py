@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import perpeft_ray
-from perpeft_ray.cli.models import export, recommend
+from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
 from perpeft_ray.results.folder import StudyFolder
 from tests.models.conftest import FinishedTrial
@@ -21,23 +21,23 @@ def test_export_takes_the_best_trial_or_the_one_named(
 ) -> None:
     finished_trial("perpeft", "lora")
     ids = finished_trial("without_mm", None)
-    export([str(study_folder.path), "--trial", "best", str(tmp_path / "best")])
+    perpeft(["export", str(study_folder.path), "--trial", "best", str(tmp_path / "best")])
     assert perpeft_ray.load(tmp_path / "best").config.trial.method == "perpeft"
-    export([str(study_folder.path), "--trial", ids, str(tmp_path / "ids")])
+    perpeft(["export", str(study_folder.path), "--trial", ids, str(tmp_path / "ids")])
     assert perpeft_ray.load(tmp_path / "ids").config.trial_id == ids
-    export([str(study_folder.path), str(tmp_path / "also"), "--method", "without_mm"])
+    perpeft(["export", str(study_folder.path), str(tmp_path / "also"), "--method", "without_mm"])
     assert perpeft_ray.load(tmp_path / "also").config.trial_id == ids
     assert f"{ids} exported to {tmp_path / 'also'}" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"study\.json"):
-        export([str(tmp_path), str(tmp_path / "out")])
+        perpeft(["export", str(tmp_path), str(tmp_path / "out")])
     with pytest.raises(InputError, match="embeddings"):
-        export([str(study_folder.path), str(tmp_path / "out"), "--embeddings", "int3"])
+        perpeft(["export", str(study_folder.path), str(tmp_path / "out"), "--embeddings", "int3"])
 
 
 def test_recommend_prints_items_with_titles(
     exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recommend([str(exported), "--history", "i3", "i5", "-k", "3"])
+    perpeft(["recommend", str(exported), "--history", "i3", "i5", "-k", "3"])
     out = capsys.readouterr().out
     model = perpeft_ray.load(exported)
     for item in model.recommend(["i3", "i5"], 3):
@@ -51,4 +51,4 @@ def test_recommend_prints_items_with_titles(
 )
 def test_one_of_the_two_uses_must_be_chosen(exported: Path, arguments: list[str]) -> None:
     with pytest.raises(InputError, match="either `history` must be given, or `users`"):
-        recommend([str(exported), *arguments])
+        perpeft(["recommend", str(exported), *arguments])

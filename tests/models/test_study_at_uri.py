@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import perpeft_ray
-from perpeft_ray.cli.models import export
+from perpeft_ray.cli.main import perpeft
 from perpeft_ray.results.folder import StudyFolder
 from tests.models.conftest import new_study, trials_of
 
@@ -43,8 +43,8 @@ def test_three_machines(
     assert shared.all()
 
     on("third")
-    export([f"{storage}/small", str(tmp_path / "model")])
-    export([str(alone.path), str(tmp_path / "expected")])
+    perpeft(["export", f"{storage}/small", str(tmp_path / "model")])
+    perpeft(["export", str(alone.path), str(tmp_path / "expected")])
     for history in (["i3", "i5"], ["i7"]):
         found = perpeft_ray.load(tmp_path / "model").recommend(history, 5)
         assert found == perpeft_ray.load(tmp_path / "expected").recommend(history, 5)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from perpeft_ray.cli.main import perpeft
 from perpeft_ray.data.interactions import load_folder
-from perpeft_ray.data.prepare.cli import prepare
 from perpeft_ray.errors import InputError
 from tests.data.prepare.conftest import jpeg
 from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, review, write_raw
@@ -21,7 +21,19 @@ CORE_2 = ["--core", "2"]
 def test_amazon2023_prints_table_1_beside_the_papers(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", *drawn())
     out = tmp_path / "out"
-    prepare(["amazon2023", "--raw", str(raw), "--category", "arts", "--out", str(out), *CORE_2])
+    perpeft(
+        [
+            "prepare",
+            "amazon2023",
+            "--raw",
+            str(raw),
+            "--category",
+            "arts",
+            "--out",
+            str(out),
+            *CORE_2,
+        ]
+    )
     printed = capsys.readouterr().out
     dataset = load_folder(out, "")
     users = dataset.interactions["user_id"].nunique()
@@ -38,14 +50,14 @@ def test_amazon2023_prints_table_1_beside_the_papers(tmp_path, capsys):
 def test_release_and_parquet(tmp_path, capsys):
     write_release(tmp_path / "arts")
     first, second = tmp_path / "first", tmp_path / "second"
-    prepare(["release", str(tmp_path / "arts"), "--name", "arts", "--out", str(first)])
+    perpeft(["prepare", "release", str(tmp_path / "arts"), "--name", "arts", "--out", str(first)])
     printed = capsys.readouterr().out
     assert "7 interactions of 2 users with 4 items" in printed
     assert "1 repeats of an item by a user" in printed
     assert re.sub(r"\s", "", f"2 images failed, listed in {first}/images_failed.csv") in re.sub(
         r"\s", "", printed
     )
-    prepare(["parquet", str(first), "--out", str(second)])
+    perpeft(["prepare", "parquet", str(first), "--out", str(second)])
     printed = capsys.readouterr().out
     assert "0 items with an id that was there before left out" in printed
     fingerprints = {load_folder(folder, "").fingerprint for folder in (first, second)}
@@ -60,7 +72,9 @@ def test_what_is_told_meanwhile(tmp_path, capsys, web):
     raw = write_raw(tmp_path / "raw", [review("U", "B1", 1)], metas)
     options = ["--core", "1", "--images.first-pause", "0.01"]
     out = str(tmp_path / "out")
-    prepare(["amazon2023", "--raw", str(raw), "--category", CATEGORY, "--out", out, *options])
+    perpeft(
+        ["prepare", "amazon2023", "--raw", str(raw), "--category", CATEGORY, "--out", out, *options]
+    )
     lines = capsys.readouterr().err.splitlines()
     steps = [line for line in lines if line.startswith("making table ")]
     assert steps == [f"making table {name}" for name in TABLES]
@@ -72,7 +86,7 @@ def test_what_is_told_meanwhile(tmp_path, capsys, web):
     ("arguments", "message"),
     [
         (["nothing"], "nothing"),
-        (["parquet", ".", "--out", "x", "--cor", "3"], "--cor"),
+        (["parquet", ".", "--out", "x", "--cor", "3"], "unknown field `cor`"),
         (["release", "x.zip", "--out", "x"], "--name"),
         (["amazon2023", "--raw", "/none", "--category", "arts", "--out", "x"], "`raw` must be"),
     ],
@@ -80,7 +94,7 @@ def test_what_is_told_meanwhile(tmp_path, capsys, web):
 def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
-        prepare(arguments)
+        perpeft(["prepare", *arguments])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert list(Path().iterdir()) == []

@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[3]
 
 def killed(arguments: list[str], reached: Callable[[], bool]) -> None:
     """Run `perpeft prepare`, and kill it -9 as soon as `reached`."""
-    code = "import sys; from perpeft_ray.data.prepare.cli import prepare; prepare(sys.argv[1:])"
+    code = "from perpeft_ray.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, "prepare", *arguments], cwd=ROOT, stdout=subprocess.PIPE
     )
     deadline = time.monotonic() + 90
     while not reached():

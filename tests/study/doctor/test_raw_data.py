@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perpeft_ray.cli.doctor import doctor
+from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.doctor import diagnosis, examine
 from tests.data.prepare.test_release import write_release
@@ -26,11 +26,11 @@ def test_raw_data_is_not_prepared(
     release, storage = write_release(tmp_path / "arts"), tmp_path / "results"
     options = ["--storage", str(storage), "--dataset", f"release:{release}"]
     before = sorted(tmp_path.rglob("*"))
-    doctor(options)
+    perpeft(["doctor", *options])
     assert [[file.name for file in files] for files in asked] == [
         ["arts_final.txt", "arts_item2id_final.pickle", "arts_texts_final.pickle"]
     ]
     assert "3 raw files, 0.0 MB, can be read here" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(InputError, match="number of variants"):
-        doctor([*options, "--search.trials", "2"])
+        perpeft(["doctor", *options, "--search.trials", "2"])

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
-import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -25,33 +23,11 @@ from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.paper import PAPER_DATASETS
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
 from perpeft_ray.data.prepare.report import findings, report_on, table_1
-from perpeft_ray.errors import InputError
-
-
-def prepare(arguments: Sequence[str]) -> None:
-    """Run `perpeft prepare` with these arguments; the same command goes on where it was stopped.
-
-    Prints help and exits for `--help`. Raises InputError, in one line, for bad options and input.
-    """
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            command = tyro.cli(
-                _Command, args=arguments, prog="perpeft prepare", description=_DESCRIPTION
-            )
-    except SystemExit as ended:
-        if ended.code in (0, None):
-            raise
-        raise InputError(_first_sentence(errors.getvalue())) from None
-    started = time.perf_counter()
-    with _telling():
-        told = command.run()
-    _print_result(command, told, started)
 
 
 @dataclass(frozen=True)
 class Amazon2023:
-    """A category of the Amazon Reviews 2023, from its published raw files."""
+    """`perpeft prepare amazon2023`."""
 
     raw: Path
     """Folder with CATEGORY.jsonl[.gz] and meta_CATEGORY.jsonl[.gz]."""
@@ -66,8 +42,11 @@ class Amazon2023:
     memory_gb: float = 1.0
     """What DuckDB may hold in memory; the rest lies on disk beside the new folder."""
 
-    def run(self) -> list[str]:
-        """Make the folder; what there is to tell of it."""
+    def run(self) -> None:
+        """Make the folder and print what is in it."""
+        _prepare(self, self._make)
+
+    def _make(self) -> list[str]:
         prepare_amazon2023(
             self.raw,
             self.category,
@@ -82,7 +61,7 @@ class Amazon2023:
 
 @dataclass(frozen=True)
 class Release:
-    """A data set of the authors' published archive."""
+    """`perpeft prepare release SOURCE`."""
 
     source: tyro.conf.Positional[Path]
     """The archive (a zip of zips), or a folder with the data set's files."""
@@ -93,15 +72,18 @@ class Release:
     max_bytes: int = MAX_BYTES
     """An archive that expands to more is refused."""
 
-    def run(self) -> list[str]:
-        """Make the folder; what there is to tell of it."""
+    def run(self) -> None:
+        """Make the folder and print what is in it."""
+        _prepare(self, self._make)
+
+    def _make(self) -> list[str]:
         prepare_release(self.source, self.name, self.out, max_bytes=self.max_bytes)
         return []
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """A folder of your own: checked, repaired where that can be done, and told what was found."""
+    """`perpeft prepare parquet SOURCE`."""
 
     source: tyro.conf.Positional[Path]
     """Folder with interactions.parquet, items.parquet and images."""
@@ -110,8 +92,11 @@ class Parquet:
     memory_gb: float = 1.0
     """What DuckDB may hold in memory; the rest lies on disk beside the new folder."""
 
-    def run(self) -> list[str]:
-        """Make the folder; what was repaired."""
+    def run(self) -> None:
+        """Make the folder and print what is in it."""
+        _prepare(self, self._make)
+
+    def _make(self) -> list[str]:
         repairs = prepare_parquet(self.source, self.out, memory_gb=self.memory_gb)
         return [
             f"{repairs.incomplete_interactions:,} interactions without user, item or time left out",
@@ -122,15 +107,12 @@ class Parquet:
         ]
 
 
-_DESCRIPTION = (
-    "Raw data into a folder for --dataset parquet:PATH. The same command goes on where it was "
-    "stopped."
-)
-_Command = (
-    Annotated[Amazon2023, tyro.conf.subcommand("amazon2023")]
-    | Annotated[Release, tyro.conf.subcommand("release")]
-    | Annotated[Parquet, tyro.conf.subcommand("parquet")]
-)
+def _prepare(command: Amazon2023 | Release | Parquet, make: Callable[[], list[str]]) -> None:
+    """Make the folder, then print what is in it and what there is to tell of how it was made."""
+    started = time.perf_counter()
+    with _telling():
+        told = make()
+    _print_result(command, told, started)
 
 
 @contextlib.contextmanager
@@ -165,10 +147,3 @@ def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], star
     seconds = time.perf_counter() - started
     print(f"next: perpeft study --dataset {dataset.uri}")
     print(f"{dataset.uri} in {seconds:.0f} s, fingerprint {dataset.fingerprint}")
-
-
-def _first_sentence(box: str) -> str:
-    """The message of tyro's error box as one line, without its frame, title and advice."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    message = itertools.takewhile(lambda line: line and not line.startswith("─"), lines)
-    return " ".join(message)
