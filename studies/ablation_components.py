@@ -29,7 +29,7 @@ def defaults(preset: StudyConfig) -> StudyConfig:
     return replace(
         preset,
         study="ablation_components",
-        methods=TABLE_3,
+        methods=("popularity", "item_knn", *TABLE_3),
         parallel_workers=0,
         peft=replace(preset.peft, variant="lora"),
         search=replace(preset.search, every_method=True),

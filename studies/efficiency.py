@@ -21,12 +21,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from perpeft_ray.cli import Question, ask
-from perpeft_ray.config import METHODS, StudyConfig
+from perpeft_ray.config import METHODS, SIMPLE_METHODS, StudyConfig
 
 
 def defaults(preset: StudyConfig) -> StudyConfig:
     """Every method that costs something of its own, for two epochs a stage, one at a time."""
-    same = ("random_grouping", "without_group_negatives")  # as perpeft
+    same = {"random_grouping", "without_group_negatives", *SIMPLE_METHODS}  # as perpeft; nothing
     return replace(
         preset,
         study="efficiency",

@@ -60,7 +60,7 @@ LORA = TrialConfig(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "perfept"}, "`method` must be one of without_mm, .*, but is perfept"),
+        ({"method": "perfept"}, "`method` must be one of popularity, .*, but is perfept"),
         ({"mode": "both"}, "`train.mode` must be one of sequential, parallel, but is both"),
         ({"dtype": "float16"}, "`train.dtype` must be one of auto, .*, but is float16"),
         ({"rank": 0}, "`peft.rank` must be a whole number of at least 1, but is 0"),
@@ -173,7 +173,7 @@ def test_a_trial_keeps_what_applies_and_drops_the_rest(method: Method, variant: 
     if not exists(method, variant):
         pytest.skip("no such cell")
     config = trial(method, variant, peft=PeftSettings(last_layers=2))
-    peft = method not in ("without_mm", "frozen_mm")
+    peft = method not in ("popularity", "item_knn", "without_mm", "frozen_mm")
     one_module = ("global", "large_global", "user_level_1", "user_level_2")
     grouped = peft and method not in one_module
     personal = grouped and not method.startswith("group_level")

@@ -51,7 +51,7 @@ def test_every_script_says_how_it_is_run_and_what_it_is_about(name: str) -> None
 def test_the_tables_of_the_paper_are_covered() -> None:
     assert set(TABLE_2) <= set(preset("full").methods)
     assert set(TABLE_2) <= set(preset("paper").methods)
-    assert load("ablation_components").defaults(preset("toyshop")).methods == TABLE_3
+    assert set(TABLE_3) <= set(load("ablation_components").defaults(preset("toyshop")).methods)
 
 
 def test_bad_input_of_a_script_exits_with_2(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0,)
     """Training seeds of the ablation; the search uses the first."""
     methods: tuple[Method, ...] = (
+        "popularity",
+        "item_knn",
         "without_mm",
         "frozen_mm",
         "global",
@@ -69,7 +71,7 @@ class StudyConfig:
         "without_group_negatives",
         "random_grouping",
     )
-    """Methods of the ablation: rows of the paper's Tables 2 and 3."""
+    """Methods of the ablation: two simple baselines, and rows of the paper's Tables 2 and 3."""
     peft: PeftSettings = field(default_factory=PeftSettings)
     grouping: GroupingSettings = field(default_factory=GroupingSettings)
     loss: LossSettings = field(default_factory=LossSettings)

@@ -14,6 +14,8 @@ from perpeft_ray.config.variants import FACTS, VARIANTS, Variant
 from perpeft_ray.errors import InputError
 
 Method = Literal[
+    "popularity",
+    "item_knn",
     "without_mm",
     "frozen_mm",
     "global",
@@ -32,6 +34,9 @@ Mode = Literal["sequential", "parallel"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
+
+SIMPLE_METHODS: frozenset[Method] = frozenset({"popularity", "item_knn"})
+"""Baselines that are counted from the histories: no training, no encoder, nothing random."""
 
 PERSONAL_METHODS: frozenset[Method] = frozenset(
     {"perpeft", "random_grouping", "without_group_negatives", "without_text", "without_image"}
@@ -55,7 +60,7 @@ def exists(method: Method, variant: Variant | None) -> bool:
     return method != "large_global" or (variant is not None and FACTS[variant].scalable)
 
 
-TABLE_2: tuple[Method, ...] = METHODS[: METHODS.index("perpeft") + 1]
+TABLE_2: tuple[Method, ...] = METHODS[METHODS.index("without_mm") : METHODS.index("perpeft") + 1]
 """Rows of the paper's Table 2: PerPEFT and its baselines."""
 TABLE_3: tuple[Method, ...] = METHODS[METHODS.index("perpeft") :]
 """Rows of the paper's Table 3: PerPEFT and its ablations."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS, TrialConfig
+from perpeft_ray.config import PERSONAL_METHODS, SIMPLE_METHODS, VECTOR_METHODS, TrialConfig
 from perpeft_ray.data.places import subfolder
 from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.errors import InputError
@@ -169,8 +169,11 @@ def config_of(folder: StudyFolder, trial_id: str) -> TrialConfig:
     if trial_id not in set(folder.trials().trial_id):
         raise InputError(f"`trial` must be the id of a trial of {folder.path}, but is {trial_id}")
     names = list(TrialConfig.__dataclass_fields__)
-    row = pq.read_table(folder.path / "trials" / f"{trial_id}.parquet", columns=names)
-    return TrialConfig(**row.to_pylist()[0])
+    table = pq.read_table(folder.path / "trials" / f"{trial_id}.parquet", columns=names)
+    row = table.to_pylist()[0]
+    if row["method"] in SIMPLE_METHODS:
+        raise InputError(f"`trial` must be one that was trained, but {trial_id} only counts")
+    return TrialConfig(**row)
 
 
 def _initial(config: TrialConfig, workspace: Workspace) -> Recommender:

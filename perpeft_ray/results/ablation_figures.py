@@ -18,7 +18,7 @@ from perpeft_ray.results.statistics import paired_users
 from perpeft_ray.results.summary import ablation_summary, costs, sensitivity
 from perpeft_ray.study.questions.front import on_front
 
-_METHOD_MARKERS = dict(zip(METHODS, "Xv^<>12osPph*", strict=True))
+_METHOD_MARKERS = dict(zip(METHODS, "+xXv^<>12osPph*", strict=True))
 _PARAMETER_LABELS = {
     "conditioning_weight": "conditioning weight λ",
     "learning_rate": "learning rate",

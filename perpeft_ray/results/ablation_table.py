@@ -13,6 +13,7 @@ from perpeft_ray.config import (
     METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
+    SIMPLE_METHODS,
     TABLE_2,
     TABLE_3,
     StudyConfig,
@@ -55,8 +56,10 @@ def expected_trials(study: StudyConfig) -> int:
     cells = sum(
         sum(exists(method, variant) for variant in variants) if method in PEFT_METHODS else 1
         for method in study.methods
+        if method not in SIMPLE_METHODS
     )
-    return len(study.seeds) * (cells + _other_mode(study))
+    simple = sum(method in SIMPLE_METHODS for method in study.methods)
+    return simple + len(study.seeds) * (cells + _other_mode(study))
 
 
 def _own(trials: pd.DataFrame, summary: pd.DataFrame, study: StudyConfig, metric: str) -> TextTable:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from perpeft_ray.config import METHODS, VARIANTS
+from perpeft_ray.config import TABLE_2, TABLE_3, VARIANTS
 from perpeft_ray.results.comparisons import p_text
 from perpeft_ray.results.statistics import compare_trials, holm, read_final_trials
 from perpeft_ray.results.summary import ablation_summary
@@ -17,7 +17,7 @@ from perpeft_ray.results.text import Cell, StudyTable, TextTable, mean_and_std
 ORDERINGS = (
     ("frozen_mm", "without_mm"),
     ("global", "frozen_mm"),
-    *(("perpeft", method) for method in METHODS if method not in ("perpeft", "without_mm")),
+    *(("perpeft", method) for method in (*TABLE_2[1:-1], *TABLE_3[1:])),
 )
 """(above, below) in the means of the paper's Tables 2 and 3."""
 LEVEL = 0.05

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 
-from perpeft_ray.config import TrialConfig
+from perpeft_ray.config import SIMPLE_METHODS, TrialConfig
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study.record import TrialRecord
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
@@ -30,6 +30,9 @@ _ARROW: dict[type, pa.DataType] = {
 }
 _WITHOUT_PREFIX = (TrialConfig, TrialOutcome)
 """Records whose fields are columns of the record that has them, under their own names."""
+_NOT_OF_TRAINING = ("dataset", "encoder", "method", "seed")
+_OF_TRAINING = [f.name for f in fields(TrialConfig) if f.name not in _NOT_OF_TRAINING]
+"""Settings that mean nothing to a method without training."""
 _OWN_TABLE = (Sequence, UserRanks)
 """Fields that have a table of their own: `epochs` and `users`."""
 
@@ -38,6 +41,8 @@ def trial_table(record: TrialRecord) -> pa.Table:
     """One row with the columns `TRIALS`; what the record does not have is null."""
     row = _row(_TRIAL, record)
     row["config_hash"] = record.config.config_hash
+    if record.config.method in SIMPLE_METHODS:
+        row |= dict.fromkeys([*_OF_TRAINING, "selected_epoch"])
     if record.outcome is not None and record.outcome.encoder_parameters > 0:
         row["trainable_fraction"] = (
             record.outcome.trainable_parameters / record.outcome.encoder_parameters

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from perpeft_ray import metrics
-from perpeft_ray.config import PERSONAL_METHODS
+from perpeft_ray.config import PERSONAL_METHODS, SIMPLE_METHODS
 from perpeft_ray.errors import InputError
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.summary import final_trials
@@ -197,7 +197,13 @@ def _paired(
         rows = trials[(trials.method == method) & has_variant]
         rows = rows.sort_values("finished_at").drop_duplicates(_PAIR, keep="last")
         sides.append(rows[[*_PAIR, "folder", "trial_id"]])
-    return sides[0].merge(sides[1], on=_PAIR, suffixes=("_a", "_b"))
+    a, b = sides
+    if method_a in SIMPLE_METHODS:  # the same with every seed
+        a = a.drop(columns="seed")
+    elif method_b in SIMPLE_METHODS:
+        b = b.drop(columns="seed")
+    keys = [name for name in _PAIR if name in a and name in b]
+    return a.merge(b, on=keys, suffixes=("_a", "_b"))
 
 
 def _values_of_users(pair: Any, metric: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any
 from perpeft_ray.config import (
     PEFT_METHODS,
     PERSONAL_METHODS,
+    SIMPLE_METHODS,
     Method,
     Mode,
     StudyConfig,
@@ -112,9 +113,11 @@ def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
     Methods are the outermost loop: neighbours then differ in variant or seed, so that trials
     running side by side seldom wait for the same stage 1.
     """
-    specs = []
+    specs = simple_trials(study)
     sweeping = _sweeping(study)
     for method in study.methods:
+        if method in SIMPLE_METHODS:
+            continue
         if method in sweeping or method == "perpeft":
             configs = [config for (name, _), config in best.items() if name == method]
         else:
@@ -125,6 +128,17 @@ def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
                 changed = replace(config, seed=seed)
                 specs.append(TrialSpec("ablation", changed, _workers(study, changed)))
     return specs
+
+
+def simple_trials(study: StudyConfig) -> list[TrialSpec]:
+    """One trial of each simple baseline: neither seed nor learning rate changes its result."""
+    rate = study.values("learning_rate")[0]
+    configs = (
+        study.trial(method, seed=study.seeds[0], learning_rate=rate)
+        for method in study.methods
+        if method in SIMPLE_METHODS
+    )
+    return [TrialSpec("ablation", config, _workers(study, config)) for config in configs]
 
 
 def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec]:
@@ -217,9 +231,10 @@ def _cells(specs: Iterable[TrialSpec]) -> dict[Cell, TrialConfig]:
 
 def _sweeping(study: StudyConfig) -> list[Method]:
     """Methods that take their own learning rate: not PerPEFT, whose search has it, nor, unless the
-    study says so, those that are PerPEFT with one thing changed."""
+    study says so, those that are PerPEFT with one thing changed, nor those without one."""
     changed = set() if study.search.every_method else PERSONAL_METHODS
-    return [m for m in study.methods if m != "perpeft" and m not in changed]
+    without = {"perpeft", *SIMPLE_METHODS, *changed}
+    return [method for method in study.methods if method not in without]
 
 
 def _sources(method: Method, best: Best) -> list[TrialConfig | None]:

@@ -18,7 +18,13 @@ from perpeft_ray.config import (
 Preset = Literal["toyshop", "full", "paper"]
 
 
-_ROWS: tuple[Method, ...] = (*TABLE_2, "without_group_negatives", "random_grouping")
+_ROWS: tuple[Method, ...] = (
+    "popularity",
+    "item_knn",
+    *TABLE_2,
+    "without_group_negatives",
+    "random_grouping",
+)
 """The main job's methods and the rest of Table 2."""
 
 

@@ -11,6 +11,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
+from perpeft_ray.config import SIMPLE_METHODS
 from perpeft_ray.data.places import remove_folder, subfolder
 from perpeft_ray.study.host.disk import is_full_disk
 from perpeft_ray.study.host.room import LostRoom, Patience
@@ -78,7 +79,8 @@ class Watch(tune.Callback):
         """Tell of a finished trial, or write the row of one that ASHA stopped."""
         epochs = self._epochs.get(trial.trial_id, [])
         spec = TrialSpec.from_tune(trial.config)
-        complete = bool(epochs) and is_last_epoch(epochs[-1], spec.config)
+        simple = spec.config.method in SIMPLE_METHODS  # has no epochs
+        complete = simple or (bool(epochs) and is_last_epoch(epochs[-1], spec.config))
         if not complete:
             self._write(trial, spec, "PRUNED", None)
             # A Ray Train worker may be writing still: what it leaves goes when the study ends.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from perpeft_ray.config import GROUPED_METHODS, PERSONAL_METHODS, TrialConfig
+from perpeft_ray.config import GROUPED_METHODS, PERSONAL_METHODS, SIMPLE_METHODS, TrialConfig
 from perpeft_ray.data.places import subfolder
 from perpeft_ray.encoder.sizes import encoder_parameters
 from perpeft_ray.train.build import trainable_parameters
@@ -24,6 +24,7 @@ from perpeft_ray.train.grouping import Grouping, principal_components
 from perpeft_ray.train.job import Job, open_job
 from perpeft_ray.train.memory import PeakMemory
 from perpeft_ray.train.outcome import TrialOutcome, UserRanks
+from perpeft_ray.train.simple import simple_outcome
 from perpeft_ray.train.stage_cache import StageOne
 from perpeft_ray.train.stages import (
     continue_stage_one,
@@ -64,6 +65,8 @@ def run_trial(
 
     Raises InputError for more groups than users, FloatingPointError for a loss that is not finite.
     """
+    if config.method in SIMPLE_METHODS:
+        return simple_outcome(config, workspace, test=test)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = PeakMemory(device)
     job = open_job(config, workspace, collective or Alone(), device)

@@ -73,7 +73,7 @@ def test_the_best_setting_comes_first_with_its_command_and_uncertainty(
 
 def test_warnings_are_told_and_escaped(page: Path) -> None:
     text = page.read_text()
-    assert "The study is not done: 4 of 30 trials of the ablation are complete." in text
+    assert "The study is not done: 4 of 32 trials of the ablation are complete." in text
     assert "Failed: bad: ValueError: &lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "<script" not in text
     assert "1 trials of the search were stopped early" in text

@@ -28,7 +28,7 @@ def write(record, tmp_path: Path) -> Write:
         study = StudyConfig(dataset=dataset, storage=str(tmp_path), study=dataset.replace(":", "_"))
         folder = StudyFolder.create(study)
         for minute, ((method, seed), values) in enumerate(ranks.items()):
-            variant = None if method == "without_mm" else "lora"
+            variant = None if method in ("popularity", "without_mm") else "lora"
             made = record(method, variant, seed=seed, study=study, minute=minute, **options)
             users = UserRanks(
                 user_id=np.array([f"u{n}" for n in range(len(values))], dtype=object),
@@ -171,3 +171,10 @@ def test_p_values_are_printed_short() -> None:
         "1.000",
         "–",
     ]
+
+
+def test_a_method_without_seeds_is_compared_with_every_seed(write: Write) -> None:
+    ranks = {("perpeft", 0): [0, 0], ("perpeft", 1): [0, 2], ("popularity", 0): [2, 2]}
+    result = compare_methods([write("toyshop", ranks).path], "perpeft", "popularity", "lora")
+    assert (result.users, result.seeds) == (2, 2)
+    assert result.difference == pytest.approx((0.5 + 0.25) / 2)  # means over seeds of two users

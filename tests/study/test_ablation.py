@@ -12,6 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from perpeft_ray.config import SIMPLE_METHODS
 from perpeft_ray.study.ablation import run_ablation
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.search.suggest import open_journal
@@ -79,8 +80,10 @@ def test_a_study_from_search_to_ablation_and_again(
     assert {("without_mm", 5e-3), ("frozen_mm", 1e-2), ("global", 5e-3)} <= chosen
     assert {("without_mm", 1e-2), ("frozen_mm", 5e-3), ("global", 1e-2)}.isdisjoint(chosen)
 
-    # 2 without a variant and 4 with three, for two seeds, and the best in parallel mode.
-    assert len(ablation) == 2 * (2 + 4 * 3 + 1)
+    # 2 without a variant and 4 with three, for two seeds, and the best in parallel mode; two more
+    # are the same with every seed and have no epochs.
+    assert len(ablation) == 2 * (2 + 4 * 3 + 1) + 2
+    assert [r["status"] for r in ablation if r["method"] in SIMPLE_METHODS] == ["COMPLETE"] * 2
     parallel = [row for row in ablation if row["mode"] == "parallel"]
     assert [(row["method"], row["variant"], row["workers"]) for row in parallel] == [
         ("perpeft", "lora", 2)

@@ -6,7 +6,13 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
-from perpeft_ray.config import METHODS, PERSONAL_METHODS, SearchSettings, StudyConfig
+from perpeft_ray.config import (
+    METHODS,
+    PERSONAL_METHODS,
+    SIMPLE_METHODS,
+    SearchSettings,
+    StudyConfig,
+)
 from perpeft_ray.study.plan import (
     TrialSpec,
     ablation_trials,
@@ -64,7 +70,12 @@ def test_trials_are_ready_when_what_they_need_has_ended() -> None:
 
     # While the search goes on, only what has no variant.
     rates = len(study.values("learning_rate"))
-    without_variant = {("search", "without_mm"): rates, ("search", "frozen_mm"): rates}
+    without_variant = {
+        ("ablation", "popularity"): 1,
+        ("ablation", "item_knn"): 1,
+        ("search", "without_mm"): rates,
+        ("search", "frozen_mm"): rates,
+    }
     end([spec for spec in search_trials(study) if spec.config.variant != "ia3"])
     assert ready(searching=True) == without_variant
     # Then all but the ablation of baselines whose learning rates have not been tried.
@@ -76,6 +87,8 @@ def test_trials_are_ready_when_what_they_need_has_ended() -> None:
     sweep = [s for s in ready_trials(study, scores, ended, searching=False) if s.phase == "search"]
     end([spec for spec in sweep if spec.config.variant != "lora"])
     assert ready() == {
+        ("ablation", "popularity"): 1,
+        ("ablation", "item_knn"): 1,
         ("search", "global"): rates,
         ("ablation", "without_mm"): 1,
         ("ablation", "frozen_mm"): 1,
@@ -91,6 +104,8 @@ def test_one_learning_rate_needs_no_sweep() -> None:
     study = replace(StudyConfig(), train=replace(StudyConfig().train, lr=0.01))
     specs = ready_trials(study, {}, set(), searching=False)
     assert [(s.phase, s.config.method) for s in specs] == [
+        ("ablation", "popularity"),
+        ("ablation", "item_knn"),
         ("ablation", "without_mm"),
         ("ablation", "frozen_mm"),
     ]
@@ -99,8 +114,9 @@ def test_one_learning_rate_needs_no_sweep() -> None:
 def test_the_number_of_later_trials_is_known_before_the_search() -> None:
     search = SearchSettings(learning_rates=(5e-3, 1e-2))
     study = StudyConfig(seeds=(0, 1), parallel_workers=2, search=search)
-    # 2 learning rates of 2 + 3 baselines; (2 + 4·3) methods and one more in parallel, two seeds.
-    assert count_later_trials(study) == 2 * (2 + 3) + 2 * (2 + 4 * 3 + 1)
+    # 2 learning rates of 2 + 3 baselines; (2 + 4·3) methods and one more in parallel, two seeds;
+    # 2 methods without training.
+    assert count_later_trials(study) == 2 * (2 + 3) + 2 * (2 + 4 * 3 + 1) + 2
 
 
 def test_every_baseline_is_tried_with_every_learning_rate_of_perpeft() -> None:
@@ -136,7 +152,7 @@ def test_methods_with_one_module_take_the_size_and_groups_of_perpeft() -> None:
     study = StudyConfig(methods=METHODS)
     best = best_for(study)
     sweep = [spec.config for spec in baseline_trials(study, best)]
-    assert {c.method for c in sweep} == set(METHODS) - PERSONAL_METHODS
+    assert {c.method for c in sweep} == set(METHODS) - PERSONAL_METHODS - SIMPLE_METHODS
     for config in sweep:
         perpeft = best.get(("perpeft", config.variant))
         if config.method in ("group_level_1", "group_level_2"):
@@ -151,7 +167,7 @@ def test_methods_with_one_module_take_the_size_and_groups_of_perpeft() -> None:
 def test_every_method_can_be_given_its_own_learning_rate() -> None:
     study = StudyConfig(methods=METHODS, search=SearchSettings(every_method=True))
     sweep = baseline_trials(study, best_for(study))
-    assert {spec.config.method for spec in sweep} == set(METHODS) - {"perpeft"}
+    assert {spec.config.method for spec in sweep} == set(METHODS) - SIMPLE_METHODS - {"perpeft"}
     ablation = ablation_trials(study, best_for(study))
     assert {spec.config.method for spec in ablation} == set(METHODS)
     changed = [s.config for s in sweep if s.config.method == "without_group_negatives"]
@@ -163,7 +179,8 @@ def test_ablation_is_methods_by_variants_by_seeds() -> None:
     best = best_for(study)
     specs = ablation_trials(study, best)
     count = Counter(spec.config.method for spec in specs)
-    assert count == {m: 2 if m in ("without_mm", "frozen_mm") else 6 for m in study.methods}
+    simple, without = dict.fromkeys(SIMPLE_METHODS, 1), {"without_mm": 2, "frozen_mm": 2}
+    assert count == dict.fromkeys(study.methods, 6) | without | simple
     assert all(spec.test for spec in specs)
     assert len({spec.trial_id for spec in specs}) == len(specs)
     for spec in specs:
@@ -178,7 +195,8 @@ def test_ablation_is_methods_by_variants_by_seeds() -> None:
 
 def test_neighbours_seldom_need_the_same_stage_one() -> None:
     study = StudyConfig(seeds=(0, 1))
-    specs = ablation_trials(study, best_for(study))
+    trials = ablation_trials(study, best_for(study))
+    specs = [spec for spec in trials if spec.config.method not in SIMPLE_METHODS]
 
     def stage_one(spec):
         return spec.config.variant, spec.config.seed, spec.config.learning_rate

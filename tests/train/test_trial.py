@@ -18,6 +18,7 @@ from perpeft_ray.config import (
     METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
+    SIMPLE_METHODS,
     VARIANTS,
     TrialConfig,
 )
@@ -25,6 +26,7 @@ from perpeft_ray.encoder import prefix
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ranking_metrics
+from perpeft_ray.recommender.simple import simple_ranks
 from perpeft_ray.train import fit
 from perpeft_ray.train.collective import Alone, Collective, TorchCollective
 from perpeft_ray.train.job import open_job
@@ -46,7 +48,7 @@ def _without_cache(workspace: Workspace, folder: Path) -> Workspace:
     return workspace.with_nothing_trained(folder)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(set(METHODS) - SIMPLE_METHODS))
 def test_every_method_ends_with_its_outcome(
     workspace: Workspace, make_trial: MakeTrial, method: Any
 ) -> None:
@@ -77,6 +79,21 @@ def test_every_method_ends_with_its_outcome(
     # large_global has the rank of all three groups' modules.
     modules = 3 if method in PERSONAL_METHODS or method == "large_global" else 1
     assert outcome.trainable_parameters == modules * per_module + vectors + gate
+
+
+@pytest.mark.parametrize("method", ["popularity", "item_knn"])
+@pytest.mark.parametrize("test", [True, False])
+def test_a_simple_baseline_is_a_trial_without_epochs(
+    workspace: Workspace, make_trial: MakeTrial, method: Any, test: bool
+) -> None:
+    records: list[EpochRecord] = []
+    outcome = run_trial(make_trial(method, None), workspace, records.append, test=test)
+    split = open_split(workspace)
+    assert records == []
+    assert np.array_equal(outcome.users.valid_rank, simple_ranks(method, split, "valid"))
+    evaluated = outcome.users.test_rank[split.evaluable]
+    assert outcome.test == (ranking_metrics(evaluated) if test else None)
+    assert (evaluated >= 0).all() == test
 
 
 @pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])

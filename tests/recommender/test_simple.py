@@ -1,0 +1,100 @@
+"""Popularity and item-kNN against loops over users and items."""
+
+from __future__ import annotations
+
+import time
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from perpeft_ray.data.split import Histories, LeaveOneOut
+from perpeft_ray.recommender import simple
+from perpeft_ray.recommender.simple import SimpleMethod, simple_ranks
+
+
+def random_split(users: int, items: int, length: int, seed: int = 0) -> LeaveOneOut:
+    """Histories with repeats, also of the targets; every fifth user only trains."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 2 * length, users)
+    evaluated = np.arange(users) % 5 > 0
+    popular = rng.integers(1, items + 1, (3, users)), rng.integers(1, items // 3 + 1, (3, users))
+    targets = np.where(rng.random((3, users)) < 0.5, *popular).astype(np.int32)
+    return LeaveOneOut(
+        user_ids=np.arange(users).astype(object),
+        item_ids=np.arange(items).astype(object),
+        train=Histories(
+            np.concatenate([[0], np.cumsum(lengths)]),
+            rng.integers(1, items + 1, lengths.sum()).astype(np.int32),
+        ),
+        valid_item=np.where(evaluated, targets[0], 0),
+        test_item=np.where(evaluated, targets[1], 0),
+    )
+
+
+def slow_ranks(method: str, split: LeaveOneOut, part: Literal["valid", "test"]) -> list[int]:
+    """The same by definition: dictionaries and loops."""
+    histories = {}
+    for user in range(split.num_users):
+        own = split.train.of(user).tolist()
+        if part == "test" and split.valid_item[user]:
+            own.append(int(split.valid_item[user]))
+        histories[user] = own
+    owners = {
+        item: {user for user, own in histories.items() if item in own}
+        for item in range(1, split.num_items + 1)
+    }
+
+    def score(user: int, item: int) -> float:
+        if method == "popularity":
+            return sum(own.count(item) for own in histories.values())
+        total = 0.0
+        for other in set(histories[user]) - {item}:
+            both = len(owners[item] & owners[other])
+            if both:
+                total += both / (len(owners[item]) * len(owners[other])) ** 0.5
+        return total
+
+    ranks = []
+    for user in range(split.num_users):
+        target = int((split.valid_item if part == "valid" else split.test_item)[user])
+        if target == 0:
+            ranks.append(-1)
+            continue
+        known = set(histories[user])
+        least = score(user, target) - 1e-9
+        others = (i for i in range(1, split.num_items + 1) if i != target and i not in known)
+        ranks.append(sum(score(user, item) >= least for item in others))
+    return ranks
+
+
+@pytest.mark.parametrize(
+    ("method", "part"), list(product(("popularity", "item_knn"), ("valid", "test")))
+)
+def test_ranks_are_those_of_the_definition(
+    method: SimpleMethod, part: Literal["valid", "test"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = random_split(users=60, items=40, length=5)
+    monkeypatch.setattr(simple, "_BLOCK_SCORES", 7 * 40)  # several blocks, the last one short
+    assert simple_ranks(method, split, part).tolist() == slow_ranks(method, split, part)
+
+
+def test_a_tie_counts_against_the_target() -> None:
+    split = LeaveOneOut(
+        user_ids=np.array(["u"], dtype=object),
+        item_ids=np.array(list("abcde"), dtype=object),
+        train=Histories(np.array([0, 1]), np.array([1], np.int32)),
+        valid_item=np.array([2], np.int32),
+        test_item=np.array([3], np.int32),
+    )
+    assert simple_ranks("item_knn", split, "valid").tolist() == [3]
+    assert simple_ranks("popularity", split, "test").tolist() == [2]
+
+
+def test_ten_thousand_users_take_seconds_of_processor_time() -> None:
+    split = random_split(users=10_000, items=5_000, length=8)
+    began = time.process_time()
+    for method in ("popularity", "item_knn"):
+        simple_ranks(method, split, "test")
+    assert time.process_time() - began < 10
