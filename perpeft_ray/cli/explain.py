@@ -30,7 +30,8 @@ class _Common:
     trial: str = "best"
     """A trial's id, or best: PerPEFT's highest validation NDCG@20 in the ablation."""
     out: Path | None = None
-    """The page; by default <study>/explain/<item or user>-<id>.html."""
+    """The page; by default <study>/explain/<item or user>-<id>.html (ids that are
+    no plain file names are shortened, with a hash)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Item(_Common):
     """`perpeft explain item STUDY ITEM_ID`."""
 
     groups: tuple[int, int] | None = None
-    """The groups; by default the two that see the item most differently."""
+    """The groups; by default, of those with users, the two that see the item most differently."""
     neighbours: int = 5
     """Nearest items shown; 0 spares encoding the catalogue."""
 
@@ -52,7 +53,7 @@ class User(_Common):
     """`perpeft explain user STUDY USER_ID`."""
 
     other: int | None = None
-    """The other group; by default the one farthest from the user's."""
+    """The other group; by default, of the groups with users, the one farthest from the user's."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items recommended by each."""
 
@@ -63,43 +64,41 @@ class User(_Common):
 
 def _item(command: Item) -> None:
     from perpeft_ray.explain.item import explain_item
-    from perpeft_ray.explain.pages import write_item_page
+    from perpeft_ray.explain.pages import page_name, write_item_page
 
-    folder, trial, dataset = _open(command)
+    folder, trial = _open(command)
     item = _place(command.id, list(trial.split.item_ids), "item", command.study) + 1
     explanation = explain_item(trial, item, command.groups, command.neighbours)
-    _print_item(explanation, dataset)
-    page = command.out or _default(folder, "item", command.id)
-    write_item_page(explanation, trial, dataset, page)
+    print_item(explanation, trial.dataset)
+    page = command.out or folder.path / "explain" / page_name("item", command.id)
+    write_item_page(explanation, trial, page)
     print(f"page: {_kept(folder, page)}")
 
 
 def _user(command: User) -> None:
-    from perpeft_ray.explain.pages import write_user_page
+    from perpeft_ray.explain.pages import page_name, write_user_page
     from perpeft_ray.explain.user import explain_user
 
-    folder, trial, dataset = _open(command)
+    folder, trial = _open(command)
     user = _place(command.id, list(trial.split.user_ids), "user", command.study)
     explanation = explain_user(folder, trial, user, command.other, command.k)
-    _print_user(explanation, dataset)
-    page = command.out or _default(folder, "user", command.id)
-    write_user_page(explanation, trial, dataset, page)
+    _print_user(explanation, trial.dataset)
+    page = command.out or folder.path / "explain" / page_name("user", command.id)
+    write_user_page(explanation, trial, page)
     print(f"page: {_kept(folder, page)}")
 
 
-def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial, Dataset]:
-    from perpeft_ray.data.sources import open_dataset
+def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial]:
     from perpeft_ray.models.trained import choose_trial, open_trained
     from perpeft_ray.results.folder import StudyFolder
 
     folder = StudyFolder.open(command.study)
-    trial = open_trained(folder, choose_trial(folder, command.trial))
-    return folder, trial, open_dataset(trial.config.dataset, folder.cache)
+    return folder, open_trained(folder, choose_trial(folder, command.trial))
 
 
 def _place(name: str, names: Sequence[str], kind: str, study: str) -> int:
     if name not in names:
-        raise InputError(f"`{kind}` must be the id of one in the data of {study}, but is {name}")
+        raise InputError(f"no {kind} {name!r} in the data of {study}; for example {names[0]!r}")
     return names.index(name)
 
 
@@ -111,36 +110,32 @@ def _kept(folder: StudyFolder, page: Path) -> str:
     return folder.told(page)
 
 
-def _default(folder: StudyFolder, kind: str, name: str) -> Path:
-    """In the study's folder, whatever characters the id has."""
-    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-    return folder.path / "explain" / f"{kind}-{plain}.html"
-
-
-def _print_item(explanation: ItemExplanation, dataset: Dataset) -> None:
+def print_item(explanation: ItemExplanation, dataset: Dataset) -> None:
+    """Print an item as its groups see it."""
     from rich.table import Table
 
     from perpeft_ray.explain.pages import item_title
 
     console = _console()
-    first, second = explanation.views
-    console.print(
-        f"{item_title(dataset, explanation.item)}: cosine {explanation.cosine:.2f} between its "
-        f"embeddings under group {first.group} and group {second.group}",
-        markup=False,
-    )
-    columns = [f"group {view.group}" for view in explanation.views]
-    if first.tokens is not None and second.tokens is not None:
+    views = explanation.views
+    columns = [f"group {view.group}" for view in views]
+    compared = f"seen by {columns[0]} alone: no other group has users"
+    if explanation.cosine is not None:
+        between = " and ".join(columns)
+        compared = f"cosine {explanation.cosine:.2f} between its embeddings under {between}"
+    console.print(f"{item_title(dataset, explanation.item)}: {compared}", markup=False)
+    shares = [view.words for view in views if view.words is not None]
+    if shares:
         table = Table("attention, %", *columns, box=None, pad_edge=False)
-        for row in zip(explanation.tokens, first.tokens, second.tokens, strict=True):
-            table.add_row(_plain(row[0]), *(f"{100 * share:.0f}" for share in row[1:]))
+        for word, *of_word in zip(explanation.words, *shares, strict=True):
+            table.add_row(_plain(word), *(f"{100 * share:.0f}" for share in of_word))
         console.print(table)
     if not explanation.has_attention:
         console.print("this variant leaves the towers' attention as it is, the same for all groups")
-    if first.neighbours:
+    if views[0].neighbours:
         table = Table(*(f"nearest for {name}" for name in columns), box=None, pad_edge=False)
-        for pair in zip(first.neighbours, second.neighbours, strict=True):
-            table.add_row(*(_plain(f"{c:.2f} {item_title(dataset, item)}") for item, c in pair))
+        for row in zip(*(view.neighbours for view in views), strict=True):
+            table.add_row(*(_plain(f"{c:.2f} {item_title(dataset, item)}") for item, c in row))
         console.print(table)
 
 

@@ -5,6 +5,7 @@ Letters: I items (0 is padding), G groups, D hidden units, L tokens.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,15 @@ from torch.func import functional_call
 from perpeft_ray.config import FACTS
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.items import TowerItemEncoder
-from perpeft_ray.encoder.source import parse_encoder
 from perpeft_ray.errors import InputError
-from perpeft_ray.models.trained import TrainedTrial, item_embedding, item_embeddings
+from perpeft_ray.explain.words import TitleWords, title_words
+from perpeft_ray.models.trained import (
+    TrainedTrial,
+    check_group,
+    groups_with_users,
+    item_embedding,
+    item_embeddings,
+)
 from perpeft_ray.train.workspace import open_catalogue
 
 
@@ -30,8 +37,8 @@ class GroupView:
     group: int
     users: int
     """Users of the group while testing."""
-    tokens: NDArray[np.float32] | None
-    """Attention on each of the item's tokens, [L], summing to 1; None where there is none."""
+    words: NDArray[np.float32] | None
+    """Attention on each word of the title, [W], summing to 1; None where there is none."""
     patches: NDArray[np.float32] | None
     """Attention on each patch of the image, [rows, columns], summing to 1; None likewise."""
     neighbours: list[tuple[int, float]]
@@ -40,17 +47,17 @@ class GroupView:
 
 @dataclass(frozen=True, eq=False)
 class ItemExplanation:
-    """An item under two groups' modules."""
+    """An item under two groups' modules, or under one where no other group has users."""
 
     item: int
     """1..I."""
-    tokens: list[str]
-    """Of the title, as the tokenizer has them."""
+    words: list[str]
+    """Of the title, W of them with the special tokens; empty where there is no title."""
     has_attention: bool
     """Whether the variant changes the towers, so that groups attend differently."""
-    cosine: float
+    cosine: float | None
     """Between the item's embeddings under the two groups."""
-    views: tuple[GroupView, GroupView]
+    views: tuple[GroupView, ...]
 
 
 def explain_item(
@@ -58,38 +65,44 @@ def explain_item(
 ) -> ItemExplanation:
     """An item, 1..I, of a personalised trial under two groups.
 
-    `groups` None: the two that see the item most differently. Raises InputError for a trial without
-    a module for each group, and for groups that it does not have.
+    `groups` None: of the groups with users, the two that see the item most differently. Raises
+    InputError for a trial without a module for each group, for groups that it does not have, and
+    for a group without users: its module was never trained.
     """
     if len(trial.modules) < 2:
         raise InputError(
             f"`trial` must have a module for each of several groups, but {trial.trial_id} has one"
         )
+    if neighbours < 0:
+        raise InputError(f"`neighbours` must be a whole number of at least 0, but is {neighbours}")
+    used = groups_with_users(trial)
     own = torch.stack([item_embedding(trial, item, group) for group in trial.modules])  # [G, D]
     cosines = F.cosine_similarity(own[:, None], own[None], dim=-1)  # [G, G]
-    pair = _farthest(cosines) if groups is None else _checked(groups, len(own))
+    shown = _farthest(cosines, used) if groups is None else _checked(trial, groups)
+    title = trial.dataset.items.title.iloc[item - 1]
     batch = open_catalogue(trial.workspace).batch(np.array([item]))
+    words = None
+    if bool(batch.has_title[0]):
+        words = title_words(trial.workspace.encoder, title, batch.token_ids[0].tolist())
     assert trial.config.variant is not None
-    has_attention = FACTS[trial.config.variant].in_towers
     return ItemExplanation(
         item=item,
-        tokens=_words(trial.workspace.encoder, batch.token_ids[0].tolist()),
-        has_attention=has_attention,
-        cosine=float(cosines[pair]),
-        views=(
-            _view(trial, item, pair[0], neighbours),
-            _view(trial, item, pair[1], neighbours),
-        ),
+        words=[] if words is None else words.words,
+        has_attention=FACTS[trial.config.variant].in_towers,
+        cosine=float(cosines[shown]) if len(shown) == 2 else None,
+        views=tuple(_view(trial, item, group, neighbours, words) for group in shown),
     )
 
 
-def _view(trial: TrainedTrial, item: int, group: int, neighbours: int) -> GroupView:
+def _view(
+    trial: TrainedTrial, item: int, group: int, neighbours: int, words: TitleWords | None
+) -> GroupView:
     tokens, patches = _attention(trial, item, group)
     near = _neighbours(item_embeddings(trial, group), item, neighbours) if neighbours else []
     return GroupView(
         group=group,
         users=int((trial.modules_of_users() == group).sum()),
-        tokens=tokens,
+        words=None if tokens is None or words is None else words.sums(tokens),
         patches=patches,
         neighbours=near,
     )
@@ -98,6 +111,7 @@ def _view(trial: TrainedTrial, item: int, group: int, neighbours: int) -> GroupV
 def _attention(
     trial: TrainedTrial, item: int, group: int
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """Weights of the tokens [L] and of the patches [rows, columns]."""
     assert trial.model.tower is not None
     encoder = trial.model.tower.encoder
     if not isinstance(encoder, TowerItemEncoder):
@@ -126,20 +140,13 @@ def _neighbours(embeddings: Tensor, item: int, count: int) -> list[tuple[int, fl
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def _farthest(cosines: Tensor) -> tuple[int, int]:
-    first, second = divmod(int(cosines.argmin()), len(cosines))
-    return min(first, second), max(first, second)
+def _farthest(cosines: Tensor, groups: list[int]) -> tuple[int, ...]:
+    """Of some groups the two with the lowest cosine [G, G], ascending; all where there is one."""
+    pairs = list(itertools.combinations(groups, 2))
+    return min(pairs, key=lambda pair: float(cosines[pair]), default=tuple(groups))
 
 
-def _checked(groups: tuple[int, int], count: int) -> tuple[int, int]:
+def _checked(trial: TrainedTrial, groups: tuple[int, int]) -> tuple[int, int]:
     for group in groups:
-        if not 0 <= group < count:
-            raise InputError(f"`groups` must be between 0 and {count - 1}, but has {group}")
+        check_group(trial, "groups", group)
     return groups
-
-
-def _words(encoder: str, ids: list[int]) -> list[str]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(parse_encoder(encoder).path)
-    return [token.replace("</w>", "") for token in tokenizer.convert_ids_to_tokens(ids)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +20,23 @@ from perpeft_ray.results.files import whole_file
 from perpeft_ray.train.workspace import open_catalogue
 
 
-def write_item_page(
-    explanation: ItemExplanation, trial: TrainedTrial, dataset: Dataset, path: Path
-) -> None:
+def write_item_page(explanation: ItemExplanation, trial: TrainedTrial, path: Path) -> None:
     """Write the page of an item, whole or not at all."""
+    dataset = trial.dataset
     pixels = open_catalogue(trial.workspace).batch(np.array([explanation.item])).pixels
     seen = None if pixels is None else pixels[0].numpy()
 
     def view(group: GroupView) -> dict[str, Any]:
-        tokens = None
-        if group.tokens is not None:
-            top = group.tokens.max()
-            shares = zip(explanation.tokens, group.tokens, strict=True)
-            tokens = [(token, float(share), float(share / top)) for token, share in shares]
+        words = None
+        if group.words is not None:
+            top = group.words.max()
+            shares = zip(explanation.words, group.words, strict=True)
+            words = [(word, float(share), float(share / top)) for word, share in shares]
         shown = None
         if group.patches is not None and seen is not None:
             shown = data_uri(heat(seen, group.patches))
         near = [(*_card(dataset, item), cosine) for item, cosine in group.neighbours]
-        return {"group": group.group, "users": group.users, "tokens": tokens, "heat": shown} | {
+        return {"group": group.group, "users": group.users, "words": words, "heat": shown} | {
             "neighbours": near
         }
 
@@ -50,10 +51,9 @@ def write_item_page(
     )
 
 
-def write_user_page(
-    explanation: UserExplanation, trial: TrainedTrial, dataset: Dataset, path: Path
-) -> None:
+def write_user_page(explanation: UserExplanation, trial: TrainedTrial, path: Path) -> None:
     """Write the page of a user, whole or not at all."""
+    dataset = trial.dataset
     history = set(explanation.history)
     _write(
         path,
@@ -75,6 +75,24 @@ def write_user_page(
             for one in explanation.lists
         ],
     )
+
+
+_PLAIN = re.compile(r"[a-z0-9_-]{1,60}")
+_SLUG = 40
+"""Characters of an id that stay readable in a file's name."""
+
+
+def page_name(kind: str, name: str) -> str:
+    """The file name of the page of an item or user, of its own for every id.
+
+    It is safe and short on any file system, also one that does not tell upper from lower case:
+    an id that is not plain has a hash behind a dot, which plain ids do not have.
+    """
+    if _PLAIN.fullmatch(name):
+        return f"{kind}-{name}.html"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    readable = re.sub(r"[^a-z0-9_-]+", "_", name.lower())[:_SLUG]
+    return f"{kind}-{readable}.{digest}.html"
 
 
 def item_title(dataset: Dataset, item: int) -> str:

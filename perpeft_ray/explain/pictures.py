@@ -8,24 +8,35 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from perpeft_ray.data.images import decode_rgb
+from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 
 SIDE = 160
 """Longest side in pixels."""
 
 
 def thumbnail(root: Path, path: str | None) -> str | None:
-    """An item's image as a data URI; `path` is relative to `root`. None where there is none."""
+    """An item's image as a data URI, a placeholder where it cannot be read.
+
+    `path` is relative to `root`; None gives None.
+    """
     if path is None:
         return None
     try:
         image = decode_rgb(root / path)
-    except (OSError, ValueError):  # a broken image is a missing one, as in training
-        return None
+    except UnreadableImageError:
+        image = _placeholder()
     image.thumbnail((SIDE, SIDE))
     return data_uri(image)
+
+
+def _placeholder() -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), "#e3e3e3")
+    ImageDraw.Draw(image).text(
+        (SIDE // 2, SIDE // 2), "image cannot\nbe read", "#555555", anchor="mm", align="center"
+    )
+    return image
 
 
 def heat(pixels: NDArray[np.uint8], weights: NDArray[np.float32]) -> Image.Image:

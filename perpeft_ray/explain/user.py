@@ -11,6 +11,8 @@ from perpeft_ray.config import PERSONAL_METHODS
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.trained import (
     TrainedTrial,
+    check_group,
+    groups_with_users,
     item_embeddings,
     open_global,
     open_trained,
@@ -50,32 +52,37 @@ def explain_user(
     """A user, 0..U-1, of a personalised trial, as before the test item is known.
 
     The global module is that of the study's `global` trial with the same variant and seed, where
-    it has ended, else the trial's own stage 1. `other` None: the group whose centroid is farthest
-    from the user's own. Raises InputError for a trial without groups or an unknown group.
+    it has ended, else the trial's own stage 1. `other` None: of the groups with users, the one
+    whose mean state is farthest from that of the user's group; no other group where none has users.
+    Raises InputError for a trial without groups, for an unknown group or one without users, and for
+    a k below 1.
     """
     if trial.grouping is None or trial.config.method not in PERSONAL_METHODS:
         raise InputError(
             f"`trial` must be of a method with a module a group, but {trial.trial_id} is "
             f"{trial.config.method}"
         )
-    groups = len(trial.modules)
+    if k < 1:
+        raise InputError(f"`k` must be a whole number of at least 1, but is {k}")
     own = int(trial.grouping.test[user])
     if other is None:
         other = _farthest_group(trial, own)
-    elif not 0 <= other < groups:
-        raise InputError(f"`other` must be between 0 and {groups - 1}, but is {other}")
+    else:
+        check_group(trial, "other", other)
     common, name = _global(folder, trial)
     test_item = int(trial.split.test_item[user]) or None
+    lists = [
+        _recommend(trial, user, own, f"own group {own}", k),
+        _recommend(common, user, 0, name, k),
+    ]
+    if other is not None:
+        lists.append(_recommend(trial, user, other, f"group {other}", k))
     return UserExplanation(
         user=user,
         group=own,
         history=trial.split.known("test").of(user).tolist(),
         test_item=test_item,
-        lists=[
-            _recommend(trial, user, own, f"own group {own}", k),
-            _recommend(common, user, 0, name, k),
-            _recommend(trial, user, other, f"group {other}", k),
-        ],
+        lists=lists,
     )
 
 
@@ -108,10 +115,14 @@ def _global(folder: StudyFolder, trial: TrainedTrial) -> tuple[TrainedTrial, str
     return open_trained(folder, str(same.trial_id.iloc[-1])), "global module"
 
 
-def _farthest_group(trial: TrainedTrial, own: int) -> int:
+def _farthest_group(trial: TrainedTrial, own: int) -> int | None:
     """By the distance between the means of the groups' states after stage 1."""
     assert trial.grouping is not None
-    states, groups = trial.grouping.states, trial.grouping.valid
-    means = np.stack([states[groups == group].mean(axis=0) for group in trial.modules])
-    distances = ((means - means[own]) ** 2).sum(axis=1)
-    return int(distances.argmax())
+    states, groups = trial.grouping.states, trial.grouping.test
+    mean = states[groups == own].mean(axis=0)
+    distances = {
+        group: float(((states[groups == group].mean(axis=0) - mean) ** 2).sum())
+        for group in groups_with_users(trial)
+        if group != own
+    }
+    return max(distances, key=lambda group: distances[group], default=None)

@@ -9,14 +9,13 @@ too, minus the history, are candidates, and ties count against the target.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from perpeft_ray.data.folders import link_or_copy
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, Dataset
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.loaded import LoadedModel
@@ -82,7 +81,7 @@ def write_training_folder(held_out: HeldOut, root: Path, folder: Path) -> None:
         target = folder / image
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
-            _link(root / image, target)
+            link_or_copy(root / image, target)
 
 
 def rank_events(model: LoadedModel, held_out: HeldOut, root: Path) -> pd.DataFrame:
@@ -126,10 +125,3 @@ def _events(ordered: pd.DataFrame, cut: int, known_users: set[str], per_user: in
             for place in range(first, min(first + per_user, len(items)))
         ]
     return pd.DataFrame(rows, columns=["user_id", "item_id", "history", "new_user"])
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -14,7 +14,6 @@ from torch import Tensor
 import perpeft_ray
 from perpeft_ray.config import Method
 from perpeft_ray.data.folders import new_folder
-from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.encoder.preprocess import encoder_fingerprint
 from perpeft_ray.encoder.source import parse_encoder
 from perpeft_ray.errors import InputError
@@ -24,16 +23,15 @@ from perpeft_ray.models.layout import (
     CARD,
     CENTROIDS,
     EMBEDDINGS,
-    ENCODER,
     FORMAT,
     GROUPING,
     ITEMS,
     SASREC,
     ExportConfig,
     Precision,
+    encoder_inside,
     encoder_name,
     group_folder,
-    inside,
     located_encoder,
     write_config,
 )
@@ -91,8 +89,8 @@ def export_trial(
 def _write(folder: StudyFolder, trial: TrainedTrial, out: Path, options: ExportOptions) -> None:
     config = trial.config
     copied = options.with_encoder and config.method != "without_mm"
-    encoder = _encoder(config.encoder, out, copy=copied)
-    dataset = open_dataset(config.dataset, folder.cache)
+    encoder = _encoder(trial.workspace.encoder, out, copy=copied)
+    dataset = trial.dataset
     of_export = ExportConfig(
         format=FORMAT,
         version=perpeft_ray.__version__,
@@ -145,18 +143,26 @@ def _write_group(trial: TrainedTrial, group: int, folder: Path, config: ExportCo
 
 def _encoder(name: str, out: Path, *, copy: bool) -> str:
     """An encoder's name on other machines; with `copy` it is put into the exported folder."""
-    if name == "toyshop-clip" and not copy:
+    if copy:
+        copy_encoder(name, out)
+        return encoder_inside(name)
+    if name == "toyshop-clip":
         return name
     source = parse_encoder(name)
     paths = [source.path]
     if source.kind == "pair" and source.image_path is not None:
         paths.append(source.image_path)
-    if not copy:
-        return encoder_name(source.kind, paths)
-    places = [()] if len(paths) == 1 else [("text",), ("image",)]
-    for path, place in zip(paths, places, strict=True):
-        _copy_foundation_model(path, out.joinpath(ENCODER, *place))
-    return encoder_name(source.kind, [inside(*place) for place in places])
+    return encoder_name(source.kind, paths)
+
+
+def copy_encoder(name: str, folder: Path) -> None:
+    """Copy a foundation model to where `encoder_inside` says, a pair's two models."""
+    source = parse_encoder(name)
+    paths = encoder_inside(name).rpartition(":")[2].split(",")
+    originals = [source.path, source.image_path] if len(paths) == 2 else [source.path]
+    for original, path in zip(originals, paths, strict=True):
+        assert original is not None
+        _copy_foundation_model(original, folder / path)
 
 
 def _copy_foundation_model(path: str, target: Path) -> None:

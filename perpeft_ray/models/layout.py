@@ -88,9 +88,11 @@ def encoder_name(kind: str, paths: Sequence[str]) -> str:
     return ("" if kind == "dual" else f"{kind}:") + ",".join(paths)
 
 
-def inside(*parts: str) -> str:
-    """The path of an encoder in the exported folder, relative to it."""
-    return _INSIDE + "/".join([ENCODER, *parts])
+def encoder_inside(name: str) -> str:
+    """The name of an encoder as `copy_encoder` puts it into a folder, relative to that folder."""
+    kind, colon, _ = name.partition(":")
+    parts = ["/text", "/image"] if kind == "pair" else [""]
+    return encoder_name(kind if colon else "dual", [_INSIDE + ENCODER + part for part in parts])
 
 
 def located_encoder(name: str, folder: Path) -> str:

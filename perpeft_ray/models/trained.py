@@ -1,6 +1,7 @@
 """A finished trial with its weights in place, and what it says of its users and items.
 
-The weights lie in `<storage>/.cache/trials/`, where training put them (`train/trial_cache.py`).
+The weights lie in the study's folder (`portable.py`), else in `<storage>/.cache/trials/`, where
+training put them (`train/trial_cache.py`).
 Letters: U users, I items (0 is padding), G groups, D hidden units.
 """
 
@@ -16,18 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perpeft_ray.config import PERSONAL_METHODS, SIMPLE_METHODS, VECTOR_METHODS, TrialConfig
-from perpeft_ray.data.places import subfolder
+from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.errors import InputError
+from perpeft_ray.models.portable import open_workspace, read_stage, read_weights
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import last_inputs
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.train.build import build_model, build_vectors
 from perpeft_ray.train.grouping import Grouping
-from perpeft_ray.train.stage_cache import read_stage_one, stage_one_key
 from perpeft_ray.train.state import load_weights, new_state
-from perpeft_ray.train.trial_cache import read_trained, trial_key
-from perpeft_ray.train.workspace import Workspace, open_split, prepare
+from perpeft_ray.train.workspace import Workspace, open_split
 
 BEST = "best"
 
@@ -38,6 +38,7 @@ class TrainedTrial:
 
     trial_id: str
     config: TrialConfig
+    dataset: Dataset
     workspace: Workspace
     split: LeaveOneOut
     model: Recommender
@@ -52,6 +53,28 @@ class TrainedTrial:
         if self.grouping is None or self.config.method not in PERSONAL_METHODS:
             return np.zeros(self.split.num_users, dtype=np.int32)
         return self.grouping.of(part)
+
+
+def groups_with_users(trial: TrainedTrial) -> list[int]:
+    """The groups that users were in while training and are in while test is predicted.
+
+    K-means leaves groups empty where users are alike; the module of one was never trained.
+    """
+    if trial.grouping is None:
+        return list(trial.modules)
+    return np.intersect1d(trial.grouping.valid, trial.grouping.test).tolist()
+
+
+def check_group(trial: TrainedTrial, name: str, group: int) -> None:
+    """Raise InputError for a group that is not there or has no users; `name`: of the setting."""
+    if group not in trial.modules:
+        raise InputError(f"`{name}` must be between 0 and {len(trial.modules) - 1}, but is {group}")
+    used = groups_with_users(trial)
+    if group not in used:
+        raise InputError(
+            f"`{name}` must be a group with users, one of {', '.join(map(str, used))}, but is "
+            f"{group}"
+        )
 
 
 def choose_trial(folder: StudyFolder, which: str, method: str = "perpeft") -> str:
@@ -86,11 +109,8 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     weights are gone or are not of the data set and encoder as they are now.
     """
     config = config_of(folder, trial_id)
-    workspace = prepare(config.dataset, config.encoder, folder.cache, kept=folder.kept)
-    key = trial_key(config, workspace.fingerprint)
-    trained = read_trained(subfolder(workspace.trials, key))
-    if trained is None:
-        raise InputError(_gone(folder, trial_id))
+    dataset, workspace = open_workspace(folder)
+    trained = read_weights(folder, workspace, trial_id, config)
     model = _initial(config, workspace)
     split = open_split(workspace)
     if config.method in VECTOR_METHODS:
@@ -100,6 +120,7 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     return TrainedTrial(
         trial_id=trial_id,
         config=config,
+        dataset=dataset,
         workspace=workspace,
         split=split,
         model=model.eval(),
@@ -114,15 +135,13 @@ def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
     Users are grouped by the outputs of this model. Raises InputError where stage 1 is gone.
     """
     workspace = trial.workspace
-    key = stage_one_key(trial.config, workspace.fingerprint)
-    stage = read_stage_one(subfolder(workspace.stages, key))
-    if stage is None:
-        raise InputError(_gone(folder, trial.trial_id))
+    stage = read_stage(folder, workspace, trial.trial_id, trial.config)
     model = _initial(trial.config, workspace)
     modules = _put(model, trial.config, stage.weights, 1)
     return TrainedTrial(
         trial_id=trial.trial_id,
         config=trial.config,
+        dataset=trial.dataset,
         workspace=workspace,
         split=trial.split,
         model=model.eval(),
@@ -187,12 +206,3 @@ def _put(
     state = new_state(model, {group: model.new_module() for group in range(groups)}, config)
     load_weights(state, weights)
     return state.modules
-
-
-def _gone(folder: StudyFolder, trial_id: str) -> str:
-    row = folder.told(folder.path / "trials" / f"{trial_id}.parquet")
-    return (
-        f"the weights of {trial_id} must be in {folder.kept} for its data set "
-        f"and encoder as they are now, but are not; remove {row} and run the study's command "
-        "again to train them"
-    )

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+import unicodedata
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +15,26 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import CLIPModel
+from PIL import Image
+from transformers import AutoTokenizer, CLIPModel
 
+from perpeft_ray.cli.explain import print_item
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.explain.item import explain_item
+from perpeft_ray.explain.pages import page_name, write_item_page
+from perpeft_ray.explain.pictures import thumbnail
 from perpeft_ray.explain.user import explain_user
+from perpeft_ray.explain.words import title_words
 from perpeft_ray.models.trained import item_embedding, open_trained
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.train.workspace import open_catalogue, prepare
+from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import GROUPS, FinishedTrial
 
 
@@ -59,9 +72,9 @@ def test_an_item_under_the_groups_that_differ_most(
     assert tuple(view.group for view in found.views) == min(cosines, key=lambda p: cosines[p])
     assert found.cosine == pytest.approx(min(cosines.values()), abs=1e-6)
     for view in found.views:
-        assert view.tokens is not None
+        assert view.words is not None
         assert view.patches is not None
-        assert view.tokens.sum() == pytest.approx(1.0, abs=1e-5)
+        assert view.words.sum() == pytest.approx(1.0, abs=1e-5)
         assert view.patches.shape == (3, 3)  # 24 pixels in patches of 8
         assert view.users == (trial.modules_of_users() == view.group).sum()
         # The nearest by brute force.
@@ -71,7 +84,7 @@ def test_an_item_under_the_groups_that_differ_most(
         order = [i + 1 for i in np.argsort(scores)[::-1] if i != 4]
         assert [item for item, _ in view.neighbours] == order[:5]
     first, second = found.views
-    assert not np.allclose(first.tokens, second.tokens)  # the modules were trained apart
+    assert not np.allclose(first.words, second.words)  # the modules were trained apart
 
 
 def test_what_cannot_be_explained_is_told(
@@ -83,7 +96,7 @@ def test_what_cannot_be_explained_is_told(
     with pytest.raises(InputError, match="must be of a method with a module a group"):
         explain_user(study_folder, one, 0)
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
-    with pytest.raises(InputError, match="`groups` must be between 0 and 2, but has 3"):
+    with pytest.raises(InputError, match="`groups` must be between 0 and 2, but is 3"):
         explain_item(trial, 5, (0, 3))
     with pytest.raises(InputError, match="`other` must be between 0 and 2, but is 7"):
         explain_user(study_folder, trial, 0, other=7)
@@ -95,7 +108,7 @@ def test_iisan_leaves_attention_as_it_is_and_says_so(
     trial = open_trained(study_folder, finished_trial("perpeft", "iisan"))
     found = explain_item(trial, 5, (0, 2), neighbours=0)
     assert not found.has_attention
-    assert [view.tokens for view in found.views] == [None, None]
+    assert [view.words for view in found.views] == [None, None]
     assert [view.neighbours for view in found.views] == [[], []]
 
 
@@ -148,26 +161,157 @@ def test_commands_print_and_write_pages(
     assert "<h1>User u9</h1>" in (tmp_path / "user.html").read_text()
 
     for arguments, message in (
-        (["item", path, "nothing"], "`item` must be the id of one in the data of"),
-        (["user", path, "nobody"], "`user` must be the id of one in the data of"),
+        (["item", path, "nothing"], "no item .nothing. in the data of .*; for example .i0."),
+        (["user", path, "nobody"], "no user .nobody. in the data of .*; for example .u0."),
         (["thing", path, "i5"], "must be followed by one of item, user, but is by 'thing'"),
     ):
         with pytest.raises(InputError, match=message):
             perpeft(["explain", *arguments])
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["a/b", "a_b", "a.b", "a b", "A_B", "a_B"],
+        ["x" * 250, "x" * 251, "X" * 250, "x" * 60, "x" * 61],
+        ["", ".", "..", "/", "\\", "\0", "a\0b", "a\0c", "-", "con", "CON", "nul."],
+        ["é", "e\u0301", "E\u0301", "ß", "ss", "日本", "日本語", "\ud800", "😀" * 100],
+    ],
+)
+def test_every_id_has_a_page_of_its_own_that_any_file_system_takes(
+    ids: list[str], tmp_path: Path
+) -> None:
+    names = [page_name(kind, name) for kind in ("item", "user") for name in ids]
+    assert len({name.lower() for name in names}) == 2 * len(ids)
+    for name in names:
+        assert re.fullmatch(r"(item|user)-[a-z0-9_-]*(\.[0-9a-f]{32})?\.html", name)
+        assert len(name) <= 100
+        (tmp_path / name).write_text("")
+    assert page_name("user", "u_9-a") == "user-u_9-a.html"
+
+
+def test_an_image_that_cannot_be_read_has_a_placeholder(tmp_path: Path) -> None:
+    Image.new("RGB", (320, 160), "red").save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    broken = {"cut.png": whole[:200], "page.jpg": b"<html>404</html>", "empty.png": b""}
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+    shown = {thumbnail(tmp_path, name) for name in (*broken, "gone.png")}
+    assert len(shown) == 1
+    assert thumbnail(tmp_path, None) is None
+    (placeholder,) = shown
+    good = thumbnail(tmp_path, "good.png")
+    assert good is not None
+    assert placeholder is not None
+    assert good != placeholder
+    for uri, size in ((good, (160, 80)), (placeholder, (160, 160))):
+        png = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(png)).size == size
+
+
+@pytest.mark.parametrize(
+    ("title", "words"),
+    [
+        ("Café crème  naïve", ["Café", "crème", "naïve"]),
+        ("紅色 oak", ["紅", "色", "oak"]),
+        ("e\u0301tage über-groß!", ["e\u0301tage", "über-groß!"]),
+        ("🪑 chair", ["🪑", "chair"]),
+        ("مصباح صغير", ["مصباح", "صغير"]),
+        (" red\tlamp ", ["red", "lamp"]),
+    ],
+)
+def test_a_title_is_shown_in_its_own_words(title: str, words: list[str]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TOYSHOP_CLIP)
+    ids = tokenizer(title)["input_ids"]
+    found = title_words("toyshop-clip", title, ids)
+    assert found.words == ["<|startoftext|>", *words, "<|endoftext|>"]
+    # Every token belongs to the word that its bytes are a part of.
+    for number, word in enumerate(words, start=1):
+        own = [token for token, at in zip(ids, found.of_token, strict=True) if at == number]
+        plain = unicodedata.normalize("NFC", word).lower()
+        assert tokenizer.decode(own).replace(" ", "") == plain
+    assert found.sums(np.ones(len(ids), np.float32)).sum() == len(ids)
+
+
+@pytest.mark.parametrize("family", ["text", "siglip"])
+def test_padding_is_one_word_for_every_tokenizer(family: str, tmp_path: Path) -> None:
+    encoder = write_tiny_model(family, tmp_path / "encoder")
+    preprocessor = FoundationPreprocessor(encoder)
+    (ids,) = preprocessor.tokens(["red oak lamp"])
+    ids = ids + [preprocessor.pad_token_id] * 3
+    found = title_words(encoder, "red oak lamp", ids)
+    assert [word for word in found.words if word in ("red", "oak", "lamp")] == [
+        "red",
+        "oak",
+        "lamp",
+    ]
+    assert len(found.words) <= 6
+    assert (np.diff(found.of_token) >= 0).all()
+
+
+def test_a_group_without_users_is_never_compared_with(
+    study_folder: StudyFolder, finished_trial: FinishedTrial
+) -> None:
+    """Users in group 0 alone, then in 0 and 2: NumPy's warnings are errors here."""
+    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
+    assert trial.grouping is not None
+    nobody = np.zeros_like(trial.grouping.valid)
+    some = np.where(np.arange(len(nobody)) < 5, 2, 0).astype(np.int32)
+    for groups, others, shown in ((nobody, [], (0,)), (some, ["group 2"], (0, 2))):
+        changed = replace(trial, grouping=replace(trial.grouping, valid=groups, test=groups))
+        with warnings.catch_warnings(action="error"):
+            found = explain_user(study_folder, changed, 9)
+            item = explain_item(changed, 5)
+        assert [one.title for one in found.lists][2:] == others
+        assert tuple(view.group for view in item.views) == shown
+        assert (item.cosine is None) == (len(shown) == 1)
+        with pytest.raises(InputError, match=r"must be a group with users, one of 0.* is 1"):
+            explain_user(study_folder, changed, 9, other=1)
+        with pytest.raises(InputError, match="`groups` must be a group with users"):
+            explain_item(changed, 5, (0, 1))
+
+
+def test_an_item_that_one_group_alone_sees_is_printed_and_has_a_page(
+    study_folder: StudyFolder,
+    finished_trial: FinishedTrial,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
+    assert trial.grouping is not None
+    nobody = np.zeros_like(trial.grouping.valid)
+    changed = replace(trial, grouping=replace(trial.grouping, valid=nobody, test=nobody))
+    found = explain_item(changed, 5)
+    print_item(found, changed.dataset)
+    assert "seen by group 0 alone: no other group has users" in capsys.readouterr().out
+    write_item_page(found, changed, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "no other group has users" in text
+    assert "<h2>Group 0</h2>" in text
+    assert "the two groups" not in text
+
+
+def test_a_page_speaks_of_attention_only_where_it_shows_some(
+    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
+) -> None:
+    for variant, has_attention in (("lora", True), ("iisan", False)):
+        trial = open_trained(study_folder, finished_trial("perpeft", variant))
+        write_item_page(explain_item(trial, 5, (0, 2), 1), trial, tmp_path / "page.html")
+        text = (tmp_path / "page.html").read_text()
+        assert ("Attention: last layer" in text) == has_attention
+        assert ("leaves their attention as it is" in text) != has_attention
+
+
 def test_titles_are_text_on_the_page(
     study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
-    from perpeft_ray.explain.pages import write_item_page
-
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
     dataset = open_dataset(study_folder.config.dataset, study_folder.path.parent / ".cache")
     items = dataset.items.copy()
     items["title"] = pd.Series(["<script>alert(1)</script>"] * len(items), dtype=items.title.dtype)
     write_item_page(
-        explain_item(trial, 5), trial, replace(dataset, items=items), tmp_path / "page.html"
+        explain_item(trial, 5),
+        replace(trial, dataset=replace(dataset, items=items)),
+        tmp_path / "page.html",
     )
     assert "<script>" not in (tmp_path / "page.html").read_text()
