@@ -39,10 +39,10 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
     if len(positive):
         below = 10.0 ** np.floor(np.log10(positive.min()))
         axes.set_xscale("symlog", linthresh=below, linscale=0.6)
-    front = points[on_front(points.trainable_parameters, points["mean"])].sort_values("trainable_parameters")
-    axes.step(
-        front.trainable_parameters, 100 * front["mean"], where="post", color=GREY, zorder=1
+    front = points[on_front(points.trainable_parameters, points["mean"])].sort_values(
+        "trainable_parameters"
     )
+    axes.step(front.trainable_parameters, 100 * front["mean"], where="post", color=GREY, zorder=1)
     for row in points.itertuples():
         variant = None if pd.isna(row.variant) else row.variant
         axes.errorbar(

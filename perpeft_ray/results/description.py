@@ -1,4 +1,4 @@
-"""What `study.json` says of a study: its configuration, and the part that each setting has in it."""
+"""What `study.json` says of a study: its configuration, and each setting's part in it."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,7 +101,6 @@ class StudyFolder:
             raise InputError(f"a study's folder must have {DESCRIPTION}, but {place} has none")
         return folder
 
-
     @property
     def cache(self) -> Path:
         """What the studies of this storage share on this machine."""
@@ -111,7 +108,7 @@ class StudyFolder:
 
     @property
     def kept(self) -> Path | str:
-        """Where trained stages and trials are kept for all studies of this storage, by path or URI."""
+        """Path or URI of the trained stages and trials of all studies in this storage."""
         return subfolder(self.uri.rpartition("/")[0], ".cache") if self.uri else self.cache
 
     def told(self, file: Path) -> str:

@@ -24,12 +24,12 @@ LEVEL = 0.05
 
 
 def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
-    """Every ordering of the paper that the studies have both methods of, a row a data set and variant.
+    """Orderings of the paper that the studies have both methods of, per data set and variant.
 
     Columns: dataset, encoder, variant, above, below, mean_above, mean_below, difference, low, high
     (95 % bootstrap interval over users), p_value (paired t over users), p_holm (corrected over the
-    data set), p_seeds, users, seeds, finding: `holds` or `reversed` where p_holm is below 0.05, else
-    `undecided`.
+    data set), p_seeds, users, seeds, finding: `holds` or `reversed` where p_holm is below 0.05,
+    else `undecided`.
     """
     trials = _read(folders)
     rows = [
@@ -56,8 +56,10 @@ def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
 
 
 def means(folders: Sequence[Path]) -> StudyTable:
-    """Test metrics of every data set, method and variant; columns of `ablation_summary` and dataset,
-    encoder."""
+    """Test metrics of every data set, method and variant.
+
+    Columns: those of `ablation_summary`, and dataset, encoder.
+    """
     trials = _read(folders)
     frames = [
         ablation_summary(of_data).assign(dataset=dataset, encoder=encoder)

@@ -140,9 +140,6 @@ EPOCHS = _schema(_EPOCH).insert(0, pa.field("trial_id", pa.string()))
 _USER_TYPES = {"user_id": pa.string(), "map_x": pa.float32(), "map_y": pa.float32()}
 USERS = pa.schema(
     [pa.field("trial_id", pa.string())]
-    + [
-        pa.field(field.name, _USER_TYPES.get(field.name, pa.int64()))
-        for field in fields(UserRanks)
-    ]
+    + [pa.field(field.name, _USER_TYPES.get(field.name, pa.int64())) for field in fields(UserRanks)]
 )
 """One row a user of a COMPLETE trial."""

@@ -133,8 +133,9 @@ def _of_settings(trials: pd.DataFrame) -> pd.DataFrame:
 def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
     """Test NDCG@20 of PerPEFT against one setting at a time, the others held where it varies most.
 
-    From all trials that read test, of either phase. Columns: parameter (groups, rank, conditioning_weight, learning_rate), variant, mode, value,
-    mean, std, seeds; no rows in a study that varies none of them in trials that read test.
+    From all trials that read test, of either phase. Columns: parameter (groups, rank,
+    conditioning_weight, learning_rate), variant, mode, value, mean, std, seeds; no rows in a study
+    that varies none of them in trials that read test.
     """
     complete = (trials.phase != "search") & (trials.status == "COMPLETE")
     done = trials[complete & (trials.method == "perpeft")].drop_duplicates("config_hash")

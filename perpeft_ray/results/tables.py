@@ -26,7 +26,7 @@ def study_tables(folder: StudyFolder) -> list[StudyTable]:
     """All tables that the trials so far give, from the study's Parquet files alone."""
     trials = folder.trials()
     tables = [costs_table(trials)]
-    if not set(trials.phase) == {"settings"}:
+    if set(trials.phase) != {"settings"}:
         tables = [
             ablation_table(trials, folder.config),
             comparisons([folder.path]),

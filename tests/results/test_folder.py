@@ -231,8 +231,8 @@ def test_the_same_study_goes_on_and_another_is_refused(
     with pytest.raises(InputError) as error:
         StudyFolder.create(replace(study, train=TrainSettings(epochs=5)))
     assert str(error.value) == (
-        f"`train.epochs` must be {study.train.epochs} as in the study that {folder.path} holds, but is 5; "
-        "another `study` name keeps both"
+        f"`train.epochs` must be {study.train.epochs} as in the study that {folder.path} holds, "
+        "but is 5; another `study` name keeps both"
     )
     ranks = re.escape(str(list(study.search.ranks)))
     with pytest.raises(InputError, match=rf"`search\.ranks` must be {ranks} .* but is \[4\]"):
@@ -249,9 +249,9 @@ def test_a_study_that_was_moved_goes_on(folder: StudyFolder, study: StudyConfig)
 
 def test_storage_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="`storage` must be a folder, but .* is a file"):
+    with pytest.raises(InputError, match=r"`storage` must be a folder, but .* is a file"):
         StudyFolder.create(StudyConfig(storage=str(tmp_path / "file")))
-    with pytest.raises(InputError, match=r"a place that can be read and written, but ftp://x/\w+: "):
+    with pytest.raises(InputError, match=r"can be read and written, but ftp://x/\w+: "):
         StudyFolder.create(StudyConfig(storage="ftp://x"))
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "ablation_peft").touch()

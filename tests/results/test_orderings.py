@@ -7,7 +7,6 @@ import pytest
 
 from perpeft_ray.results.orderings import means, orderings
 from perpeft_ray.results.statistics import compare_methods, holm
-
 from tests.results.test_statistics import Write, write
 
 __all__ = ["write"]
