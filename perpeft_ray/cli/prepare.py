@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 import sys
 import time
@@ -18,7 +17,7 @@ from rich.console import Console
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.download import Limits
-from perpeft_ray.data.prepare.images import FAILURES_FILE
+from perpeft_ray.data.prepare.images import FAILURES_FILE, read_failures
 from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.paper import PAPER_DATASETS
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
@@ -130,20 +129,23 @@ def _telling() -> Iterator[None]:
 
 
 def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], started: float) -> None:
-    memory_gb = 1.0 if isinstance(command, Release) else command.memory_gb
-    report = report_on(command.out, memory_gb)
+    dataset = load_folder(command.out, f"parquet:{command.out}")
+    report = report_on(dataset)
     console = Console(width=None if sys.stdout.isatty() else 120)
     for line in (*findings(report), *told):
-        console.print(line, highlight=False)
-    failures = command.out / FAILURES_FILE
-    if failures.is_file():
-        with failures.open(encoding="utf-8", newline="") as file:
-            failed = sum(1 for _ in csv.reader(file)) - 1
-        console.print(f"{failed:,} images failed, listed in {failures}", highlight=False)
+        console.print(line, highlight=False, markup=False)
+    failures = read_failures(command.out)
+    if failures:
+        passing = sum(failure.passing for failure in failures)
+        again = f"; the same command fetches {passing:,} of them again" if passing else ""
+        console.print(
+            f"{len(failures):,} images failed, listed in {command.out / FAILURES_FILE}{again}",
+            highlight=False,
+            markup=False,
+        )
     if not isinstance(command, Parquet):
         name = command.category if isinstance(command, Amazon2023) else command.name
         console.print(table_1(report, name, PAPER_DATASETS.get(name)))
-    dataset = load_folder(command.out, f"parquet:{command.out}")
     seconds = time.perf_counter() - started
     print(f"next: perpeft study --dataset {dataset.uri}")
     print(f"{dataset.uri} in {seconds:.0f} s, fingerprint {dataset.fingerprint}")

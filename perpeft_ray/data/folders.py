@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike
+
+_STALE_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -23,6 +27,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     when the block raises. Parents are made.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(folder)
     # Not tempfile.mkdtemp: its mode 0700 would hide a shared cache from other users.
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     temporary.mkdir()
@@ -50,17 +55,47 @@ def resumed_folder(folder: Path) -> Iterator[Path | None]:
     """Yield the working folder of `folder`, renamed to it when the block ends; None if it is there.
 
     For long work: the working folder (`.NAME.unfinished` beside it) outlives a raise or a kill, and
-    whoever comes next finds in it what was done. One process works on it, others wait for it.
+    whoever comes next finds in it what was done. One process works on it, others wait for it. A
+    block that removes the working folder and raises leaves nothing, nor the parents that were made.
     """
+    made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():
-            yield None
-            return
-        working = folder.with_name(f".{folder.name}.unfinished")
-        working.mkdir(exist_ok=True)
-        yield working
-        working.rename(folder)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    working = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        with lock:
+            if folder.is_dir():
+                yield None
+            else:
+                working.mkdir(exist_ok=True)
+                yield working
+                working.rename(folder)
+            # Whoever still waits for this file finds the folder done.
+            Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        if not working.exists():
+            Path(lock.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):  # another process has put something there
+                for parent in made:
+                    parent.rmdir()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a stopped `resumed_folder` has left, unless a process is at work there."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    with suppress(Timeout), lock:
+        shutil.rmtree(folder.with_name(f".{folder.name}.unfinished"), ignore_errors=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the temporary folders of `new_folder` that were last written to a day ago."""
+    for entry in folder.parent.iterdir():
+        name, _, ending = entry.name.rpartition(".")
+        if name == f".{folder.name}" and re.fullmatch("[0-9a-f]{32}", ending):
+            with suppress(OSError):  # its own process is renaming or removing it
+                if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(entry)
 
 
 def resumed_array(file: Path, dtype: DTypeLike, shape: tuple[int, ...], resume: bool) -> np.memmap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from perpeft_ray.data.tables import INTERACTION_COLUMNS, Kind, ParquetTable, open_table
 from perpeft_ray.errors import InputError
 
 INTERACTIONS_FILE = "interactions.parquet"
 ITEMS_FILE = "items.parquet"
+_ITEM_COLUMNS: Mapping[str, Kind] = {"item_id": "id", "title": "text", "image": "text"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,8 @@ class Dataset:
     root: Path
     """The folder; image paths are relative to it."""
     interactions: pd.DataFrame
-    """user_id str, item_id str, timestamp int64; in file order, which breaks ties."""
+    """user_id str, item_id str, timestamp int64 in the file's own unit; in file order, which breaks
+    ties."""
     items: pd.DataFrame
     """item_id str (unique), title str or None, image str or None; item index = row + 1."""
     fingerprint: str
@@ -41,26 +43,15 @@ class Dataset:
 def load_folder(path: Path, uri: str) -> Dataset:
     """Read and check a dataset folder; `uri` is what messages and the result call it.
 
-    Repeats, ties, items without image, null or empty titles and users with few interactions are
-    normal. Raises `InputError` for a missing folder, file or column, a wrong column type, null
-    ids or timestamps, an empty table, a repeated item id, an interaction with an unknown item,
-    and an image path that leaves the folder or names no file.
+    A table is a file or a folder of parts. Repeats, ties, items without image, null or empty titles
+    and users with few interactions are normal. Raises `InputError` for a missing folder, file or
+    column, ids, times and texts that `ParquetTable` does not read, null ids or times, an empty
+    table, a repeated item id, an interaction with an unknown item, and an image path that leaves
+    the folder or names no file.
     """
     if not path.is_dir():
         raise InputError(f"`{uri}` must name a folder, but {str(path)!r} is none")
-    ids = ("string", _is_string, pa.string())
-    times = ("integer", pa.types.is_integer, pa.int64())
-    texts = ("string", lambda kind: _is_string(kind) or pa.types.is_null(kind), pa.string())
-    interactions = _read(
-        uri, path / INTERACTIONS_FILE, {"user_id": ids, "item_id": ids, "timestamp": times}
-    )
-    items = _read(uri, path / ITEMS_FILE, {"item_id": ids, "title": texts, "image": texts})
-    for file, table, columns in (
-        (INTERACTIONS_FILE, interactions, ("user_id", "item_id", "timestamp")),
-        (ITEMS_FILE, items, ("item_id",)),
-    ):
-        for column in columns:
-            _check_no_null(uri, file, table, column)
+    interactions, items = (table.read() for table in open_tables(f"`{uri}`", path))
     _check_items(uri, interactions["item_id"], items["item_id"])
     images = items["image"].to_pylist()
     _check_images(uri, path, [image for image in images if image is not None])
@@ -93,6 +84,24 @@ def load_folder(path: Path, uri: str) -> Dataset:
     )
 
 
+def open_tables(
+    where: str, folder: Path, *, optional: tuple[str, ...] = ()
+) -> tuple[ParquetTable, ParquetTable]:
+    """The interactions and items of a folder of the data format, not yet read.
+
+    `where` begins messages. Columns of the items that are `optional` may be missing.
+    """
+    for name in (INTERACTIONS_FILE, ITEMS_FILE):
+        if not (folder / name).exists():
+            raise InputError(
+                f"{where} must have the file {name}, but {str(folder / name)!r} is missing"
+            )
+    return (
+        open_table(f"{where} {INTERACTIONS_FILE}", folder / INTERACTIONS_FILE, INTERACTION_COLUMNS),
+        open_table(f"{where} {ITEMS_FILE}", folder / ITEMS_FILE, _ITEM_COLUMNS, optional=optional),
+    )
+
+
 def check_inside(rule: str, root: Path, path: str) -> None:
     """Raise InputError, with the rule in front, where a relative path leaves the folder `root`."""
     if Path(path).is_absolute():
@@ -103,59 +112,6 @@ def check_inside(rule: str, root: Path, path: str) -> None:
         raise InputError(f"{rule}, but {path!r} is no file")
     if not os.path.realpath(root / path).startswith(os.path.realpath(root) + os.sep):
         raise InputError(f"{rule}, but {path!r} is a link that leaves it")
-
-
-_Column = tuple[str, Callable[[pa.DataType], bool], pa.DataType]
-"""The type in words, the same as a test, and the type it is read as."""
-
-
-def _read(uri: str, file: Path, columns: dict[str, _Column]) -> pa.Table:
-    if not file.is_file():
-        raise InputError(f"`{uri}` must have the file {file.name}, but {str(file)!r} is missing")
-    try:
-        with pq.ParquetFile(file) as parquet:
-            schema = parquet.schema_arrow
-            for name, (words, allowed, _) in columns.items():
-                _check_column(f"`{uri}` {file.name}", schema, name, words, allowed)
-            table = parquet.read(columns=list(columns))
-        if not len(table):
-            raise InputError(f"`{uri}` {file.name} must have at least one row, but is empty")
-        target = pa.schema([(name, kind) for name, (_, _, kind) in columns.items()])
-        table = table.select(list(columns)).cast(target)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"`{uri}` {file.name} must be a readable table, but {reason}") from error
-    return table
-
-
-def _check_column(
-    where: str, schema: pa.Schema, name: str, words: str, allowed: Callable[[pa.DataType], bool]
-) -> None:
-    if schema.names.count(name) != 1:
-        has = ", ".join(schema.names) or "none"
-        raise InputError(f"{where} must have one column `{name}`, but its columns are {has}")
-    kind = schema.field(name).type
-    if not allowed(kind):
-        raise InputError(f"{where} column `{name}` must be of {words} type, but is {kind}")
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # what a pandas categorical is written as
-        return _is_string(kind.value_type)
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
-
-
-def _check_no_null(uri: str, file: str, table: pa.Table, column: str) -> None:
-    values = table[column]
-    if values.null_count:
-        row = pc.index(pc.is_null(values), True).as_py()
-        raise InputError(
-            f"`{uri}` {file} column `{column}` must not be null, "
-            f"but {values.null_count} rows are (the first is row {row})"
-        )
 
 
 def _check_items(uri: str, used: pa.ChunkedArray, items: pa.ChunkedArray) -> None:

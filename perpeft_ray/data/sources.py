@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.folders import new_folder, remove_unfinished
 from perpeft_ray.data.interactions import Dataset, load_folder
 from perpeft_ray.errors import InputError
 
@@ -21,7 +22,7 @@ _FORMS = {
 _PATH_FORMS = ("parquet", "release", "amazon2023")
 
 
-def open_dataset(uri: str, cache: Path) -> Dataset:
+def open_dataset(uri: str, cache: Path, *, again: bool = True) -> Dataset:
     """The dataset that a URI names.
 
     - `toyshop[:SEED]` (seed 0): generated.
@@ -30,7 +31,9 @@ def open_dataset(uri: str, cache: Path) -> Dataset:
       is the last part of PATH without its ending.
     - `amazon2023:RAW_DIR#CATEGORY`: `prepare_amazon2023` with its defaults, images downloaded.
 
-    What is generated or prepared is kept under `cache`, by what it was made from. Raises
+    What is generated or prepared is kept under `cache`, by what it was made from, image bytes
+    included. Images of `amazon2023` that failed for a passing reason are fetched once more with
+    `again`; without, a dataset that was prepared stays as it is. Raises
     `InputError` for any other form, and for what the function that makes or reads it rejects.
     """
     source, colon, rest = uri.partition(":")
@@ -43,7 +46,7 @@ def open_dataset(uri: str, cache: Path) -> Dataset:
         case "release" if path:
             return load_folder(_release(Path(path), name or Path(path).stem, cache), uri)
         case "amazon2023" if path and name:
-            return load_folder(_amazon2023(Path(path), name, cache), uri)
+            return load_folder(_amazon2023(Path(path), name, cache, again=again), uri)
     if source in _FORMS:
         raise InputError(f"`dataset` must be {_FORMS[source]}, but is {uri!r}")
     *others, last = _FORMS.values()
@@ -96,7 +99,7 @@ def _release(path: Path, name: str, cache: Path) -> Path:
     return folder
 
 
-def _amazon2023(raw: Path, category: str, cache: Path) -> Path:
+def _amazon2023(raw: Path, category: str, cache: Path, *, again: bool) -> Path:
     from perpeft_ray.data.prepare.amazon2023 import (
         Selection,
         amazon2023_recipe,
@@ -106,14 +109,21 @@ def _amazon2023(raw: Path, category: str, cache: Path) -> Path:
     selection = Selection()
     recipe = amazon2023_recipe(raw, category, selection, images=True)
     folder = _prepared(cache, category, recipe)
-    prepare_amazon2023(raw, category, folder, selection)
+    prepare_amazon2023(raw, category, folder, selection, again=again)
     return folder
 
 
 def _prepared(cache: Path, name: str, recipe: Mapping[str, Any]) -> Path:
+    """The folder of a recipe; what other recipes of the name have left unfinished is removed."""
     from perpeft_ray.data.prepare.recipe import recipe_key
 
-    return cache / "prepared" / f"{name}-{recipe_key(recipe)}"
+    folder = cache / "prepared" / f"{name}-{recipe_key(recipe)}"
+    unfinished = re.compile(rf"\.({re.escape(name)}-[0-9a-f]{{8}})\.unfinished")
+    for entry in folder.parent.iterdir() if folder.parent.is_dir() else ():
+        found = unfinished.fullmatch(entry.name)
+        if found and found[1] != folder.name:
+            remove_unfinished(folder.with_name(found[1]))
+    return folder
 
 
 def _toyshop(uri: str, seed: str, cache: Path) -> Path:

@@ -9,10 +9,18 @@ k-core, images.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+import gzip
+import itertools
+import json
+import logging
+import shutil
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE
 from perpeft_ray.data.prepare.database import Database, clean_text
@@ -20,6 +28,7 @@ from perpeft_ray.data.prepare.download import Download, Limits, download_images
 from perpeft_ray.data.prepare.images import (
     check_file_name,
     image_progress,
+    read_failures,
     write_failures,
 )
 from perpeft_ray.data.prepare.kcore import make_core
@@ -32,6 +41,11 @@ _META = (
     "{parent_asin: 'VARCHAR', title: 'VARCHAR', images: "
     "'STRUCT(variant VARCHAR, large VARCHAR, hi_res VARCHAR, thumb VARCHAR)[]'}"
 )
+_PLAIN = "hive_partitioning = false"
+_LOOKED_AT = 1000
+"""Lines of a raw file whose fields are looked at before anything starts."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,18 +79,22 @@ def prepare_amazon2023(
     images: bool = True,
     limits: Limits | None = None,
     memory_gb: float = 1.0,
+    again: bool = True,
 ) -> None:
     """Make the folder `out` from the raw files of a category; goes on where it was stopped.
 
     `category` is one of the paper's (`sports_outdoors`, …) or a raw file's name without its ending.
     Timestamps stay as published, in milliseconds; ties keep the raw file's order. Images that fail
-    are null in items.parquet and listed in images_failed.csv. `memory_gb` bounds DuckDB, which
-    is nearly all the memory. Raises InputError for options and files that cannot be used and where
-    nothing is left.
+    are null in items.parquet and listed in images_failed.csv. Where `out` is there already, images
+    that failed for a passing reason are fetched once more, with `again`. `memory_gb` bounds DuckDB,
+    which is nearly all the memory. Raises InputError for options and files that cannot be used and
+    where nothing is left.
     """
     recipe = amazon2023_recipe(raw, category, selection, images=images)
     with preparing(out, recipe) as working:
         if working is None:
+            if images and again:
+                _fetch_again(out, limits or Limits())
             return
         with Database(working / SCRATCH / "tables.duckdb", memory_gb) as database:
             reviews, meta = _raw_files(raw, category)
@@ -88,12 +106,18 @@ def prepare_amazon2023(
 def amazon2023_recipe(
     raw: Path, category: str, selection: Selection, *, images: bool
 ) -> dict[str, Any]:
-    """What decides the folder that `prepare_amazon2023` makes; raises InputError as it does."""
+    """What decides the folder that `prepare_amazon2023` makes; raises InputError as it does.
+
+    Of the raw files the first lines are looked at.
+    """
     _check(category, selection)
+    reviews, meta = _raw_files(raw, category)
+    _check_fields(reviews, ("user_id", "parent_asin", "timestamp"))
+    _check_fields(meta, ("parent_asin", "title", "images"))
     return {
         "source": "amazon2023",
         "category": category,
-        "raw": source_files(*_raw_files(raw, category)),
+        "raw": source_files(reviews, meta),
         "selection": {
             key: value.isoformat() if isinstance(value, dt.date) else value
             for key, value in asdict(selection).items()
@@ -105,7 +129,10 @@ def amazon2023_recipe(
 def amazon2023_files(raw: Path, category: str) -> list[Path]:
     """A category's raw files, begun to be read; raises InputError where one is missing or cannot
     be read."""
-    return begun_to_read(amazon2023_recipe(raw, category, Selection(), images=True))
+    amazon2023_recipe(raw, category, Selection(), images=True)
+    files = list(_raw_files(raw, category))
+    begun_to_read(files)
+    return files
 
 
 def _check(category: str, selection: Selection) -> None:
@@ -117,6 +144,32 @@ def _check(category: str, selection: Selection) -> None:
     if selection.since and selection.until and selection.since >= selection.until:
         raise InputError(
             f"`since` must be before `until` ({selection.until}), but is {selection.since}"
+        )
+
+
+def _check_fields(file: Path, needed: tuple[str, ...]) -> None:
+    """Raise InputError where a file is not of the form, or none of its first lines has a field."""
+    opened = gzip.open if file.suffix == ".gz" else open
+    rule = f"`raw` file {file.name} must have lines of Amazon Reviews 2023"
+    fields: dict[str, None] = {}
+    try:
+        with opened(file, "rt", encoding="utf-8", errors="replace") as stream:
+            for number, line in enumerate(itertools.islice(stream, _LOOKED_AT), start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise InputError(f"{rule}, but line {number} is no JSON object")
+                    fields.update(dict.fromkeys(row))
+    except ValueError as error:
+        raise InputError(f"{rule}, but line {number} is no JSON: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{str(file)!r} must be a readable file, but {error}") from error
+    missing = [field for field in needed if field not in fields]
+    if missing:
+        older = " as in the release of 2018" if {"reviewerID", "asin"} & fields.keys() else ""
+        raise InputError(
+            f"{rule} with the field `{missing[0]}`, "
+            f"but has {', '.join(fields)[:200] or 'no lines'}{older}"
         )
 
 
@@ -158,8 +211,8 @@ def _select(
     reviews (user_row, item_row, timestamp, line), whose rows are those tables' `rowid`: ids are
     long, and most of the work is on these."""
     with database.reading("`raw`"):
-        database.table("reviews", *_reviews(reviews, selection, fraction))
-        database.table("items", *_items(meta, selection))
+        database.table("reviews", *_reviews(database.plain_path(reviews), selection, fraction))
+        database.table("items", *_items(database.plain_path(meta), selection))
     database.table("users", "SELECT DISTINCT user_id FROM reviews")
     # Of a user's repeats of an item the first counts.
     database.table(
@@ -168,12 +221,28 @@ def _select(
         "FROM reviews JOIN users USING (user_id) JOIN items USING (item_id) "
         "QUALIFY row_number() OVER (PARTITION BY user_row, item_row ORDER BY timestamp, line) = 1",
     )
+    _check_joined(database, reviews, meta)
     left = make_core(database, "core", "firsts", selection.core)
     if not left:
         raise InputError(
             f"`category` must have interactions that pass the filters, but of "
             f"{database.count('reviews')} reviews of the chosen users and days and "
             f"{database.count('items')} items none is in the {selection.core}-core"
+        )
+
+
+def _check_joined(database: Database, reviews: Path, meta: Path) -> None:
+    """Raise InputError where no review has an item of the metadata, warn where few have."""
+    count, items = database.count("reviews"), database.count("items")
+    (known,) = database.row("SELECT count(*) FROM reviews SEMI JOIN items USING (item_id)")
+    if count and items and not known:
+        raise InputError(
+            f"{meta.name} must have the metadata of {reviews.name}, but none of its {items:,} "
+            f"`parent_asin` is in the {count:,} reviews"
+        )
+    if known < count / 2:
+        _log.warning(
+            "only %s of %s reviews have an item of the metadata", f"{known:,}", f"{count:,}"
         )
 
 
@@ -195,7 +264,7 @@ def _reviews(file: Path, selection: Selection, fraction: float) -> tuple[str, li
     query = (
         "SELECT user_id, parent_asin AS item_id, timestamp, line FROM "
         "(SELECT *, row_number() OVER () AS line FROM "
-        f"read_json(?, format = 'newline_delimited', columns = {_REVIEW})) "
+        f"read_json(?, format = 'newline_delimited', columns = {_REVIEW}, {_PLAIN})) "
         f"WHERE {' AND '.join(rules)}"
     )
     return query, values
@@ -213,7 +282,7 @@ def _items(file: Path, selection: Selection) -> tuple[str, list[Any]]:
         "coalesce(picture.large, picture.hi_res, picture.thumb) AS url FROM ("
         "SELECT *, row_number() OVER () AS line, coalesce("
         "list_filter(images, lambda image: image.variant = 'MAIN')[1], images[1]) AS picture "
-        f"FROM read_json(?, format = 'newline_delimited', columns = {_META}))) "
+        f"FROM read_json(?, format = 'newline_delimited', columns = {_META}, {_PLAIN}))) "
         f"WHERE {' AND '.join(rules)} "
         "QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY line) = 1"
     )
@@ -229,15 +298,53 @@ def _fetch_images(database: Database, working: Path, limits: Limits) -> list[str
         "AND rowid IN (SELECT item_row FROM core) ORDER BY item_id"
     )
 
-    def downloads() -> Iterator[Download]:
-        for item_id, url in wanted:
-            check_file_name("`parent_asin` of an item with image", item_id)
-            yield Download(item_id, url, folder / f"{item_id}.jpg")
-
+    for item_id, _ in wanted:
+        check_file_name("`parent_asin` of an item with image", item_id)
+    downloads = (Download(item_id, url, _image_file(working, item_id)) for item_id, url in wanted)
     with image_progress(len(wanted)) as advance:
-        failures = download_images(downloads(), limits, advance)
+        failures = download_images(downloads, limits, working / SCRATCH, advance)
     write_failures(working, failures)
     return [failure.item_id for failure in failures]
+
+
+def _fetch_again(out: Path, limits: Limits) -> None:
+    """Fetch the images of a prepared folder that failed for a passing reason.
+
+    Killed at any line, the next call goes on: an image that is there is not fetched again.
+    """
+    failures = read_failures(out)
+    passing = [failure for failure in failures if failure.passing]
+    if not passing:
+        return
+    _log.info("fetching %s images again that could not be reached", f"{len(passing):,}")
+    downloads = [Download(one.item_id, one.image, _image_file(out, one.item_id)) for one in passing]
+    scratch = out / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    try:
+        with image_progress(len(passing)) as advance:
+            still = download_images(downloads, limits, scratch, advance)
+        failed = {failure.item_id: failure for failure in still}
+        found = {one.item_id for one in passing} - failed.keys()
+        with pq.ParquetFile(out / ITEMS_FILE) as parquet:
+            items = parquet.read()
+        images = [
+            f"images/{item_id}.jpg" if item_id in found else image
+            for item_id, image in zip(
+                items["item_id"].to_pylist(), items["image"].to_pylist(), strict=True
+            )
+        ]
+        at = items.schema.get_field_index("image")
+        items = items.set_column(at, "image", pa.array(images, pa.string()))
+        pq.write_table(items, scratch / ITEMS_FILE, compression="zstd")
+        (scratch / ITEMS_FILE).replace(out / ITEMS_FILE)
+        left = [failed.get(one.item_id, one) for one in failures if one.item_id not in found]
+        write_failures(out, left)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _image_file(folder: Path, item_id: str) -> Path:
+    return folder / "images" / f"{item_id}.jpg"
 
 
 def _write(database: Database, working: Path, failed: list[str] | None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ _UNREADABLE = (
 _log = logging.getLogger(__name__)
 
 
+class MemoryBoundError(InputError):
+    """`memory_gb` is too small; what was made so far is good, and more memory goes on with it."""
+
+
 class Database:
     """A DuckDB file of named tables, each of which is there whole or not at all.
 
@@ -31,6 +36,11 @@ class Database:
     """
 
     def __init__(self, file: Path, memory_gb: float) -> None:
+        # DuckDB reads `?`, `*`, `[`, `\` and `~` in paths in its own ways, so it is given none of
+        # the user's: only links to them in a folder of ours.
+        self._links = tempfile.TemporaryDirectory(prefix="perpeft-")
+        self._linked: dict[str, Path] = {}
+        file = self.plain_path(file.parent) / file.name
         if not file.exists():
             # A kill while DuckDB makes a file leaves one that it cannot open; later ones do not.
             new = file.with_suffix(".new")
@@ -53,6 +63,18 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
+        self._links.cleanup()
+
+    def plain_path(self, path: Path) -> Path:
+        """A link to a file or folder, whose path has no character that DuckDB would interpret.
+
+        The link keeps the endings `.jsonl` and `.gz`.
+        """
+        endings = "".join(ending for ending in path.suffixes if ending in (".jsonl", ".gz"))
+        link = Path(self._links.name, f"{len(self._linked)}{endings}")
+        link.symlink_to(path.resolve())
+        self._linked[str(link)] = path
+        return link
 
     def has(self, name: str) -> bool:
         """Whether a table is there."""
@@ -67,6 +89,29 @@ class Database:
             self._execute(f"CREATE TABLE {name} AS {query}", values)
             seconds = time.perf_counter() - started
             _log.info("table %s: %s rows in %.1f s", name, f"{self.count(name):,}", seconds)
+        return self.count(name)
+
+    def load(self, name: str, batches: Iterable[pa.RecordBatch]) -> int:
+        """Rows of a table; made from batches, and their number as `row`, unless it is there."""
+        if not self.has(name):
+            started, rows = time.perf_counter(), 0
+            self._execute("BEGIN")
+            try:
+                for batch in batches:
+                    numbers = pa.array(range(rows, rows + len(batch)), pa.int64())
+                    incoming = pa.Table.from_batches([batch]).append_column("row", numbers)
+                    self._connection.register("incoming", incoming)
+                    new = "INSERT INTO {}" if self.has(name) else "CREATE TABLE {} AS"
+                    self._execute(f"{new.format(name)} SELECT * FROM incoming")
+                    self._connection.unregister("incoming")
+                    rows += len(batch)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._execute("COMMIT")
+            _log.info(
+                "table %s: %s rows in %.1f s", name, f"{rows:,}", time.perf_counter() - started
+            )
         return self.count(name)
 
     def replace(self, name: str, query: str) -> int:
@@ -95,10 +140,13 @@ class Database:
         """All rows of a query's result."""
         return self._execute(query, values).fetchall()
 
-    def write_parquet(self, query: str, file: Path) -> None:
+    def write_parquet(self, query: str, file: Path, *, row_group: int = 122_880) -> None:
         """Write the rows of a query, in its order, to a file that appears whole."""
-        new = file.with_name(f".{file.name}.new")
-        self._execute(f"COPY ({query}) TO {quoted(new)} (FORMAT parquet, COMPRESSION zstd)")
+        new = self.plain_path(file.parent) / ".parquet.new"
+        self._execute(
+            f"COPY ({query}) TO {quoted(new)} "
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group})"
+        )
         new.replace(file)
 
     @contextmanager
@@ -108,13 +156,15 @@ class Database:
             yield
         except _UNREADABLE as error:
             reason = str(error).partition("\n")[0]
+            for link, path in self._linked.items():
+                reason = reason.replace(link, str(path))
             raise InputError(f"{what} must have readable files, but {reason}") from error
 
     def _execute(self, query: str, values: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
         try:
             return self._connection.execute(query, list(values))
         except duckdb.OutOfMemoryException as error:
-            raise InputError(
+            raise MemoryBoundError(
                 f"`memory_gb` must be more for these data, but is {self._memory_gb:g}"
             ) from error
 

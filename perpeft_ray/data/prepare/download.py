@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import urllib3
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import (
+    DecodeError,
+    HTTPError,
+    LocationValueError,
+    MaxRetryError,
+    URLSchemeUnknown,
+)
 from urllib3.util import Retry, Timeout
 
+from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 from perpeft_ray.data.prepare.images import Failure
 
 CHUNK = 1024
 """Images that are handed to the threads at a time: bounds memory, not concurrency."""
 
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_BUSY = (408, 425, 429, *range(500, 600))
 """Answers that may be others the next time."""
+
+_FOR_GOOD = (LocationValueError, URLSchemeUnknown, DecodeError)
+"""What urllib3 raises where another attempt will not help."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,14 @@ class Limits:
 
 
 def download_images(
-    downloads: Iterable[Download], limits: Limits, advance: Callable[[int], None]
+    downloads: Iterable[Download], limits: Limits, scratch: Path, advance: Callable[[int], None]
 ) -> list[Failure]:
     """Fetch every image whose file is not there yet; what failed, in the given order.
 
-    A file appears whole or not at all, so a stopped run goes on. `advance` is told how many images
-    were dealt with, found on disk or not.
+    A file appears whole or not at all, and only if it is a readable image, so a stopped run goes
+    on; in the folder `scratch` are those under way. Busy servers, broken connections and no network
+    are failures that may pass. `advance` is told how many images were dealt with, found on disk or
+    not.
     """
     failures: list[Failure] = []
     pool = urllib3.PoolManager(
@@ -66,12 +79,15 @@ def download_images(
     def fetch(download: Download) -> Failure | None:
         if download.file.exists():
             return None
+        new = scratch / uuid.uuid4().hex
         try:
-            body = _body(pool, download.url, limits)
+            new.write_bytes(_body(pool, download.url, limits))
+            decode_rgb(new)
         except (HTTPError, _RefusedError) as error:
-            return Failure(download.item_id, download.url, _reason(error))
-        new = download.file.with_name(f"{download.file.name}.part")
-        new.write_bytes(body)
+            return Failure(download.item_id, download.url, _reason(error), _passes(error))
+        except UnreadableImageError:
+            new.unlink()
+            return Failure(download.item_id, download.url, "not a readable image")
         new.replace(download.file)
         return None
 
@@ -121,6 +137,14 @@ def _read(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
     if not body:
         raise _RefusedError("empty")
     return body
+
+
+def _passes(error: HTTPError | _RefusedError) -> bool:
+    """Whether another attempt may have another end."""
+    if isinstance(error, MaxRetryError):
+        # Of answers, urllib3 gives up on busy ones and on too many redirects.
+        return "redirects" not in str(error.reason)
+    return isinstance(error, HTTPError) and not isinstance(error, _FOR_GOOD)
 
 
 def _reason(error: Exception) -> str:

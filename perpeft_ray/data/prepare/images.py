@@ -6,6 +6,7 @@ import csv
 import itertools
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ class Failure:
     image: str
     """Its address or path."""
     reason: str
+    passing: bool = False
+    """Whether it may be there another time: the server was busy or could not be reached."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,13 @@ class Copy:
     target: Path
 
 
-def copy_images(copies: Iterable[Copy], advance: Callable[[int], None]) -> list[Failure]:
+def copy_images(
+    copies: Iterable[Copy], scratch: Path, advance: Callable[[int], None]
+) -> list[Failure]:
     """Copy readable images to where they are not yet; what is missing or broken, in order.
 
-    A file appears whole or not at all, so a stopped run goes on; `advance` is told how many images
-    were dealt with.
+    A file appears whole or not at all, so a stopped run goes on; in the folder `scratch` are those
+    under way. `advance` is told how many images were dealt with.
     """
     failures: list[Failure] = []
 
@@ -61,7 +66,7 @@ def copy_images(copies: Iterable[Copy], advance: Callable[[int], None]) -> list[
         except UnreadableImageError:
             return Failure(one.item_id, str(one.source), "not a readable image")
         one.target.parent.mkdir(parents=True, exist_ok=True)
-        new = one.target.with_name(f"{one.target.name}.part")
+        new = scratch / uuid.uuid4().hex
         shutil.copyfile(one.source, new)
         new.replace(one.target)
         return None
@@ -77,14 +82,32 @@ def copy_images(copies: Iterable[Copy], advance: Callable[[int], None]) -> list[
 
 
 def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
-    """Write `images_failed.csv` (item_id, image, reason), or no file where nothing failed."""
+    """Write `images_failed.csv` (item_id, image, reason, passing), or no file where none failed."""
+    file = folder / FAILURES_FILE
     if not failures:
-        (folder / FAILURES_FILE).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         return
-    with (folder / FAILURES_FILE).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["item_id", "image", "reason"])
-        writer.writerows([failure.item_id, failure.image, failure.reason] for failure in failures)
+    new = file.with_name(f".{file.name}.new")
+    with new.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["item_id", "image", "reason", "passing"])
+        writer.writerows(
+            [failure.item_id, failure.image, failure.reason, "yes" if failure.passing else "no"]
+            for failure in failures
+        )
+    new.replace(file)
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """What `write_failures` has written; none where there is no file."""
+    file = folder / FAILURES_FILE
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        return [
+            Failure(row["item_id"], row["image"], row["reason"], row.get("passing") == "yes")
+            for row in csv.DictReader(stream)
+        ]
 
 
 def check_file_name(what: str, name: str) -> None:

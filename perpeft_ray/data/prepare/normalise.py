@@ -1,7 +1,7 @@
 """A folder of one's own, checked and normalised: what can be repaired is, and all of it is told.
 
-Ids become texts and times whole numbers (clock times: milliseconds since 1970); blank texts become
-null and spaces single; rows without an id or time, repeated item ids and interactions with unknown
+Ids become texts and times whole numbers, as `ParquetTable` reads them; blank texts become null and
+spaces single; rows without an id or time, repeated item ids and interactions with unknown
 items go; images that are missing or broken become null.
 """
 
@@ -11,8 +11,13 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, check_inside
-from perpeft_ray.data.prepare.database import Database, clean_text, quoted
+from perpeft_ray.data.interactions import (
+    INTERACTIONS_FILE,
+    ITEMS_FILE,
+    check_inside,
+    open_tables,
+)
+from perpeft_ray.data.prepare.database import Database, clean_text
 from perpeft_ray.data.prepare.images import (
     FAILURES_FILE,
     Copy,
@@ -20,18 +25,18 @@ from perpeft_ray.data.prepare.images import (
     image_progress,
     write_failures,
 )
-from perpeft_ray.data.prepare.recipe import RECIPE_FILE, SCRATCH, preparing, source_files
+from perpeft_ray.data.prepare.recipe import (
+    RECIPE_FILE,
+    SCRATCH,
+    contents,
+    contents_hash,
+    preparing,
+)
+from perpeft_ray.data.tables import ParquetTable
 from perpeft_ray.errors import InputError
 
 REPAIRS_FILE = "repairs.json"
 
-_TEXT = ("VARCHAR", "ENUM")
-_WHOLE = tuple(
-    sign + size
-    for sign in ("", "U")
-    for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
-)
-_CLOCK = ("TIMESTAMP", "DATE")
 _OWN_NAMES = (INTERACTIONS_FILE, ITEMS_FILE, RECIPE_FILE, FAILURES_FILE, REPAIRS_FILE, SCRATCH)
 
 
@@ -56,35 +61,60 @@ class Repairs:
 def prepare_parquet(source: Path, out: Path, *, memory_gb: float = 1.0) -> Repairs:
     """Make the folder `out` from one of the same form that may have faults; what was repaired.
 
-    Columns `title` and `image` may be absent, ids whole numbers, times clock times. Order is kept,
-    repeats and ties stay. Goes on where it was stopped. Raises InputError for missing or unreadable
-    tables, missing columns, columns of other types, image paths that leave the folder, and where no
-    interaction is left.
+    Columns `title` and `image` may be absent. Order is kept, repeats and ties stay. Goes on where
+    it was stopped; with another byte in a table or image `out` must be another folder. Raises
+    InputError for missing or unreadable tables, columns that are missing or of other types, image
+    paths that leave the folder, and where no interaction is left.
     """
     if not source.is_dir():
         raise InputError(f"the data must be a folder, but {str(source)!r} is none")
-    files = [source / INTERACTIONS_FILE, source / ITEMS_FILE]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"the folder must have {file.name}, but {str(file)!r} is missing")
-    recipe = {"source": "parquet", "raw": source_files(*files)}
+    tables = open_tables("the folder", source, optional=("title", "image"))
+    names = _image_names(source, tables[1])
+    files = [file for table in tables for file in table.files]
+    recipe = {
+        "source": "parquet",
+        "raw": contents(*files),
+        "images": contents_hash(source, names),
+    }
     with preparing(out, recipe) as working:
         if working is not None:
             with Database(working / SCRATCH / "tables.duckdb", memory_gb) as database:
-                repairs = _normalise(database, source, working)
+                repairs = _normalise(database, *tables, source, working)
             (working / REPAIRS_FILE).write_text(json.dumps(asdict(repairs), indent=1) + "\n")
     return Repairs(**json.loads((out / REPAIRS_FILE).read_text()))
 
 
-def _normalise(database: Database, source: Path, working: Path) -> Repairs:
-    with database.reading("the folder"):
-        raw_interactions = database.table("raw_interactions", _raw_interactions(database, source))
-        raw_items = database.table("raw_items", _raw_items(database, source))
-    with_id = database.table("with_id", "SELECT * FROM raw_items WHERE item_id IS NOT NULL")
+def _image_names(source: Path, items: ParquetTable) -> list[str]:
+    """The image paths that the items name, each once, in order, checked."""
+    rule = f"{ITEMS_FILE} column `image` must name files inside the folder"
+    names: dict[str, None] = {}
+    for batch in items.batches(nulls=True):
+        for image in batch.column("image").to_pylist():
+            if image is not None and image.strip(" ") and image not in names:
+                check_inside(rule, source, image)
+                if Path(image).parts[0] in _OWN_NAMES:
+                    raise InputError(f"{rule} with other names than {image!r}")
+                names[image] = None
+    return list(names)
+
+
+def _normalise(
+    database: Database,
+    interactions: ParquetTable,
+    items_table: ParquetTable,
+    source: Path,
+    working: Path,
+) -> Repairs:
+    raw_interactions = database.load("raw_interactions", interactions.batches(nulls=True))
+    raw_items = database.load("raw_items", items_table.batches(nulls=True))
+    with_id = database.table(
+        "with_id",
+        "SELECT item_id, title, CASE WHEN trim(image) <> '' THEN image END AS image, row "
+        "FROM raw_items WHERE item_id IS NOT NULL",
+    )
     items = database.table(
         "items",
-        "SELECT * FROM with_id "
-        "QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY file_row_number) = 1",
+        "SELECT * FROM with_id QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY row) = 1",
     )
     complete = database.table(
         "complete",
@@ -104,12 +134,12 @@ def _normalise(database: Database, source: Path, working: Path) -> Repairs:
     )
     failed_images = _copy_images(database, source, working)
     database.write_parquet(
-        "SELECT user_id, item_id, timestamp FROM interactions ORDER BY file_row_number",
+        "SELECT user_id, item_id, timestamp FROM interactions ORDER BY row",
         working / INTERACTIONS_FILE,
     )
     database.write_parquet(
         f"SELECT item_id, {clean_text('title')} AS title, CASE WHEN image NOT IN "
-        "(SELECT image FROM failed) THEN image END AS image FROM items ORDER BY file_row_number",
+        "(SELECT image FROM failed) THEN image END AS image FROM items ORDER BY row",
         working / ITEMS_FILE,
     )
     return Repairs(
@@ -122,82 +152,18 @@ def _normalise(database: Database, source: Path, working: Path) -> Repairs:
     )
 
 
-def _raw_interactions(database: Database, source: Path) -> str:
-    table = _Table(database, source / INTERACTIONS_FILE)
-    kind = table.types.get("timestamp", "")
-    if kind.startswith("TIMESTAMP WITH"):
-        time = "epoch_ms(timestamp)"
-    elif kind.startswith(_CLOCK):
-        time = "epoch_ms(CAST(timestamp AS TIMESTAMP))"
-    else:
-        table.check("timestamp", _WHOLE, "whole numbers or clock times")
-        time = "CAST(timestamp AS BIGINT)"
-    return (
-        f"SELECT {table.id('user_id')}, {table.id('item_id')}, {time} AS timestamp, "
-        f"file_row_number FROM {table.source}"
-    )
-
-
-def _raw_items(database: Database, source: Path) -> str:
-    table = _Table(database, source / ITEMS_FILE)
-    title, image = table.optional_text("title"), table.optional_text("image")
-    return (
-        f"SELECT {table.id('item_id')}, {title} AS title, "
-        f"CASE WHEN trim({image}) <> '' THEN {image} END AS image, "
-        f"file_row_number FROM {table.source}"
-    )
-
-
-class _Table:
-    """A Parquet file whose columns are read by their types."""
-
-    def __init__(self, database: Database, file: Path) -> None:
-        self._file, self._database = file, database
-        self.source = f"read_parquet({quoted(file)}, file_row_number = true)"
-        described = database.rows(f"DESCRIBE SELECT * FROM {self.source}")
-        self.types: dict[str, str] = {row[0]: row[1] for row in described}
-
-    def id(self, column: str) -> str:
-        self.check(column, (*_TEXT, *_WHOLE), "texts or whole numbers")
-        return f"CAST({column} AS VARCHAR) AS {column}"
-
-    def optional_text(self, column: str) -> str:
-        """SQL for a column of texts; nulls where the file has none or only nulls."""
-        if column not in self.types:
-            return "CAST(NULL AS VARCHAR)"
-        if self._database.row(f"SELECT count({column}) FROM {self.source}")[0]:
-            self.check(column, _TEXT, "texts")
-        return f"CAST({column} AS VARCHAR)"
-
-    def check(self, column: str, allowed: tuple[str, ...], words: str) -> None:
-        if column not in self.types:
-            columns = ", ".join(name for name in self.types if name != "file_row_number")
-            raise InputError(
-                f"{self._file.name} must have the column `{column}`, but its columns are {columns}"
-            )
-        if self.types[column].partition("(")[0] not in allowed:
-            raise InputError(
-                f"{self._file.name} column `{column}` must have {words}, "
-                f"but is of type {self.types[column]}"
-            )
-
-
 def _copy_images(database: Database, source: Path, working: Path) -> int:
     """Copy the items' images; those that failed, also left in the table `failed` (image)."""
-    rule = f"{ITEMS_FILE} column `image` must name files inside the folder"
     copies: dict[Path, Copy] = {}
     spelled: dict[str, Path] = {}
     for item_id, image in database.rows(
-        "SELECT item_id, image FROM items WHERE image IS NOT NULL ORDER BY file_row_number"
+        "SELECT item_id, image FROM items WHERE image IS NOT NULL ORDER BY row"
     ):
-        check_inside(rule, source, image)
         target = working / image
-        if Path(image).parts[0] in _OWN_NAMES:
-            raise InputError(f"{rule} with other names than {image!r}")
         spelled[image] = target
         copies.setdefault(target, Copy(item_id, source / image, target))
     with image_progress(len(copies)) as advance:
-        failures = copy_images(copies.values(), advance)
+        failures = copy_images(copies.values(), working / SCRATCH, advance)
     write_failures(working, failures)
     lost = {working / Path(failure.image).relative_to(source) for failure in failures}
     database.fill("failed", ["image"], [[image] for image, at in spelled.items() if at in lost])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from perpeft_ray.data.folders import resumed_folder
+from perpeft_ray.data.prepare.database import MemoryBoundError
 from perpeft_ray.errors import InputError
 
 RECIPE_FILE = "prepare.json"
@@ -25,7 +27,8 @@ def preparing(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path | None]:
     """Yield the working folder of `out`, or None where `out` is there and has the same recipe.
 
     A recipe is everything that decides the result, in JSON's types. A working folder that was left
-    by another recipe is emptied first; `scratch/` in it is there, and removed at the end. Raises
+    by another recipe is emptied first; `scratch/` in it is there, and removed at the end. Where the
+    block raises InputError nothing is left, except for want of memory, which can be given. Raises
     InputError where `out` is something else.
     """
     _check(out, recipe)
@@ -41,7 +44,13 @@ def preparing(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path | None]:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             file.write_text(text, encoding="utf-8")
         (working / SCRATCH).mkdir(exist_ok=True)
-        yield working
+        try:
+            yield working
+        except MemoryBoundError:
+            raise
+        except InputError:
+            shutil.rmtree(working)
+            raise
         shutil.rmtree(working / SCRATCH)
 
 
@@ -56,10 +65,30 @@ def source_files(*files: Path) -> list[list[str | int]]:
     return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]
 
 
-def begun_to_read(recipe: Mapping[str, Any]) -> list[Path]:
-    """A recipe's raw files, of which each has been opened and its first bytes read, through gzip
-    where it is compressed. Raises InputError where that cannot be done."""
-    files = [Path(path) for path, *_ in recipe["raw"]]
+def contents(*files: Path) -> list[list[str]]:
+    """Path and content hash of raw files, for a recipe; of a file that is not there, "missing"."""
+    return [[str(file.resolve()), _content(file)] for file in files]
+
+
+def contents_hash(folder: Path, names: Iterable[str]) -> str:
+    """One hash over the names and bytes of a folder's files, such as its images."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(os.fsencode(name) + f"\0{_content(folder / name)}\0".encode())
+    return digest.hexdigest()
+
+
+def _content(file: Path) -> str:
+    if not file.is_file():
+        return "missing"
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def begun_to_read(files: Sequence[Path]) -> None:
+    """Open each file and read its first byte, through gzip where it is compressed.
+
+    Raises InputError where that cannot be done."""
     for file in files:
         opened = gzip.open if file.suffix == ".gz" else open
         try:
@@ -69,7 +98,6 @@ def begun_to_read(recipe: Mapping[str, Any]) -> list[Path]:
             raise InputError(f"{str(file)!r} must be a readable file, but {error}") from error
         if empty:
             raise InputError(f"{str(file)!r} must be a readable file, but is empty")
-    return files
 
 
 def _check(out: Path, recipe: Mapping[str, Any]) -> None:
@@ -77,13 +105,15 @@ def _check(out: Path, recipe: Mapping[str, Any]) -> None:
         return
     file = out / RECIPE_FILE
     if not file.is_file():
-        raise InputError(f"`out` must be a new folder, but {str(out)!r} is there")
+        raise InputError(
+            f"`out` must be a new folder, but {str(out)!r} is there; remove it or choose another"
+        )
     try:
         made_by = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         made_by = None
     if made_by != recipe:
         raise InputError(
-            f"`out` must be a new folder or one of the same options and raw files, "
-            f"but {str(out)!r} was made by others"
+            f"`out` must be a new folder or one of the same options, tables and images, "
+            f"but {str(out)!r} was made from others; remove it or choose another"
         )

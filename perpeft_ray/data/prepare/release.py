@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, check_inside
-from perpeft_ray.data.prepare.archives import file_names, unpack
+from perpeft_ray.data.prepare.archives import file_names, members_hash, unpack
 from perpeft_ray.data.prepare.images import (
     Copy,
     check_file_name,
@@ -30,7 +30,13 @@ from perpeft_ray.data.prepare.images import (
     write_failures,
 )
 from perpeft_ray.data.prepare.pickles import Plain, read_plain_pickle
-from perpeft_ray.data.prepare.recipe import SCRATCH, begun_to_read, preparing, source_files
+from perpeft_ray.data.prepare.recipe import (
+    SCRATCH,
+    begun_to_read,
+    contents,
+    contents_hash,
+    preparing,
+)
 from perpeft_ray.errors import InputError
 
 MAX_BYTES = 32_000_000_000
@@ -59,15 +65,14 @@ def prepare_release(source: Path, name: str, out: Path, *, max_bytes: int = MAX_
 
 def release_recipe(source: Path, name: str) -> dict[str, Any]:
     """What decides the folder that `prepare_release` makes; raises InputError as it does."""
-    check_file_name("`name`", name)
+    raw = _raw_files(source, name)
     if source.is_dir():
-        files = _Files.found_in(source, name)
-        raw = source_files(files.sequences, files.numbers, files.titles)
-    elif source.is_file():
-        raw = source_files(source)
+        images = _Files.found_in(source, name).images
+        names = sorted(entry.name for entry in images.iterdir()) if images.is_dir() else []
+        identity = {"raw": contents(*raw), "images": contents_hash(images, names)}
     else:
-        raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is none")
-    return {"source": "release", "name": name, "raw": raw}
+        identity = {"raw": [[str(source.resolve()), members_hash(source)]]}
+    return {"source": "release", "name": name, **identity}
 
 
 def release_files(source: Path, name: str) -> list[Path]:
@@ -76,7 +81,8 @@ def release_files(source: Path, name: str) -> list[Path]:
     Raises InputError where one is missing or cannot be read. What zips within a zip hold is not
     looked at.
     """
-    files = begun_to_read(release_recipe(source, name))
+    files = _raw_files(source, name)
+    begun_to_read(files)
     if source.is_file():
         names = file_names(source)
         wanted = _Files(source.parent, name)
@@ -85,6 +91,17 @@ def release_files(source: Path, name: str) -> list[Path]:
             if file.name not in names and not inner:
                 raise InputError(f"the release must have {file.name}, but {str(source)!r} has none")
     return files
+
+
+def _raw_files(source: Path, name: str) -> list[Path]:
+    """The archive, or the tables of a folder."""
+    check_file_name("`name`", name)
+    if source.is_dir():
+        files = _Files.found_in(source, name)
+        return [files.sequences, files.numbers, files.titles]
+    if source.is_file():
+        return [source]
+    raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is none")
 
 
 @dataclass(frozen=True)
@@ -160,7 +177,7 @@ def _convert(files: _Files, working: Path) -> None:
         copies.append(Copy(item_id, files.images / image, working / "images" / image))
     (working / "images").mkdir(exist_ok=True)
     with image_progress(len(copies)) as advance:
-        failures = copy_images(copies, advance)
+        failures = copy_images(copies, working / SCRATCH, advance)
     write_failures(working, failures)
     failed = {failure.item_id for failure in failures}
     items = {

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
-from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE
-from perpeft_ray.data.prepare.database import Database, clean_text, quoted
+from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.prepare.paper import PaperDataset
 from perpeft_ray.data.split import MIN_INTERACTIONS
 
@@ -43,28 +40,20 @@ class Report:
         return self.interactions / (self.users * self.items)
 
 
-def report_on(folder: Path, memory_gb: float = 1.0) -> Report:
-    """Count what is in a folder of the data format; DuckDB holds at most `memory_gb`."""
-    interactions = f"read_parquet({quoted(folder / INTERACTIONS_FILE)})"
-    items = f"read_parquet({quoted(folder / ITEMS_FILE)})"
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Database(Path(scratch) / "report.duckdb", memory_gb) as database,
-    ):
-        users, rows, repeats, ties = database.row(
-            "SELECT count(DISTINCT user_id), count(*), "
-            "count(*) - count(DISTINCT (user_id, item_id)), "
-            f"count(*) - count(DISTINCT (user_id, timestamp)) FROM {interactions}"
-        )
-        (short_users,) = database.row(
-            f"SELECT count(*) FROM (SELECT user_id FROM {interactions} GROUP BY user_id "
-            f"HAVING count(*) < {MIN_INTERACTIONS})"
-        )
-        count, without_title, without_image = database.row(
-            f"SELECT count(*), count(*) FILTER ({clean_text('title')} IS NULL), "
-            f"count(*) FILTER (image IS NULL) FROM {items}"
-        )
-    return Report(users, count, rows, repeats, ties, short_users, without_title, without_image)
+def report_on(dataset: Dataset) -> Report:
+    """Count what is in a dataset."""
+    interactions, items = dataset.interactions, dataset.items
+    lengths = interactions["user_id"].value_counts()
+    return Report(
+        users=len(lengths),
+        items=len(items),
+        interactions=len(interactions),
+        repeats=int(interactions.duplicated(["user_id", "item_id"]).sum()),
+        ties=int(interactions.duplicated(["user_id", "timestamp"]).sum()),
+        short_users=int((lengths < MIN_INTERACTIONS).sum()),
+        without_title=int((items["title"].fillna("").str.strip() == "").sum()),
+        without_image=int(items["image"].isna().sum()),
+    )
 
 
 def table_1(report: Report, name: str, paper: PaperDataset | None) -> Table:

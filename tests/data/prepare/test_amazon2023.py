@@ -237,7 +237,7 @@ def test_image_addresses(tmp_path, web):
     for item, name in zip(("B1", "B2", "B3", "B4"), names, strict=True):
         assert (tmp_path / "out" / table[item]).read_bytes() == web.files[f"/{name}.jpg"]
     failed = (tmp_path / "out" / "images_failed.csv").read_text().splitlines()
-    assert failed == ["item_id,image,reason", f"B6,{at}/gone.jpg,status 404"]
+    assert failed == ["item_id,image,reason,passing", f"B6,{at}/gone.jpg,status 404,no"]
 
     prepare_amazon2023(
         raw, CATEGORY, tmp_path / "seen", Selection(core=1, require_image=True), images=False

@@ -13,6 +13,7 @@ from perpeft_ray.data.prepare.normalise import Repairs, prepare_parquet
 from perpeft_ray.data.prepare.report import findings, report_on
 from perpeft_ray.errors import InputError
 from tests.data.prepare.conftest import jpeg
+from tests.data.test_interactions import TIMES
 
 NONE = Repairs(0, 0, 0, 0, 0, 0)
 
@@ -100,7 +101,7 @@ def test_faults_are_repaired_and_counted(tmp_path):
         ["c", "missing"],
         ["d", "not a readable image"],
     ]
-    assert findings(report_on(out)) == [
+    assert findings(report_on(dataset)) == [
         "4 interactions of 2 users with 5 items",
         "1 repeats of an item by a user",
         "1 ties in a user's times",
@@ -112,7 +113,7 @@ def test_faults_are_repaired_and_counted(tmp_path):
 
 def test_numbers_and_clock_times(tmp_path):
     times = pd.to_datetime(["2020-01-01T00:00:00.5", "1969-12-31", "2020-01-01"], format="ISO8601")
-    expected = [1_577_836_800_500, -86_400_000, 1_577_836_800_000]
+    expected = [1_577_836_800_500_000, -86_400_000_000, 1_577_836_800_000_000]  # as in the file: µs
     for number, column in enumerate((times, times.tz_localize("UTC").tz_convert("Asia/Tokyo"))):
         source = write(
             tmp_path / f"in{number}",
@@ -163,21 +164,21 @@ def test_an_image_path_that_leaves_the_folder_is_refused(tmp_path, image, reason
 @pytest.mark.parametrize(
     ("interactions", "items", "message"),
     [
-        ({"user_id": ["u"], "item_id": ["a"]}, None, "must have the column `timestamp`, but its"),
+        ({"user_id": ["u"], "item_id": ["a"]}, None, "must have one column `timestamp`, but its"),
         (
             {"user_id": [1.5], "item_id": ["a"], "timestamp": [1]},
             None,
-            "interactions.parquet column `user_id` must have texts or whole numbers, but is of",
+            "column `user_id` must have texts or whole numbers, but row 0 has '1.5'",
         ),
         (
             {"user_id": ["u"], "item_id": ["a"], "timestamp": ["noon"]},
             None,
-            "column `timestamp` must have whole numbers or clock times, but is of type VARCHAR",
+            f"column `timestamp` {TIMES}, but row 0 has 'noon'",
         ),
         (
             {"user_id": ["u"], "item_id": ["a"], "timestamp": [2**64 - 1]},
             None,
-            "the folder must have readable files, but",
+            f"column `timestamp` {TIMES}, but row 0 has '18446744073709551615'",
         ),
         (None, {"item_id": ["a"], "title": [3]}, "items.parquet column `title` must have texts"),
         (None, {"item_id": ["z"]}, "the folder must have interactions with its items, but of 3"),
@@ -196,8 +197,10 @@ def test_missing_and_broken_tables(tmp_path):
     source = write(tmp_path / "in")
     table = (source / "items.parquet").read_bytes()
     (source / "items.parquet").write_bytes(table[:-20])
-    with pytest.raises(InputError, match=r"^the folder must have readable files, but .*items"):
+    with pytest.raises(
+        InputError, match=r"^the folder items\.parquet must be a readable table, but "
+    ):
         prepare_parquet(source, tmp_path / "out")
     (source / "items.parquet").unlink()
-    with pytest.raises(InputError, match=r"^the folder must have items\.parquet, but"):
+    with pytest.raises(InputError, match=r"^the folder must have the file items\.parquet, but"):
         prepare_parquet(source, tmp_path / "out")

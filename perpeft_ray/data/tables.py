@@ -1,0 +1,310 @@
+"""Parquet tables as users have them, read by their exact path, with exact ids and times.
+
+Training, `prepare` and `recommend --users` read through here, so that all take and refuse the same.
+A path is never a pattern, nor do folder names add columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from perpeft_ray.errors import InputError
+
+Kind = Literal["id", "time", "text"]
+"""What a column has. `id`: texts or whole numbers, read as string. `time`: whole numbers, clock
+times or ISO dates, read as int64. `text`: texts or nothing, read as string."""
+
+INTERACTION_COLUMNS: Mapping[str, Kind] = {"user_id": "id", "item_id": "id", "timestamp": "time"}
+
+_WORDS = {
+    "id": "texts or whole numbers",
+    "time": "whole numbers, clock times or ISO dates such as 2024-01-31T23:59:59.123",
+    "text": "texts",
+}
+_EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}
+"""Below it a float of this type tells every whole number from the next."""
+_UNITS = ("s", "ms", "us", "ns")
+_DIGITS = "^-?[0-9]+$"
+_ZONE = "[0-9](Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
+_DATE_ALONE = "^-?[0-9]{4}-[0-9]{2}-[0-9]{2}$"
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """Some columns of a Parquet file, or of a folder of its parts (`open_table`)."""
+
+    where: str
+    """How messages name the table."""
+    files: tuple[Path, ...]
+    """The file, or the parts in the order of their numbers."""
+    columns: Mapping[str, Kind]
+    unit: str
+    """`s`, `ms`, `us` or `ns`: the finest of the clock times of all parts."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """string for ids and texts, int64 for times."""
+        return _schema(self.columns)
+
+    def batches(self, *, nulls: bool) -> Iterator[pa.RecordBatch]:
+        """The rows in order, in batches of `schema`; the first has none, so that there is one.
+
+        Clock times and ISO dates count from 1970 (UTC where they have no zone): dates in seconds,
+        clock times in `unit`, ISO texts in nanoseconds. `nulls`: whether ids and times may be
+        missing (a NaN is missing too). Raises InputError, which names column, row and value, for
+        what is of no such form, and for float ids that are too large to be exact.
+        """
+        yield pa.RecordBatch.from_pylist([], schema=self.schema)
+        done, text_times = 0, _TextTimes()
+        for file in self.files:
+            with _readable(_part(self.where, self.files, file)), pq.ParquetFile(file) as parquet:
+                names = [name for name in self.columns if name in parquet.schema_arrow.names]
+                for batch in parquet.iter_batches(columns=names):
+                    arrays = []
+                    for name, kind in self.columns.items():
+                        if name not in names:
+                            arrays.append(pa.nulls(len(batch), pa.string()))
+                            continue
+                        column = _Column(self.where, name, kind, done)
+                        values = column.converted(batch.column(name), self.unit, text_times)
+                        if values.null_count and kind != "text" and not nulls:
+                            row = done + pc.index(pc.is_null(values), True).as_py()
+                            raise InputError(
+                                f"{self.where} column `{name}` must not be null, but row {row} is"
+                            )
+                        arrays.append(values)
+                    done += len(batch)
+                    yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def read(self) -> pa.Table:
+        """All rows, none without id or time. Raises InputError as `batches` does."""
+        return pa.Table.from_batches(self.batches(nulls=False), self.schema)
+
+
+def open_table(
+    where: str, path: Path, columns: Mapping[str, Kind], *, optional: tuple[str, ...] = ()
+) -> ParquetTable:
+    """Look at a Parquet file, or at a folder of parts as Spark, Dask and DuckDB write them.
+
+    Hidden files, `_SUCCESS` and checksums are passed over; parts are ordered by the numbers in
+    their names. Columns that are `optional` may be missing, and are then null. Raises InputError
+    for a missing or unreadable file, other files or folders among the parts, columns that are
+    missing, doubled or of another type, and where there are no rows.
+    """
+    files = _parts(where, path)
+    rows, units, forms = 0, {"s"}, {}
+    for file in files:
+        named = _part(where, files, file)
+        with _readable(named), pq.ParquetFile(file) as parquet:
+            rows += parquet.metadata.num_rows
+            schema = parquet.schema_arrow
+        for name, kind in columns.items():
+            if name in optional and name not in schema.names:
+                continue
+            if schema.names.count(name) != 1:
+                has = ", ".join(schema.names) or "none"
+                raise InputError(
+                    f"{named} must have one column `{name}`, but its columns are {has}"
+                )
+            form = _form(schema.field(name).type)
+            if form not in _FORMS[kind]:
+                raise InputError(
+                    f"{named} column `{name}` must have {_WORDS[kind]}, "
+                    f"but is of type {schema.field(name).type}"
+                )
+            if kind == "time" and form in ("whole", "float", "clock", "text"):
+                forms.setdefault("whole" if form == "float" else form, file)
+                if form == "clock":
+                    units.add(_unit(schema.field(name).type))
+    if len(forms) > 1:
+        raise InputError(
+            f"{where} must have times of one form in all parts, but has "
+            + " and ".join(f"{form} times in {file.name}" for form, file in forms.items())
+        )
+    if not rows:
+        raise InputError(f"{where} must have at least one row, but is empty")
+    return ParquetTable(where, tuple(files), columns, max(units, key=_UNITS.index))
+
+
+def _schema(columns: Mapping[str, Kind]) -> pa.Schema:
+    return pa.schema(
+        [(name, pa.int64() if kind == "time" else pa.string()) for name, kind in columns.items()]
+    )
+
+
+def _parts(where: str, path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(
+            f"{where} must be a Parquet file or a folder of its parts, but {str(path)!r} is missing"
+        )
+    found = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
+    for entry in sorted(found):
+        if entry.is_dir() or entry.suffix != ".parquet":
+            kind = "folder" if entry.is_dir() else "file"
+            raise InputError(
+                f"{where} must have only files that end in .parquet, "
+                f"but has the {kind} {entry.name!r}"
+            )
+    if (path / "_delta_log").is_dir():
+        raise InputError(
+            f"{where} must be plain Parquet, but is a Delta table, whose files may be outdated"
+        )
+    if not found:
+        raise InputError(f"{where} must have files that end in .parquet, but has none")
+    return sorted(found, key=_in_numbers)
+
+
+def _in_numbers(file: Path) -> list[tuple[int, str]]:
+    """Sorts `part.10` behind `part.9`."""
+    pieces = re.split("([0-9]+)", file.name)
+    return [(int(piece), "") if at % 2 else (-1, piece) for at, piece in enumerate(pieces)]
+
+
+def _part(where: str, files: Sequence[Path], file: Path) -> str:
+    return where if len(files) == 1 else f"{where} part {file.name}"
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Turn Arrow's word for a file that cannot be read into an InputError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{where} must be a readable table, but {reason}") from error
+
+
+_FORMS = {
+    "id": ("text", "whole", "float", "decimal", "null"),
+    "time": ("text", "whole", "float", "decimal", "clock", "null"),
+    "text": ("text", "float", "null"),  # floats where all are NaN
+}
+
+
+def _form(kind: pa.DataType) -> str:
+    types = pa.types
+    if types.is_dictionary(kind):  # what a pandas categorical is written as
+        return _form(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "text"
+    if types.is_binary(kind) or types.is_large_binary(kind):  # texts of old writers
+        return "text"
+    if types.is_integer(kind):
+        return "whole"
+    if types.is_floating(kind):
+        return "float"
+    if types.is_decimal(kind):
+        return "decimal"
+    if types.is_timestamp(kind) or types.is_date(kind):
+        return "clock"
+    return "null" if types.is_null(kind) else str(kind)
+
+
+def _unit(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return {"date32[day]": "s", "date64[ms]": "ms"}.get(str(kind)) or kind.unit
+
+
+@dataclass
+class _TextTimes:
+    """Whether the times of a column of texts are whole numbers or dates: its first one decides."""
+
+    numbers: bool | None = None
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a batch on its way to ids, times or texts."""
+
+    where: str
+    name: str
+    kind: Kind
+    first_row: int
+
+    def converted(self, values: pa.Array, unit: str, text_times: _TextTimes) -> pa.Array:
+        """string, or int64 for times; nulls stay."""
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        form = _form(values.type)
+        if form == "null":
+            return values.cast(pa.int64() if self.kind == "time" else pa.string())
+        exact = _EXACT.get(str(values.type), 0)
+        if form == "float":
+            values = values.cast(pa.float64())
+            values = pc.if_else(pc.is_nan(values), None, values)
+            if self.kind == "text" and values.null_count < len(values):
+                self._refuse(values, pc.is_valid(values), "must have texts")
+        if form == "text":
+            values = self._cast(values, pa.string(), "must have texts in UTF-8")
+            values.validate(full=True)
+            return values if self.kind != "time" else self._text_times(values, text_times)
+        if self.kind == "time":
+            if form == "clock":
+                return self._clock_times(values, unit)
+            return self._cast(values, pa.int64(), f"must have {_WORDS['time']}")
+        if form == "float":
+            rule = f"must have texts or integers for ids from {exact} on, which floats merge"
+            self._refuse(values, pc.greater_equal(pc.abs(values), float(exact)), rule)
+            values = self._cast(values, pa.int64(), f"must have {_WORDS['id']}")
+        elif form == "decimal":
+            values = self._cast(values, pa.decimal128(38, 0), f"must have {_WORDS['id']}")
+        return values.cast(pa.string())
+
+    def _clock_times(self, values: pa.Array, unit: str) -> pa.Array:
+        zone = getattr(values.type, "tz", None)
+        target = pa.timestamp(unit, zone)
+        return self._cast(values, target, f"must be in the range of `{unit}` times").cast(
+            pa.int64()
+        )
+
+    def _text_times(self, values: pa.Array, known: _TextTimes) -> pa.Array:
+        numbers = pc.match_substring_regex(values, _DIGITS)
+        if known.numbers is None and values.null_count < len(values):
+            known.numbers = numbers.drop_null()[0].as_py()
+        if known.numbers:
+            rule = "must have numbers alone where the first is one"
+            self._refuse(values, pc.invert(numbers), rule)
+            return self._cast(values, pa.int64(), "must have whole numbers of 64 bits")
+        rule = f"must have {_WORDS['time']}"
+        zoned = pc.and_(
+            pc.match_substring_regex(values, _ZONE),
+            pc.invert(pc.match_substring_regex(values, _DATE_ALONE)),
+        )
+        utc, none = pa.timestamp("ns", "UTC"), pa.scalar(None, pa.string())
+        with_zone = self._cast(pc.if_else(zoned, values, none), utc, rule)
+        without = self._cast(pc.if_else(zoned, none, values), pa.timestamp("ns"), rule)
+        return pc.coalesce(with_zone.cast(pa.int64()), without.cast(pa.int64()))
+
+    def _cast(self, values: pa.Array, target: pa.DataType, rule: str) -> pa.Array:
+        try:
+            return values.cast(target)
+        except pa.ArrowInvalid:
+            for row, value in enumerate(values):
+                try:
+                    pa.array([value.as_py()], values.type).cast(target)
+                except pa.ArrowInvalid:
+                    self._refuse_value(row, value.as_py(), rule)
+            raise
+
+    def _refuse(self, values: pa.Array, wrong: pa.Array, rule: str) -> None:
+        row = pc.index(wrong, True).as_py()
+        if row >= 0:
+            self._refuse_value(row, values[row].as_py(), rule)
+
+    def _refuse_value(self, row: int, value: object, rule: str) -> None:
+        raise InputError(
+            f"{self.where} column `{self.name}` {rule}, but row {self.first_row + row} has "
+            f"{str(value)[:80]!r}"
+        ) from None
