@@ -46,6 +46,7 @@ LORA = TrialConfig(
     stage1_epochs=12,
     stage3_epochs=9,
     validate_every=3,
+    patience=0,
     mode="sequential",
     dtype="auto",
     hidden_units=32,

@@ -83,6 +83,8 @@ class TrainSettings:
     """Epochs of stage 3, the personalised modules; other methods train as many more. Paper: 20."""
     validate_every: int = 2
     """Epochs between two validations (the last epoch is always validated). Paper: 1."""
+    patience: int = 0
+    """End a stage after so many validations in a row without a new best; 0: train all epochs."""
     mode: Mode | None = None
     """A step is one group's batch (sequential, the paper's) or one batch of every group (parallel).
     None: sequential with up to one worker, parallel with more."""

@@ -168,6 +168,7 @@ class StudyConfig:
             stage1_epochs=self.train.epochs,
             stage3_epochs=self.train.personal_epochs,
             validate_every=self.train.validate_every,
+            patience=self.train.patience,
             mode=mode,
             dtype=self.train.dtype,
             hidden_units=self.model.hidden_units,

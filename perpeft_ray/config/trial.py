@@ -107,6 +107,8 @@ class TrialConfig:
     stage1_epochs: int
     stage3_epochs: int
     validate_every: int
+    patience: int
+    """Validations without a new best after which a stage ends; 0: never."""
     mode: Mode
     dtype: Dtype
     hidden_units: int
@@ -159,6 +161,7 @@ class TrialConfig:
             if whole is not None:
                 at_least(name, whole, 1)
         at_least("seed", self.seed, 0)
+        at_least("train.patience", self.patience, 0)
         for name, share in (
             ("loss.conditioning_weight", self.conditioning_weight),
             ("peft.dropout", self.adapter_dropout),

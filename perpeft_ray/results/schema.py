@@ -42,7 +42,7 @@ def trial_table(record: TrialRecord) -> pa.Table:
     row = _row(_TRIAL, record)
     row["config_hash"] = record.config.config_hash
     if record.config.method in SIMPLE_METHODS:
-        row |= dict.fromkeys([*_OF_TRAINING, "selected_epoch"])
+        row |= dict.fromkeys([*_OF_TRAINING, "selected_epoch", "still_improving"])
     if record.outcome is not None and record.outcome.encoder_parameters > 0:
         row["trainable_fraction"] = (
             record.outcome.trainable_parameters / record.outcome.encoder_parameters

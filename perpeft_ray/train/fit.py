@@ -38,6 +38,8 @@ def fit(
 ) -> Progress:
     """Train for these epochs, in place, and validate every `validate_every`th and the last.
 
+    With `patience` p it ends early, after p validations in a row without a new best.
+
     With checkpoints it goes on after the last epoch that they hold; every epoch is reported, also
     those. An epoch's checkpoint is written before it is reported, so one that was reported is
     never trained again.
@@ -51,6 +53,8 @@ def fit(
     for record in progress.epochs:
         report(record)
     for epoch in epochs[len(progress.epochs) :]:
+        if 0 < job.config.patience <= progress.validations_since_best:
+            break
         started = time.perf_counter()
         loss = train_epoch(state, data, epoch, job.config, collective)
         valid, best, evaluate_seconds = None, progress.best, progress.evaluate_seconds

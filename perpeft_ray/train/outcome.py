@@ -55,6 +55,8 @@ class TrialOutcome:
     """What a finished trial measured."""
 
     selected_epoch: int
+    still_improving: bool
+    """Whether the selected epoch is the last one trained: more epochs may give more."""
     valid: RankingMetrics
     test: RankingMetrics | None
     """None where the trial was told not to read test (search)."""

@@ -38,6 +38,12 @@ class Progress:
     """Of the epochs' seconds, those of validation."""
 
     @property
+    def validations_since_best(self) -> int:
+        """Validations of this stage after its last new best, or all where it had none."""
+        best = -1 if self.best is None else self.best.epoch
+        return sum(record.valid is not None and record.epoch > best for record in self.epochs)
+
+    @property
     def train_seconds(self) -> float:
         """Wall time of training, without validation."""
         return sum(record.seconds for record in self.epochs) - self.evaluate_seconds

@@ -29,6 +29,7 @@ def simple_outcome(config: TrialConfig, workspace: Workspace, *, test: bool) -> 
     nowhere = np.full(split.num_users, np.nan, dtype=np.float32)
     return TrialOutcome(
         selected_epoch=0,
+        still_improving=False,
         valid=metrics_of(valid_ranks),
         test=metrics_of(test_ranks) if test else None,
         users_evaluated=len(split.evaluable),

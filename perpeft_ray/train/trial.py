@@ -85,6 +85,7 @@ def run_trial(
         test_seconds = time.perf_counter() - started
     return TrialOutcome(
         selected_epoch=trained.best.epoch,
+        still_improving=trained.best.epoch == trained.epochs[-1].epoch,
         valid=trained.best.valid,
         test=metrics_of(test_ranks) if test else None,
         users_evaluated=len(split.evaluable),

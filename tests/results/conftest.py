@@ -71,6 +71,7 @@ def record() -> Record:
         )
         outcome = TrialOutcome(
             selected_epoch=21,
+            still_improving=False,
             valid=metrics(score),
             test=metrics(score) if phase == "ablation" else None,
             users_evaluated=2,

@@ -145,6 +145,7 @@ def fake_run(
         report(EpochRecord(stage, epoch, 1.0 / epoch, 0.0, valid, best, stage == 1))
     return TrialOutcome(
         selected_epoch=last,
+        still_improving=True,
         valid=replace(metrics, ndcg_at_20=score(config)),
         test=metrics if test else None,
         users_evaluated=3,

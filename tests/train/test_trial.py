@@ -351,3 +351,30 @@ def test_last_layers_train_the_same_from_stored_states(
     whole = _run(make_trial(), _without_cache(workspace, tmp_path / "whole"))
     assert 2 * stored.trainable_parameters == whole.trainable_parameters
     assert not np.array_equal(stored.users.test_rank, whole.users.test_rank)
+
+
+@pytest.mark.parametrize(
+    ("method", "patience", "epochs"),
+    [
+        ("perpeft", 2, [1, 2, 3, 7, 8, 9]),
+        ("global", 2, [1, 2, 3, 7, 8]),  # stage 1's best epoch is its own too
+        ("global", 0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+    ],
+)
+def test_a_stage_ends_after_as_many_validations_without_a_new_best(
+    workspace: Workspace, make_trial: MakeTrial, method: Any, patience: int, epochs: list[int]
+) -> None:
+    """Weights that hardly move never give a new best after the first validation."""
+    config = make_trial(method, epochs=6, personal_epochs=5, patience=patience, learning_rate=1e-12)
+    records: list[EpochRecord] = []
+    outcome = run_trial(config, workspace, records.append, test=False)
+    assert [record.epoch for record in records] == epochs
+    assert not outcome.still_improving
+
+
+def test_a_trial_whose_best_epoch_is_its_last_is_still_improving(
+    workspace: Workspace, make_trial: MakeTrial
+) -> None:
+    config = make_trial("global", epochs=1, personal_epochs=1)
+    outcome = _run(config, workspace)
+    assert outcome.still_improving == (outcome.selected_epoch == 2)
