@@ -36,6 +36,16 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
+class TitlePart:
+    """Titles of a batch that are encoded together."""
+
+    rows: torch.Tensor
+    """int64 [m]: which items of the batch."""
+    longest: int
+    """Tokens of the longest of these titles."""
+
+
+@dataclass(frozen=True, eq=False)
 class ItemBatch:
     """Encoder inputs of n items."""
 
@@ -49,6 +59,8 @@ class ItemBatch:
     """bool [n]."""
     has_title: torch.Tensor
     """bool [n]."""
+    parts: tuple[TitlePart, ...] = ()
+    """The titles by length, each in one part; none: all are encoded together."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,9 @@ from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
-from perpeft_ray.encoder.sdpa import train_by_products
+from perpeft_ray.encoder.sdpa import attend_by_products
 from perpeft_ray.encoder.source import EncoderSource, parse_encoder
+from perpeft_ray.encoder.titles import by_length
 from perpeft_ray.errors import InputError
 
 NARROW = 128
@@ -28,13 +29,6 @@ bfloat16 takes 0.6 of the time of one in float32 (avx512_bf16, benchmarks/small_
 stays what it is (studies/bfloat16.py)."""
 
 Modality = Literal["text", "image"]
-
-_LENGTH_PARTS = 6
-"""Parts that a batch's titles are encoded in where their lengths differ."""
-_LEAST_PART = 32
-"""Titles in a part at least."""
-_EVEN = 1.3
-"""Titles whose longest is at most so many times their mean are encoded together."""
 
 
 def compute_dtype(name: Dtype, device: torch.device, width: int) -> torch.dtype:
@@ -80,8 +74,6 @@ class Towers(nn.Module):
         self.model = model
         self.text, self.image = text, image
         self.dtype = next(model.parameters()).dtype
-        self.sorts_titles = True
-        """Whether titles of like length are encoded together."""
         self.register_buffer("pixel_scale", torch.ones(3, 1, 1), persistent=False)
         self.register_buffer("pixel_shift", torch.zeros(3, 1, 1), persistent=False)
 
@@ -102,13 +94,16 @@ class Towers(nn.Module):
 
     def forward(self, batch: ItemBatch) -> Tensor:
         """Features, float32 [n, out_features]."""
+        image = self.image.features(self.pixels(batch)) if self.image else None
+        text = by_length(batch, self.text.features) if self.text else None
+        return self.joined(batch, image, text)
+
+    def joined(self, batch: ItemBatch, image: Tensor | None, text: Tensor | None) -> Tensor:
+        """`forward`'s output from the features of the halves that there are, [n, ...] each."""
         halves = []
-        if self.image:
-            image = self.image.features(self.pixels(batch))
+        if image is not None:
             halves.append(_where(batch.has_image, image))
-        if self.text:
-            features = self.text.features
-            text = by_length(batch, features) if self.sorts_titles else features(batch)
+        if text is not None:
             halves.append(_where(batch.has_title, text))
         return torch.cat(halves, dim=-1)
 
@@ -172,7 +167,7 @@ def load_towers(
         compute = compute_dtype(dtype, device, width)
         model = AutoModel.from_pretrained(path, dtype=compute, use_safetensors=True)
         if compute == torch.bfloat16 and device.type == "cpu":
-            train_by_products(model)
+            attend_by_products(model)
         return model
 
     source = parse_encoder(name)
@@ -198,34 +193,6 @@ def skeleton(name: str) -> Towers:
             return AutoModel.from_config(AutoConfig.from_pretrained(path))
 
     return _build(name, parse_encoder(name), make, None)
-
-
-def by_length(batch: ItemBatch, encode: Callable[[ItemBatch], Tensor]) -> Tensor:
-    """`encode` on titles of similar length together, each part trimmed to its longest: [n, ...].
-
-    Where titles differ much in length most tokens of a batch would be padding. Rows come back in
-    the batch's order; only the text of the parts is set.
-    """
-    lengths = batch.attention_mask.sum(dim=1)  # [n]
-    parts = min(_LENGTH_PARTS, len(lengths) // _LEAST_PART)
-    if parts < 2 or lengths.max() <= _EVEN * lengths.float().mean():
-        return encode(batch)
-    order = lengths.argsort()
-    encoded = []
-    for rows in order.tensor_split(parts):
-        longest = int(lengths[rows[-1]])
-        encoded.append(
-            encode(
-                ItemBatch(
-                    pixels=None,
-                    token_ids=batch.token_ids[rows, :longest],
-                    attention_mask=batch.attention_mask[rows, :longest],
-                    has_image=batch.has_image[rows],
-                    has_title=batch.has_title[rows],
-                )
-            )
-        )
-    return torch.cat(encoded)[order.argsort()]
 
 
 def _build(

@@ -5,12 +5,12 @@ others), a side network on cached hidden states (IISAN), or cached features (fro
 trainable parameters are exactly what one group's PEFT module is.
 
 What is read for items (`inputs`) and what is computed from it (`forward`) are two calls, so that
-the second, tensors to tensor, can run for the modules of several groups at once (`torch.vmap`).
+the next step's items can be read while a step is computed.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from perpeft_ray.data.catalogue import Catalogue, ItemBatch
+from perpeft_ray.data.catalogue import Catalogue, ItemBatch, TitlePart
 from perpeft_ray.encoder.foundation import Towers
+from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.encoder.iisan import Iisan
+from perpeft_ray.encoder.titles import title_parts
 from perpeft_ray.encoder.variants import adapter_modules
 
-Inputs = tuple[Tensor | None, ...]
-"""What an encoder reads for n items, each [n, ...]; None where it has no use for one."""
+Inputs = tuple[Any, ...]
+"""What an encoder reads for n items: the arguments of its `forward`."""
 
 
 class ItemEncoder(nn.Module):
@@ -55,13 +57,13 @@ class TowerItemEncoder(ItemEncoder):
         return self
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
-        """The fields of an `ItemBatch`."""
+        """An `ItemBatch`."""
         device = next(self.towers.parameters()).device
-        return fields_of(batch_on(self._catalogue, items, device))
+        return (batch_on(self._catalogue, items, device),)
 
-    def forward(self, *inputs: Any) -> Tensor:
-        """Fields of an `ItemBatch` of n items -> float32 [n, out_features]."""
-        return self.towers(ItemBatch(*inputs))
+    def forward(self, batch: ItemBatch) -> Tensor:
+        """A batch of n items -> float32 [n, out_features]."""
+        return self.towers(batch)
 
 
 class IisanItemEncoder(ItemEncoder):
@@ -112,8 +114,9 @@ class CachedItemEncoder(ItemEncoder):
 
 
 def batch_on(catalogue: Catalogue, items: NDArray[np.int64], device: torch.device) -> ItemBatch:
-    """The catalogue's encoder inputs of these items, on a device."""
-    batch = catalogue.batch(items)
+    """The catalogue's encoder inputs of these items on a device, titles in parts by length."""
+    parts = title_parts(catalogue.token_counts[items], sizes_of(device))
+    batch = replace(catalogue.batch(items), parts=parts)
     if device.type == "cpu":
         return batch
     return ItemBatch(
@@ -122,9 +125,5 @@ def batch_on(catalogue: Catalogue, items: NDArray[np.int64], device: torch.devic
         attention_mask=batch.attention_mask.to(device),
         has_image=batch.has_image.to(device),
         has_title=batch.has_title.to(device),
+        parts=tuple(TitlePart(part.rows.to(device), part.longest) for part in parts),
     )
-
-
-def fields_of(batch: ItemBatch) -> Inputs:
-    """What `ItemBatch` is made from."""
-    return tuple(getattr(batch, field.name) for field in fields(batch))

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from torch import Tensor, nn
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.encoder.features import store_of_items
 from perpeft_ray.encoder.foundation import Towers
-from perpeft_ray.encoder.items import Inputs, TowerItemEncoder, batch_on, fields_of
+from perpeft_ray.encoder.hardware import sizes_of
+from perpeft_ray.encoder.items import Inputs, TowerItemEncoder, batch_on
 from perpeft_ray.encoder.targets import layer_stacks
+from perpeft_ray.encoder.titles import by_length, title_parts
 
 MAX_BYTES = 64 * 2**30
 """Largest store; 12,000 items of CLIP ViT-B/32 with titles of up to 77 tokens are 1.9 GB."""
@@ -39,33 +42,56 @@ class SuffixItemEncoder(TowerItemEncoder):
     """Towers that begin at the first adapted layer, with stored states of what is before it."""
 
     def __init__(self, towers: Towers, catalogue: Catalogue, states: PrefixStates) -> None:
+        self._pixel_shape = () if catalogue.pixels is None else catalogue.pixels.shape[1:]
+        if "image" in states.entries:
+            catalogue = replace(catalogue, pixels=None)  # nothing looks at them
         super().__init__(towers, catalogue)
         self._states = states
-        towers.sorts_titles = False  # the states are in the order of the items
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
-        """The fields of an `ItemBatch`, then the states of each half that has some."""
-        batch = batch_on(self._catalogue, items, next(self.towers.parameters()).device)
-        longest = {"text": batch.token_ids.shape[1]}
-        states = (
-            torch.from_numpy(rows[items, : longest.get(name)])
-            .to(batch.token_ids.device)
-            .view(self.towers.dtype)
-            for name, rows in self._states.arrays.items()
-        )
-        return *fields_of(batch), *states
+        """An `ItemBatch`; states of titles, a tensor for each of its parts; states of images.
 
-    def forward(self, *inputs: Any) -> Tensor:
+        None where a half has no stored states.
+        """
+        (batch,) = super().inputs(items)
+        device, arrays = batch.token_ids.device, self._states.arrays
+        text = image = None
+        if "text" in arrays:
+            parts = title_parts(self._catalogue.token_counts[items], sizes_of(device))
+            text = [self._read("text", items[part.rows.numpy()], part.longest) for part in parts]
+            text = text or [self._read("text", items, batch.token_ids.shape[1])]
+        if "image" in arrays:
+            image = self._read("image", items, None)
+        return batch, text, image
+
+    def forward(  # type: ignore[override]
+        self, batch: ItemBatch, text_states: list[Tensor] | None, image_states: Tensor | None
+    ) -> Tensor:
         """As `TowerItemEncoder`, of what `inputs` gave."""
-        entries = list(self._states.entries.values())
-        batch, states = inputs[: -len(entries)], inputs[-len(entries) :]
-        try:
-            for entry, entering in zip(entries, states, strict=True):
-                entry.states = entering
-            return super().forward(*batch)
-        finally:
-            for entry in entries:
-                entry.states = None
+        towers, entries = self.towers, self._states.entries
+        image = text = None
+        if towers.image is not None and image_states is None:
+            image = towers.image.features(towers.pixels(batch))
+        elif towers.image is not None and image_states is not None:
+            entry = entries["image"]
+            blank = image_states.new_zeros(()).expand(len(image_states), *self._pixel_shape)
+            with entry.given(image_states):
+                image = towers.image.features(blank)
+        if towers.text is not None and text_states is None:
+            text = by_length(batch, towers.text.features)
+        elif towers.text is not None and text_states is not None:
+            features, entry, states = towers.text.features, entries["text"], iter(text_states)
+
+            def encode(part: ItemBatch) -> Tensor:
+                with entry.given(next(states)):
+                    return features(part)
+
+            text = by_length(batch, encode)
+        return towers.joined(batch, image, text)
+
+    def _read(self, name: str, items: NDArray[np.int64], longest: int | None) -> Tensor:
+        rows = torch.from_numpy(self._states.arrays[name][items, :longest])
+        return rows.to(next(self.towers.parameters()).device).view(self.towers.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +143,7 @@ class _Entry:
     """Where a half's tower begins: its frozen layers are passed over while `states` are given."""
 
     def __init__(self, tower: nn.Module, frozen: Sequence[nn.Module], *, images: bool) -> None:
-        self.states: Tensor | None = None
+        self._states: Tensor | None = None
         self._last = frozen[-1]
         for layer in frozen:
             self._pass_over(layer)
@@ -129,18 +155,25 @@ class _Entry:
         """What the frozen layers make of a batch, [n, T, W]."""
         kept: list[Tensor] = []
         hook = self._last.register_forward_hook(lambda _, inputs, output: kept.append(output))
-        sorts, towers.sorts_titles = towers.sorts_titles, False
         try:
-            towers(batch)
+            towers(replace(batch, parts=()))
         finally:
             hook.remove()
-            towers.sorts_titles = sorts
         return kept[0]
+
+    @contextmanager
+    def given(self, states: Tensor) -> Iterator[None]:
+        """Let these stand for what the frozen layers make of the next items."""
+        self._states = states
+        try:
+            yield
+        finally:
+            self._states = None
 
     def _pass_over(self, module: Any) -> None:
         real: Callable[..., Any] = module.forward
         module.forward = lambda *inputs, **named: (
-            real(*inputs, **named) if self.states is None else self.states
+            real(*inputs, **named) if self._states is None else self._states
         )
 
 

@@ -1,9 +1,9 @@
-"""Attention of bfloat16 towers that are trained on a CPU, by plain products.
+"""Attention of bfloat16 towers on a CPU, by plain products.
 
-At the lengths of titles and patches (14 to 50) torch's fused kernel is slow there in the backward:
-forward and backward of 100 x 12 heads x 50 positions take 240 ms in bfloat16, 88 ms in float32 and
-49 ms as the products below (torch 2.13, one core with avx512_bf16; results/LOG.md). Without
-gradients, in float32 and on GPUs the kernel is left as it is.
+torch's fused kernel is slow there at the lengths of titles and patches. Milliseconds of 4,000
+tokens, 12 heads of 64, with a mask (torch 2.13, one Zen 4 core with avx512_bf16): forward and
+backward at 28 positions 123, here 23; at 50, 138 and 23; at 256, 149 and 55; forward alone 14 and
+8, 15 and 10, 41 and 24. In float32 and on GPUs the kernel is left as it is.
 Letters: n items, h heads, L positions, d units of a head.
 """
 
@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_NAME = "sdpa_trained_by_products"
+_NAME = "sdpa_by_products"
+_MOST = 512
+"""Positions up to which all scores are made; beyond it they take too much memory."""
 
 
-def train_by_products(model: Any) -> None:
-    """Let a transformers model with SDPA attend as said above where gradients flow."""
+def attend_by_products(model: Any) -> None:
+    """Let a transformers model with SDPA attend as said above."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -35,19 +37,54 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
     `mask`: bool, or float to be added, of a shape that broadcasts to [n, h, Lq, Lk]. What torch's
     `scaled_dot_product_attention` gives, up to rounding.
     """
-    if not _by_products(q, k, v):
+    if not _by_products(q, k):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    scores = (q @ k.transpose(-1, -2)).float() * scale  # [n, h, Lq, Lk]
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1).to(v.dtype) @ v
+    return _Products.apply(q, k, v, mask, scale)
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[1] == q.shape[1]
-    return narrow and any(t.requires_grad for t in (q, k, v))
+def _by_products(q: Tensor, k: Tensor) -> bool:
+    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return narrow and k.shape[1] == q.shape[1] and k.shape[2] <= _MOST
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        ctx.scale, ctx.shapes = scale, (q.shape, k.shape)
+        heads = (len(q) * q.shape[1], -1, q.shape[3])
+        q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
+        scores = torch.baddbmm(_no(q), q, k.mT, beta=0, alpha=scale)
+        of_heads = scores.view(*ctx.shapes[0][:3], -1)  # [n, h, Lq, Lk]
+        if mask is not None and mask.dtype == torch.bool:
+            of_heads.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        elif mask is not None:
+            of_heads.add_(mask)
+        # torch's bfloat16 softmax is the slower one in short rows, backward in shorter ones.
+        wide = scores.float() if scores.shape[-1] < 80 else scores
+        weights = wide.softmax(-1).to(scores.dtype)
+        ctx.save_for_backward(q, k, v, weights)
+        return torch.bmm(weights, v).view(ctx.shapes[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        q, k, v, weights = ctx.saved_tensors
+        gradient = gradient.reshape(q.shape)
+        of_weights = torch.bmm(gradient, v.mT)
+        g_v = torch.bmm(weights.mT, gradient)
+        wide = torch.float32 if weights.shape[-1] < 32 else weights.dtype
+        of_scores = torch._softmax_backward_data(of_weights.to(wide), weights.to(wide), -1, wide)
+        of_scores = of_scores.to(weights.dtype)
+        g_q = torch.baddbmm(_no(q), of_scores, k, beta=0, alpha=ctx.scale)
+        g_k = torch.baddbmm(_no(q), of_scores.mT, q, beta=0, alpha=ctx.scale)
+        of_q, of_k = ctx.shapes
+        return g_q.view(of_q), g_k.view(of_k), g_v.view(of_k), None, None
+
+
+def _no(like: Tensor) -> Tensor:
+    """What a product is added to where nothing is."""
+    return like.new_empty(())
 
 
 def _attention(
@@ -56,7 +93,7 @@ def _attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     others = {"position_bias", "softcap"} & {name for name, x in options.items() if x is not None}
-    if not _by_products(q, k, v) or options.get("dropout") or others:
+    if not _by_products(q, k) or options.get("dropout") or others:
         out, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
         return out, None
     causal = options.get("is_causal")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPModel, CL
 
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.foundation import load_towers
+from perpeft_ray.encoder.hardware import Sizes
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
 from perpeft_ray.encoder.source import TOYSHOP_CLIP, parse_encoder
+from perpeft_ray.encoder.titles import title_parts
 from perpeft_ray.errors import InputError
 
 CPU = torch.device("cpu")
@@ -134,8 +138,27 @@ def test_titles_encoded_by_length_come_back_in_order(tiny_bert: Path) -> None:
     words = ["red", "oak", "chair", "lamp"]
     titles = [" ".join(rng.choice(words, size=rng.integers(1, 40))) for _ in range(100)]
     batch = _batch(name, titles, None)
+    lengths = batch.attention_mask.sum(dim=1).numpy()
+    parts = title_parts(lengths, Sizes(part_cost=50, part_tokens=600))
+    assert len(parts) > 2
+    assert sum(len(part.rows) * part.longest for part in parts) < 1.3 * lengths.sum()
     with torch.no_grad():
-        torch.testing.assert_close(towers(batch), towers.text.features(batch), atol=1e-5, rtol=1e-4)
+        found = towers(replace(batch, parts=parts))
+        torch.testing.assert_close(found, towers.text.features(batch), atol=1e-5, rtol=1e-4)
+
+
+def test_title_parts_are_the_cheapest_of_all_cuts() -> None:
+    lengths = np.array([3, 9, 4, 4, 8, 3, 20, 9])
+    ascending = np.sort(lengths)
+    costs = []
+    for size in range(len(lengths)):
+        for cuts in combinations(range(1, len(lengths)), size):
+            pieces = np.split(ascending, cuts)
+            costs.append(sum(len(p) * p[-1] for p in pieces) + 6 * len(pieces))
+    parts = title_parts(lengths, Sizes(part_cost=6, part_tokens=10**6))
+    assert sum(len(p.rows) * p.longest for p in parts) + 6 * len(parts) == min(costs)
+    assert sorted(torch.cat([p.rows for p in parts]).tolist()) == list(range(8))
+    assert title_parts(np.full(8, 5), Sizes(6, 10**6)) == ()
 
 
 def test_bad_names() -> None:

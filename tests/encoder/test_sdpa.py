@@ -18,14 +18,14 @@ from tests.encoder.tiny_models import write_tiny_model
 
 @pytest.mark.parametrize("family", ["clip", "chinese_clip", "siglip"])
 @pytest.mark.parametrize("variant", ["lora", "ia3"])
-def test_training_by_products_changes_only_rounding(
+def test_attending_by_products_changes_only_rounding(
     family: str, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = write_tiny_model(family, tmp_path)
     found = []
     for installed in (True, False):
         if not installed:
-            monkeypatch.setattr(sdpa, "_by_products", lambda *qkv: False)
+            monkeypatch.setattr(sdpa, "_by_products", lambda *qk: False)
         towers = load_towers(name, "bfloat16", torch.device("cpu"))
         rank = 4 if variant == "lora" else None
         add_adapter(towers, AdapterSettings(variant, rank, 0.0 if rank else None, 1, 0))
@@ -42,21 +42,27 @@ def test_training_by_products_changes_only_rounding(
 
 
 @pytest.mark.parametrize("kind", ["none", "bool", "float"])
-def test_products_are_the_attention_of_torch(kind: str) -> None:
+@pytest.mark.parametrize("length", [7, 40, 90])
+def test_products_are_the_attention_of_torch(kind: str, length: int) -> None:
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 7, 8).bfloat16().requires_grad_()
+    qkv = [torch.randn(2, 4, length, 8).bfloat16().requires_grad_() for _ in range(3)]
     mask = {
         "none": None,
-        "bool": torch.rand(2, 1, 7, 7) < 0.7 + torch.eye(7),
-        "float": torch.randn(1, 4, 7, 7),
+        "bool": torch.rand(2, 1, length, length) < 0.7 + torch.eye(length),
+        "float": torch.randn(1, 4, length, length),
     }[kind]
-    ours = sdpa.attend(q, k, v, mask, 0.3)
-    exact = F.scaled_dot_product_attention(
-        q.double(), k.double(), v.double(), mask if kind == "bool" else _double(mask), scale=0.3
-    )
+    ours = sdpa.attend(*qkv, mask, 0.3)
     assert ours.grad_fn is not None
     assert "ScaledDot" not in type(ours.grad_fn).__name__
+    exact = F.scaled_dot_product_attention(
+        *(x.double() for x in qkv), mask if kind == "bool" else _double(mask), scale=0.3
+    )
     torch.testing.assert_close(ours.double(), exact, rtol=0.03, atol=0.03)
+    gradient = torch.randn(ours.shape).bfloat16()
+    of_ours = torch.autograd.grad(ours, qkv, gradient)
+    of_exact = torch.autograd.grad(exact, qkv, gradient.double())
+    for found, expected in zip(of_ours, of_exact, strict=True):
+        assert (found - expected).norm() <= 0.02 * expected.norm()
 
 
 def _double(mask: torch.Tensor | None) -> torch.Tensor | None:
