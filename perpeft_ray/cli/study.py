@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import pkgutil
 import shutil
@@ -93,9 +94,11 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     from perpeft_ray.study.host.runtime import ray_for
     from perpeft_ray.study.progress import Progress
     from perpeft_ray.study.trackers import check_trackers
+    from perpeft_ray.train.fingerprints import fingerprints
 
     question = question or Question()
     check_storage_outlives_job(config.storage)
+    config = _anywhere(config)
     storage = storage_folder(config.storage)
     log_file = storage / config.study / "study.log"
     kept = study_place(config.storage, config.study)
@@ -113,7 +116,8 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
                 with reached(kept):
                     stack.enter_context(owned_at(kept, progress.say))
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
-            folder = StudyFolder.create(config, scientific=question.scientific)
+            now = fingerprints(dataset, config.encoder)
+            folder = StudyFolder.create(config, now, scientific=question.scientific)
             stack.callback(folder.keep)
             stack.enter_context(ray_for(config, log_file))
             study = _open_study(config, folder, dataset, cache, progress)
@@ -150,6 +154,24 @@ def check_settings(config: StudyConfig, num_users: int | None) -> None:
     for variant, rank in itertools.product(config.values("variant"), config.values("rank")):
         settings = ModuleSettings(rank, config.peft.bottleneck, config.peft.last_layers)
         module_parameters(config.encoder, variant, settings)
+
+
+def _anywhere(config: StudyConfig) -> StudyConfig:
+    """The study with absolute paths: it means the same in any folder."""
+    from perpeft_ray.data.places import is_uri
+    from perpeft_ray.data.sources import absolute_dataset
+    from perpeft_ray.encoder.source import absolute_encoder
+
+    def absolute(place: str) -> str:
+        return place if is_uri(place) else str(Path(place).expanduser().absolute())
+
+    return dataclasses.replace(
+        config,
+        dataset=absolute_dataset(config.dataset),
+        encoder=absolute_encoder(config.encoder),
+        storage=absolute(config.storage),
+        checkpoints=config.checkpoints and absolute(config.checkpoints),
+    )
 
 
 def _preset_of(arguments: Sequence[str]) -> Preset:

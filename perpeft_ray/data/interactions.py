@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,10 @@ class Dataset:
     """Content hash of both tables and the image files, 32 hexadecimal digits."""
     items_fingerprint: str
     """Content hash of the items table and the image files, 32 hexadecimal digits."""
+    tables_fingerprint: str = ""
+    """Content hash of both tables without the image files, 32 hexadecimal digits."""
+    images_fingerprint: str = ""
+    """Content hash of the distinct image files, whatever their names, 32 hexadecimal digits."""
 
 
 def load_folder(path: Path, uri: str) -> Dataset:
@@ -56,11 +60,15 @@ def load_folder(path: Path, uri: str) -> Dataset:
     images = items["image"].to_pylist()
     _check_images(uri, path, [image for image in images if image is not None])
 
-    items_hash = _hash_items(path, items)
+    files = _hash_files(path / image for image in images if image is not None)
+    tables_hash = _hash_items(items)
+    items_hash = tables_hash.copy()
+    items_hash.update(b"".join(files))
     whole_hash = items_hash.copy()
-    _hash_strings(whole_hash, interactions["user_id"])
-    _hash_strings(whole_hash, interactions["item_id"])
-    whole_hash.update(interactions["timestamp"].to_numpy().astype("<i8").tobytes())
+    for digest in (tables_hash, whole_hash):
+        _hash_strings(digest, interactions["user_id"])
+        _hash_strings(digest, interactions["item_id"])
+        digest.update(interactions["timestamp"].to_numpy().astype("<i8").tobytes())
     return Dataset(
         uri=uri,
         root=path,
@@ -81,6 +89,8 @@ def load_folder(path: Path, uri: str) -> Dataset:
         ),
         fingerprint=whole_hash.hexdigest()[:32],
         items_fingerprint=items_hash.hexdigest()[:32],
+        tables_fingerprint=tables_hash.hexdigest()[:32],
+        images_fingerprint=hashlib.sha256(b"".join(sorted(set(files)))).hexdigest()[:32],
     )
 
 
@@ -139,15 +149,20 @@ def _check_images(uri: str, root: Path, images: list[str]) -> None:
             raise InputError(f"{rule}, but {image!r} is no file")
 
 
-def _hash_items(root: Path, items: pa.Table) -> hashlib._Hash:
+def _hash_items(items: pa.Table) -> hashlib._Hash:
     digest = hashlib.sha256()
     for column in ("item_id", "title", "image"):
         _hash_strings(digest, items[column])
-    for image in items["image"].to_pylist():
-        if image is not None:
-            with (root / image).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest
+
+
+def _hash_files(files: Iterable[Path]) -> list[bytes]:
+    """The content hash of each file, in order."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+    return digests
 
 
 def _hash_strings(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:

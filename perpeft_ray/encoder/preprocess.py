@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perpeft_ray.encoder.foundation import PixelScaling
-from perpeft_ray.encoder.source import parse_encoder
+from perpeft_ray.encoder.source import parse_encoder, prepare_hub
 from perpeft_ray.errors import InputError
 
 MAX_TOKENS = 128
@@ -30,6 +29,7 @@ class FoundationPreprocessor:
         from transformers import AutoConfig, AutoTokenizer
 
         source = parse_encoder(name)
+        prepare_hub(source)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source.path)
             self._images: Any = image_processor(source.image_path) if source.image_path else None
@@ -99,27 +99,6 @@ def pixel_scaling(path: str) -> PixelScaling:
     shift = channels(0)
     scale = (channels(255) - shift) / 255.0
     return PixelScaling(tuple(scale.tolist()), tuple(shift.tolist()))
-
-
-def encoder_fingerprint(name: str) -> str:
-    """Hash of an encoder's configuration and weights (local folders), or of its hub names."""
-    source = parse_encoder(name)
-    digest = hashlib.sha256(source.kind.encode())
-    _add_weights(digest, source.path)
-    if source.image_path is not None and source.image_path != source.path:
-        _add_weights(digest, source.image_path)
-    return digest.hexdigest()[:16]
-
-
-def _add_weights(digest: hashlib._Hash, path: str) -> None:
-    folder = Path(path)
-    if not folder.is_dir():
-        digest.update(path.encode())
-        return
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
 
 
 def _image_size(processor: Any) -> int:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from perpeft_ray.errors import InputError
 
 TOYSHOP_CLIP = Path(__file__).parent / "toyshop_clip"
+HUB_WAIT_S = 6.0
+"""For the Hugging Face Hub to answer; its own client would try for a minute."""
+POOLING = "1_Pooling/config.json"
+"""Where sentence-transformers records how a text encoder's states are pooled."""
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", POOLING)
+_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,139 @@ def parse_encoder(name: str) -> EncoderSource:
         return EncoderSource("pair", _located(name, text), _located(name, image))
     path = _located(name, name)
     return EncoderSource("dual", path, path)
+
+
+def absolute_encoder(name: str) -> str:
+    """The encoder's name with local folders as absolute paths; hub names stay as they are."""
+    source = parse_encoder(name)
+    match source.kind:
+        case "dual":
+            return name if name == "toyshop-clip" else source.path
+        case "text":
+            return f"text:{source.path}"
+        case "pair":
+            return f"pair:{source.path},{source.image_path}"
+
+
+def encoder_fingerprint(name: str) -> str:
+    """Hash of an encoder's configuration, preprocessing settings and weights, by content.
+
+    Of a hub name it is that of the files that the hub, or where it does not answer its local cache,
+    has under the name now. Raises InputError where there are no weights that can be read.
+    """
+    source = parse_encoder(name)
+    digest = hashlib.sha256(source.kind.encode())
+    paths = dict.fromkeys(path for path in (source.path, source.image_path) if path is not None)
+    for path in paths:
+        digest.update(b"\0model\0")
+        for file, location in _files(name, path, images=path == source.image_path):
+            digest.update(file.encode())
+            with location.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def encoder_file(path: str, file: str) -> Path | None:
+    """A file of an encoder, of a local folder or downloaded from the hub; None where it has none.
+
+    `path` as in `EncoderSource`.
+    """
+    if Path(path).is_dir():
+        local = Path(path) / file
+        return local if local.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    _use_cache_without_network()
+    try:
+        return Path(hf_hub_download(path, file))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+
+
+def prepare_hub(source: EncoderSource) -> None:
+    """Call before transformers reads an encoder: without a network it is then told at once."""
+    if not all(Path(path).is_dir() for path in (source.path, source.image_path or source.path)):
+        _use_cache_without_network()
+
+
+@lru_cache(maxsize=1)
+def _use_cache_without_network() -> None:
+    """Let the hub's client use its cache alone where the hub does not answer in `HUB_WAIT_S`.
+
+    The client tries every file for a minute, and then does the same.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT):
+        return
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"  # of the processes that this one starts
+
+
+def _answers(url: str) -> bool:
+    """Whether an HTTP server answers, with whatever status; a thread, for DNS has no time limit."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=HUB_WAIT_S):
+                answered.set()
+        except urllib.error.HTTPError:
+            answered.set()
+        except OSError:
+            return
+
+    thread = threading.Thread(target=ask, name="ask-hub", daemon=True)
+    thread.start()
+    thread.join(HUB_WAIT_S)
+    return answered.is_set()
+
+
+def _files(name: str, path: str, *, images: bool) -> Iterator[tuple[str, Path]]:
+    """The files that decide what an encoder computes, by their names in it, in order."""
+    folder = Path(path)
+    if folder.is_dir():
+        found = {
+            file.relative_to(folder).as_posix()
+            for pattern in ("*.json", "*.txt", "*.model", POOLING)
+            for file in folder.glob(pattern)
+        }
+    else:
+        found = {*_HUB_FILES, *(_IMAGE_FILES if images else ())}
+    for file in [*sorted(found), *_weights(name, path)]:
+        location = encoder_file(path, file)
+        if location is not None:
+            yield file, location
+
+
+def _weights(name: str, path: str) -> list[str]:
+    """The names of an encoder's weight files; raises InputError where they cannot be read."""
+    index = encoder_file(path, _INDEX)
+    files = [_WEIGHTS]
+    if encoder_file(path, _WEIGHTS) is None and index is not None:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for file in files:
+        location = encoder_file(path, file)
+        if location is None:
+            raise InputError(
+                f"`encoder` must have its weights as safetensors, but {name} has no {file}"
+            )
+        _check_readable(name, location)
+    return files
+
+
+def _check_readable(name: str, file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"`encoder` {name} must have weights that can be read, but {file}: {error}"
+        ) from error
 
 
 def _located(name: str, path: str) -> str:

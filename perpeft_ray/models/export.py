@@ -14,8 +14,7 @@ from torch import Tensor
 import perpeft_ray
 from perpeft_ray.config import Method
 from perpeft_ray.data.folders import new_folder
-from perpeft_ray.encoder.preprocess import encoder_fingerprint
-from perpeft_ray.encoder.source import parse_encoder
+from perpeft_ray.encoder.source import encoder_fingerprint, parse_encoder
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.adapters import ADAPTER, write_module
 from perpeft_ray.models.card import model_card

@@ -244,7 +244,7 @@ class LoadedModel:
 
     def _encoder(self) -> str:
         """The encoder's name for this machine; raises InputError where it is another one."""
-        from perpeft_ray.encoder.preprocess import encoder_fingerprint
+        from perpeft_ray.encoder.source import encoder_fingerprint
 
         name = located_encoder(self.config.encoder, self.folder)
         if self.config.trial.method != "without_mm":

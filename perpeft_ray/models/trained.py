@@ -7,8 +7,8 @@ Letters: U users, I items (0 is padding), G groups, D hidden units.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,6 +25,7 @@ from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import last_inputs
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.train.build import build_model, build_vectors
+from perpeft_ray.train.fingerprints import Fingerprints
 from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.state import load_weights, new_state
 from perpeft_ray.train.workspace import Workspace, open_split
@@ -110,6 +111,7 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     """
     config = config_of(folder, trial_id)
     dataset, workspace = open_workspace(folder)
+    _check_unchanged(folder, trial_id, workspace)
     trained = read_weights(folder, workspace, trial_id, config)
     model = _initial(config, workspace)
     split = open_split(workspace)
@@ -187,12 +189,31 @@ def config_of(folder: StudyFolder, trial_id: str) -> TrialConfig:
     """The configuration of a trial, from its row. Raises InputError where there is no such row."""
     if trial_id not in set(folder.trials().trial_id):
         raise InputError(f"`trial` must be the id of a trial of {folder.path}, but is {trial_id}")
-    names = list(TrialConfig.__dataclass_fields__)
-    table = pq.read_table(folder.path / "trials" / f"{trial_id}.parquet", columns=names)
-    row = table.to_pylist()[0]
+    row = _row(folder, trial_id, [field.name for field in fields(TrialConfig)])
     if row["method"] in SIMPLE_METHODS:
         raise InputError(f"`trial` must be one that was trained, but {trial_id} only counts")
     return TrialConfig(**row)
+
+
+def _row(folder: StudyFolder, trial_id: str, columns: list[str]) -> dict[str, Any]:
+    file = folder.path / "trials" / f"{trial_id}.parquet"
+    return pq.ParquetFile(file).read(columns).to_pylist()[0]
+
+
+def _check_unchanged(folder: StudyFolder, trial_id: str, workspace: Workspace) -> None:
+    """Raise InputError where data or encoder are not those that a trial was trained on."""
+    config, now = folder.config, workspace.fingerprints
+    columns = {f"{field.name}_fingerprint": field.name for field in fields(Fingerprints)}
+    row = _row(folder, trial_id, list(columns))
+    if now is None or None in row.values():
+        return
+    then = Fingerprints(**{columns[name]: value for name, value in row.items()})
+    if changed := then.changes(now, config.dataset, config.encoder):
+        raise InputError(
+            f"`dataset` and `encoder` must be as they were when {trial_id} was trained, but "
+            f"{changed} changed since; put back what was there, or run the study again under a "
+            "new --study"
+        )
 
 
 def _initial(config: TrialConfig, workspace: Workspace) -> Recommender:

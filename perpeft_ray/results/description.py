@@ -9,6 +9,7 @@ from typing import Any
 
 from perpeft_ray.config import SEARCH, StudyConfig, TrialConfig
 from perpeft_ray.errors import InputError
+from perpeft_ray.train.fingerprints import Fingerprints
 
 NO_PART = {"storage", "checkpoints", "start_timeout_s", "log"}
 """Settings of a study that may change when it goes on: they are no part of its results."""
@@ -47,6 +48,27 @@ def check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
                 f"`{name}` must be {old.get(name)} as in the study that {path} holds, but is "
                 f"{new.get(name)}; another `study` name keeps both"
             )
+
+
+def check_unchanged(
+    description: dict[str, Any], now: Fingerprints, config: StudyConfig, path: Path
+) -> None:
+    """Raise `InputError` where data or encoder are not those that a study began with.
+
+    `description`: what its `study.json` holds; `now`: the fingerprints as they are.
+    """
+    began = description.get("fingerprints")
+    if began is None:
+        raise InputError(
+            f"`study` must have the fingerprints of its data in {path}, but that was written by an "
+            "earlier version; choose a new --study"
+        )
+    changed = Fingerprints(**began).changes(now, config.dataset, config.encoder)
+    if changed:
+        raise InputError(
+            f"`dataset` and `encoder` must stay as they were when the study in {path} began, but "
+            f"{changed} changed since; put back what was there, or choose a new --study"
+        )
 
 
 def from_json(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -19,13 +19,19 @@ import pyarrow.parquet as pq
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import is_uri, reached, subfolder
 from perpeft_ray.errors import InputError
-from perpeft_ray.results.description import check_same, declared_parameters, from_json
+from perpeft_ray.results.description import (
+    check_same,
+    check_unchanged,
+    declared_parameters,
+    from_json,
+)
 from perpeft_ray.results.files import whole_file
 from perpeft_ray.results.mirror import Mirror
 from perpeft_ray.results.schema import EPOCHS, TRIALS, USERS, epochs_table, trial_table, users_table
 from perpeft_ray.results.surroundings import git_revision, machine, versions
 from perpeft_ray.study.host.owner import OWNER
 from perpeft_ray.study.record import Searched, TrialRecord
+from perpeft_ray.train.fingerprints import Fingerprints
 
 DESCRIPTION = "study.json"
 _OF_TRIALS = ("trials", "epochs", "users")
@@ -42,19 +48,26 @@ class StudyFolder:
     path: Path
     uri: str = ""
     """`<storage>/<study>` where `storage` is a URI."""
+    fingerprints: Fingerprints | None = None
+    """Of what its trials are trained on, a part of every row that is written; None: not known."""
 
     @classmethod
     def create(
-        cls, config: StudyConfig, *, scientific: tuple[str, ...] = ("method", "variant", "mode")
+        cls,
+        config: StudyConfig,
+        fingerprints: Fingerprints | None = None,
+        *,
+        scientific: tuple[str, ...] = ("method", "variant", "mode"),
     ) -> StudyFolder:
         """Make the folder of a study and its `study.json`, or take up the one that is there.
 
-        `scientific`: fields of `TrialConfig` whose effect the study is about. Raises `InputError`
-        where the folder has another study or cannot be made.
+        `fingerprints`: of the data and the encoder as they are now. `scientific`: fields of
+        `TrialConfig` whose effect the study is about. Raises `InputError` where the folder has
+        another study, one that began with other data or another encoder, or cannot be made.
         """
         path = storage_folder(config.storage).resolve() / config.study
         kept = study_place(config.storage, config.study)
-        folder = cls(path, kept if isinstance(kept, str) else "")
+        folder = cls(path, kept if isinstance(kept, str) else "", fingerprints)
         if folder.uri:  # what is there is the study, whatever an earlier run has left here
             _empty(folder.path)
             with reached(folder.uri):
@@ -62,10 +75,13 @@ class StudyFolder:
         values = json.loads(json.dumps(dataclasses.asdict(config)))
         if (folder.path / DESCRIPTION).exists():
             check_same(folder.description["config"], values, folder.path)
+            if fingerprints is not None:
+                check_unchanged(folder.description, fingerprints, config, folder.path)
             return folder
         description = {
             "config": values,
             "parameters": declared_parameters(config, scientific),
+            "fingerprints": fingerprints and dataclasses.asdict(fingerprints),
             "versions": versions(),
             "git_revision": git_revision(),
             "machine": machine(),
@@ -131,7 +147,7 @@ class StudyFolder:
 
         Files of an earlier run of the same trial are replaced.
         """
-        tables = {"epochs": epochs_table(record), "trials": trial_table(record)}
+        tables = {"epochs": epochs_table(record), "trials": trial_table(record, self.fingerprints)}
         if record.outcome is not None:
             tables = {"users": users_table(record.trial_id, record.outcome.users), **tables}
         for part, table in tables.items():

@@ -19,6 +19,7 @@ import pyarrow as pa
 from perpeft_ray.config import SIMPLE_METHODS, TrialConfig
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study.record import TrialRecord
+from perpeft_ray.train.fingerprints import Fingerprints
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
 
 _ARROW: dict[type, pa.DataType] = {
@@ -37,9 +38,14 @@ _OWN_TABLE = (Sequence, UserRanks)
 """Fields that have a table of their own: `epochs` and `users`."""
 
 
-def trial_table(record: TrialRecord) -> pa.Table:
-    """One row with the columns `TRIALS`; what the record does not have is null."""
+def trial_table(record: TrialRecord, of: Fingerprints | None = None) -> pa.Table:
+    """One row with the columns `TRIALS`; what the record does not have is null.
+
+    `of`: the fingerprints of what the trial was trained on; None: not known.
+    """
     row = _row(_TRIAL, record)
+    for field in fields(Fingerprints):
+        row[f"{field.name}_fingerprint"] = of and getattr(of, field.name)
     row["config_hash"] = record.config.config_hash
     if record.config.method in SIMPLE_METHODS:
         row |= dict.fromkeys([*_OF_TRAINING, "selected_epoch", "still_improving"])
@@ -116,6 +122,8 @@ def _trials() -> pa.Schema:
     schema = _schema(_TRIAL)
     before = schema.get_field_index(fields(TrialConfig)[0].name)
     schema = schema.insert(before, pa.field("config_hash", pa.string()))
+    for field in reversed(fields(Fingerprints)):
+        schema = schema.insert(before, pa.field(f"{field.name}_fingerprint", pa.string()))
     after = schema.get_field_index("trainable_parameters") + 1
     return schema.insert(after, pa.field("trainable_fraction", pa.float64()))
 

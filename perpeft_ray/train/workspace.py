@@ -21,8 +21,9 @@ from perpeft_ray.data.item_arrays import ItemMap, in_this_process
 from perpeft_ray.data.places import subfolder
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Histories, LeaveOneOut, leave_one_out
-from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.errors import InputError
+from perpeft_ray.train.fingerprints import Fingerprints, fingerprints
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Workspace:
     """Hash of dataset, preprocessing and encoder: part of every stage-1 key."""
     num_users: int
     num_items: int
+    fingerprints: Fingerprints | None = None
+    """Of the data and the encoder, to tell which has changed; None: not of a data set."""
 
     def with_nothing_trained(self, folder: Path) -> Workspace:
         """The same data, with what is trained on it in another folder of this machine."""
@@ -90,20 +93,21 @@ def prepare_dataset(
         with new_folder(split_folder) as temporary:
             _write_split(split, temporary)
     catalogue = build_catalogue(dataset, preprocessor, cache, item_map)
-    towers = encoder_fingerprint(encoder)
-    key = "\n".join([dataset.fingerprint, catalogue.fingerprint, towers])
+    parts = fingerprints(dataset, encoder)
+    key = "\n".join([dataset.fingerprint, catalogue.fingerprint, parts.encoder])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
     return Workspace(
         encoder=encoder,
         split=split_folder,
         catalogue=catalogue.folder,
-        features=cache / "features" / f"{catalogue.fingerprint[:16]}-{towers}",
+        features=cache / "features" / f"{catalogue.fingerprint[:16]}-{parts.encoder}",
         unfinished=cache / "stage1",
         stages=subfolder(kept, "stage1"),
         trials=subfolder(kept, "trials"),
         fingerprint=fingerprint,
         num_users=split.num_users,
         num_items=split.num_items,
+        fingerprints=parts,
     )
 
 

@@ -14,9 +14,9 @@ from perpeft_ray.config import FACTS, VARIANTS, Variant
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers
-from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
-from perpeft_ray.encoder.source import parse_encoder
+from perpeft_ray.encoder.source import encoder_fingerprint, parse_encoder
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 from perpeft_ray.errors import InputError
 from tests.encoder.tiny_models import SIZE, write_tiny_model

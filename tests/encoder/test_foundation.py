@@ -15,8 +15,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPModel, CL
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.foundation import load_towers
 from perpeft_ray.encoder.hardware import Sizes
-from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
-from perpeft_ray.encoder.source import TOYSHOP_CLIP, parse_encoder
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+from perpeft_ray.encoder.source import TOYSHOP_CLIP, encoder_fingerprint, parse_encoder
 from perpeft_ray.encoder.titles import title_parts
 from perpeft_ray.errors import InputError
 

@@ -24,6 +24,9 @@ from perpeft_ray.results.files import whole_file
 from perpeft_ray.results.folder import StudyFolder, declared_parameters
 from perpeft_ray.results.schema import EPOCHS, TRIALS, USERS
 from perpeft_ray.study.record import TrialRecord
+from perpeft_ray.train.fingerprints import Fingerprints
+
+BEGAN = Fingerprints(tables="aa", images="bb", encoder="cc")
 
 METRIC_COLUMNS = [
     f"{part}_{name}_at_{k}"
@@ -40,7 +43,7 @@ def study(tmp_path: Path) -> StudyConfig:
 
 @pytest.fixture
 def folder(study: StudyConfig) -> StudyFolder:
-    return StudyFolder.create(study)
+    return StudyFolder.create(study, BEGAN)
 
 
 def test_a_complete_trial_reads_back_as_it_was(folder: StudyFolder, record) -> None:
@@ -225,7 +228,7 @@ def test_the_same_study_goes_on_and_another_is_refused(
     folder: StudyFolder, study: StudyConfig, tmp_path: Path
 ) -> None:
     before = (folder.path / "study.json").read_bytes()
-    assert StudyFolder.create(study) == folder
+    assert StudyFolder.create(study, BEGAN) == folder
     assert (folder.path / "study.json").read_bytes() == before
 
     with pytest.raises(InputError) as error:
@@ -238,6 +241,45 @@ def test_the_same_study_goes_on_and_another_is_refused(
     with pytest.raises(InputError, match=rf"`search\.ranks` must be {ranks} .* but is \[4\]"):
         StudyFolder.create(replace(study, search=SearchSettings(ranks=(4,))))
     assert (folder.path / "study.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (replace(BEGAN, tables="dd"), "the tables of toyshop changed"),
+        (replace(BEGAN, images="dd"), "the images of toyshop changed"),
+        (replace(BEGAN, encoder="dd"), "the encoder toyshop-clip changed"),
+        (
+            Fingerprints("dd", "dd", "dd"),
+            "the tables of toyshop and the images of toyshop and the encoder toyshop-clip changed",
+        ),
+    ],
+)
+def test_a_study_does_not_go_on_with_other_data(
+    folder: StudyFolder, study: StudyConfig, now: Fingerprints, told: str
+) -> None:
+    before = (folder.path / "study.json").read_bytes()
+    with pytest.raises(InputError) as error:
+        StudyFolder.create(study, now)
+    assert str(error.value) == (
+        f"`dataset` and `encoder` must stay as they were when the study in {folder.path} began, "
+        f"but {told} since; put back what was there, or choose a new --study"
+    )
+    assert (folder.path / "study.json").read_bytes() == before
+
+
+def test_study_and_rows_have_the_fingerprints(folder: StudyFolder, record) -> None:
+    folder.write_trial(record("perpeft", "lora"))
+    assert folder.description["fingerprints"] == dataclasses.asdict(BEGAN)
+    row = folder.trials().iloc[0]
+    found = (row.tables_fingerprint, row.images_fingerprint, row.encoder_fingerprint)
+    assert found == ("aa", "bb", "cc")
+
+
+def test_a_study_without_fingerprints_is_not_continued(study: StudyConfig) -> None:
+    StudyFolder.create(study)
+    with pytest.raises(InputError, match="an earlier version; choose a new --study"):
+        StudyFolder.create(study, BEGAN)
 
 
 def test_a_study_that_was_moved_goes_on(folder: StudyFolder, study: StudyConfig) -> None:

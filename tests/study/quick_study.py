@@ -31,6 +31,8 @@ from perpeft_ray.cli import study as command
 from perpeft_ray.config import StudyConfig, TrialConfig
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.study.trainable import Study
+from perpeft_ray.train import fingerprints
+from perpeft_ray.train.fingerprints import Fingerprints
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from tests.study.conftest import fake_run, fake_run_distributed
 
@@ -118,6 +120,7 @@ def start(arguments: list[str]) -> None:
     fault = Fault(runs, os.getpid(), kind, place)
     command._open_study = open_study(fault)
     command.check_inputs = lambda *_: None
+    fingerprints.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")
     command.print_tables = command.write_report = lambda _: None
     small = (
         "--train.epochs 1 --train.personal-epochs 4 --train.validate-every 1 --parallel-workers 0 "

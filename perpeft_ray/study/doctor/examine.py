@@ -54,7 +54,7 @@ def _checks(
 ) -> Iterator[Check]:
     import ray
 
-    from perpeft_ray.encoder.preprocess import encoder_fingerprint
+    from perpeft_ray.encoder.source import encoder_fingerprint
 
     url = _dashboard_url()
     # The State API first: it waits for the dashboard.

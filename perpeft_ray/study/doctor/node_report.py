@@ -132,7 +132,8 @@ def _catalogue(files: dict[str, int]) -> str | None:
 
 def _encoder(name: str) -> tuple[str | None, str | None]:
     try:
-        from perpeft_ray.encoder.preprocess import FoundationPreprocessor, encoder_fingerprint
+        from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+        from perpeft_ray.encoder.source import encoder_fingerprint
 
         FoundationPreprocessor(name)
         return encoder_fingerprint(name), None

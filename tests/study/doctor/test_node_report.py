@@ -10,7 +10,7 @@ import pytest
 
 import perpeft_ray
 from perpeft_ray.data.places import read_file, write_file
-from perpeft_ray.encoder.preprocess import encoder_fingerprint
+from perpeft_ray.encoder.source import encoder_fingerprint
 from perpeft_ray.study.doctor.node_report import (
     MISSING,
     SIGN,
