@@ -125,7 +125,7 @@ def in_fresh_process(script: str, *arguments: str, threads: int | None = None) -
         environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, script, "--measure", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]  # json says Any
 
 
 def peak_mb() -> float:

@@ -9,6 +9,7 @@ SASRec and the projector are ours, so a plain program that decodes images is slo
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import peft
@@ -18,7 +19,10 @@ from _steps import Bench
 from ranking import one_at_a_time
 from torch import Tensor
 from transformers import CLIPModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import (  # type: ignore[attr-defined]  # imported there
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from perpeft_ray.recommender.sampling import TrainingBatch, last_inputs, select
 from perpeft_ray.train.epoch import ID_NORM_WEIGHT, StageData
@@ -55,7 +59,7 @@ class Plain:
             with torch.no_grad():
                 for name, parameter in self._named(group).items():
                     parameter.copy_(module[name])
-        rest = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        rest: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         own = [list(self._named(group).values()) for group in bench.state.modules]
         self.module_optimizers = [torch.optim.AdamW(parameters, **rest) for parameters in own]
         self.backbone_optimizer = torch.optim.AdamW(self.backbone.parameters(), **rest)
@@ -98,7 +102,7 @@ class Plain:
         split, length = self.job.split, self.job.config.sequence_length
         known = split.known("valid")
         ranks = np.full(split.num_users, -1)
-        chunks = torch.arange(split.num_items + 1).split(_ITEMS_AT_ONCE)
+        chunks = torch.arange(split.num_items + 1).split(_ITEMS_AT_ONCE)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for group in range(len(self.projectors)):
             self.clip.set_adapter(str(group))
             embeddings = torch.cat([self._embed(chunk.numpy(), group) for chunk in chunks])
@@ -127,7 +131,7 @@ class Plain:
         features = torch.cat([image.pooler_output, text.pooler_output], dim=-1)
         embedded = self.backbone.item_embedding(torch.as_tensor(items)).clone()
         embedded[real] += self.job.model.weight * self.projectors[group](features)
-        return embedded
+        return embedded  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     def _named(self, group: int) -> dict[str, torch.nn.Parameter]:
         """A group's parameters by the names that a module of ours has."""

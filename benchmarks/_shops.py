@@ -49,7 +49,7 @@ def write_clip(folder: Path, clip: Clip, titles: list[str]) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", 3)]
     )
-    tf.PreTrainedTokenizerFast(
+    tf.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=77
     ).save_pretrained(folder)
     torch.manual_seed(0)

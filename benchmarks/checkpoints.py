@@ -73,8 +73,8 @@ def main(settings: Settings) -> None:
             latest = checkpoints.glob(f"*/epoch-{record.epoch:04d}/*")
             sizes.append(sum(file.stat().st_size for file in latest))
 
-        fit.train_epoch = timed("epoch", fit.train_epoch)  # type: ignore[assignment]
-        fit.evaluate = timed("epoch", fit.evaluate)  # type: ignore[assignment]
+        fit.train_epoch = timed("epoch", fit.train_epoch)  # type: ignore[attr-defined]  # timed on the way
+        fit.evaluate = timed("epoch", fit.evaluate)  # type: ignore[attr-defined]  # timed on the way
         Checkpoints.save = timed("checkpoint", Checkpoints.save)  # type: ignore[method-assign]
         run_trial(config, workspace, look, test=False, checkpoints=checkpoints)
     case = f"{settings.dataset}, {settings.variant}, {settings.groups} groups"

@@ -58,7 +58,7 @@ def main() -> None:
         catalogue = _catalogue(settings.items, Path(folder))
         for name, (layers, stored) in works.items():
             taken = _measure(catalogue, layers, Path(folder) / "states" if stored else None)
-            whole = [row.value for row in rows[:2]] or [None, None]
+            whole: list[float | None] = [row.value for row in rows[:2]] or [None, None]
             case = f"ViT-B/32 LoRA, {settings.items} items, float32, {name}"
             for metric, seconds, reference in zip(METRICS, taken, whole, strict=True):
                 rows.append(Row("last_layers", case, metric, seconds, "s", reference))
@@ -84,11 +84,11 @@ def _measure(
     items = np.arange(1, catalogue.num_items + 1)
 
     def encode() -> torch.Tensor:
-        return functional_call(encoder, module, encoder.inputs(items)).square().mean()
+        return functional_call(encoder, dict(module), encoder.inputs(items)).square().mean()  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     with torch.no_grad():
         forward = _seconds(encode)
-    return _seconds(lambda: encode().backward()), forward
+    return _seconds(lambda: encode().backward()), forward  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -47,7 +47,8 @@ def study_of(trials: int, workers: int, storage: Path) -> float:
     name = f"study-{workers}-{trials}"
     # Seeds that no study before had, so that no trial is found in a cache.
     seeds = [str(1000 * trials + number) for number in range(trials)]
-    command = [sys.executable, "studies/ablation_peft.py", "--study", name, "--storage", storage]
+    command = [sys.executable, "studies/ablation_peft.py", "--study", name]
+    command += ["--storage", str(storage)]
     command += ["--methods", "without_mm", "--seeds", *seeds, "--workers", str(workers)]
     command += ["--parallel-workers", "0", "--search.max-concurrent", "1", "--train.lr", "3e-3"]
     command += ["--train.epochs", "1", "--train.personal-epochs", "1"]

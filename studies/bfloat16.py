@@ -36,7 +36,7 @@ def main(seeds: tuple[int, ...] = (0, 1)) -> None:
         learning_rate=3e-3,
         mode="sequential",
     )
-    found: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
+    found: dict[Literal["float32", "bfloat16"], list[float]] = {dtype: [] for dtype in DTYPES}
     with tempfile.TemporaryDirectory() as scratch:
         workspace = prepare("toyshop", "toyshop-clip", Path(scratch))
         for seed in seeds:

@@ -24,4 +24,4 @@ def importing_once() -> ForkServerContext:
 def run_workers(worker: Callable[..., None], world: int, *arguments: Any) -> None:
     """Call `worker(rank, world, *arguments)` for all ranks at once; raises what one raises."""
     method = importing_once().get_start_method()
-    mp.start_processes(worker, (world, *arguments), nprocs=world, start_method=method)
+    mp.start_processes(worker, (world, *arguments), nprocs=world, start_method=method)  # type: ignore[attr-defined]  # not public there

@@ -48,7 +48,7 @@ def parse(
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            command, unknown = tyro.cli(
+            parsed: tuple[T, list[str]] = tyro.cli(
                 kind,
                 prog=prog,
                 description=description,
@@ -61,6 +61,7 @@ def parse(
         if ended.code in (0, None):
             raise
         raise InputError(_first_sentence(errors.getvalue())) from None
+    command, unknown = parsed
     if unknown:
         raise InputError(_unknown(unknown[0], type(command)))
     return command

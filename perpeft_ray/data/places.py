@@ -23,7 +23,7 @@ def is_uri(place: Path | str) -> bool:
 def resolve(folder: Path | str) -> tuple[fs.FileSystem, str]:
     """The file system of a local path or URI (`s3://…`, `file:///…`, `fsspec+…://…`), and the path
     in it. Raises ValueError or OSError where pyarrow does not know it or cannot reach it."""
-    return fs.FileSystem.from_uri(
+    return fs.FileSystem.from_uri(  # type: ignore[no-any-return]  # pyarrow is untyped
         str(folder.absolute()) if isinstance(folder, Path) else folder.rstrip("/")
     )
 
@@ -61,7 +61,7 @@ def read_file(file: Path | str) -> bytes | None:
     files, path = resolve(file)
     try:
         with files.open_input_stream(path) as stream:
-            return stream.read()
+            return stream.read()  # type: ignore[no-any-return]  # pyarrow is untyped
     except FileNotFoundError:
         return None
 

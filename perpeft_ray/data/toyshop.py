@@ -150,7 +150,7 @@ def plant(seed: int) -> Shop:
     sequences, times, last_utility = [], [], np.empty((USERS, ITEMS))
     for user in range(USERS):
         taste = popularity + _taste(rng, items, GROUPS[group[user]])
-        times.append(_times(rng, rng.integers(SHORTEST, LONGEST + 1)))
+        times.append(_times(rng, int(rng.integers(SHORTEST, LONGEST + 1))))
         sequence, last_utility[user] = _sequence(rng, taste, released, times[user] / _YEAR)
         sequences.append(sequence)
     return Shop(
@@ -198,7 +198,7 @@ def _taste(
     taste = HOME * (items[:, columns["department"]] == ASPECTS["department"].index(home))
     for aspect, weight in ((own, OWN), (COMMON_ASPECT, COMMON)):
         taste += weight * (items[:, columns[aspect]] == rng.integers(len(ASPECTS[aspect])))
-    return taste
+    return taste  # type: ignore[no-any-return]  # NumPy says Any
 
 
 def _times(rng: np.random.Generator, count: int) -> NDArray[np.int64]:

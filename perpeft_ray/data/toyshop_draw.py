@@ -69,7 +69,7 @@ def draw_item(rng: np.random.Generator, item: NDArray[np.int64]) -> NDArray[np.u
 
     pixels = canvas.reshape(IMAGE_SIZE, 2, IMAGE_SIZE, 2, 3).mean(axis=(1, 3))
     pixels += rng.normal(0, 4, size=pixels.shape)
-    return np.clip(pixels, 0, 255).round().astype(np.uint8)
+    return np.clip(pixels, 0, 255).round().astype(np.uint8)  # type: ignore[no-any-return]  # NumPy says Any
 
 
 def _tinted(rng: np.random.Generator, colour: tuple[int, int, int]) -> NDArray[np.float64]:
@@ -91,7 +91,7 @@ def _shape(kind: str, x: Field, y: Field) -> Mask:
         case "ring":
             return (radius < 0.7) & (radius > 0.32)
         case "star":
-            return radius < 0.55 + 0.22 * np.cos(5 * np.arctan2(x, -y))
+            return radius < 0.55 + 0.22 * np.cos(5 * np.arctan2(x, -y))  # type: ignore[no-any-return]  # NumPy says Any
         case "plank":
             return (abs(x) < 0.72) & (abs(y) < 0.3)
         case "moon":
@@ -112,7 +112,7 @@ def _pattern(pattern: str, x: Field, y: Field) -> Mask:
         case "columns":
             return column
         case "diagonals":
-            return np.mod(x + y, np.sqrt(2) * period) < period / np.sqrt(2)
+            return np.mod(x + y, np.sqrt(2) * period) < period / np.sqrt(2)  # type: ignore[no-any-return]  # NumPy says Any
         case "dots":
             return np.hypot(np.mod(x, period) - period / 2, np.mod(y, period) - period / 2) < 0.2
         case "checks":

@@ -26,14 +26,14 @@ def runs(model: Any) -> bool:
     Eager attention is asked for by those who look at it (`attention.py`).
     """
     config = model.config
-    return config.model_type == "clip" and config._attn_implementation != "eager"
+    return config.model_type == "clip" and config._attn_implementation != "eager"  # type: ignore[no-any-return]  # untyped library
 
 
 def text_features(model: Any, ids: Tensor, place: Tensor) -> Tensor:
     """`get_text_features` of token ids [n, L] whose features are read at `place` [n]."""
     tower = model.text_model
     state = _layers(tower.encoder.layers, tower.embeddings(input_ids=ids), place)
-    return model.text_projection(tower.final_layer_norm(state))
+    return model.text_projection(tower.final_layer_norm(state))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 def image_features(model: Any, pixels: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def image_features(model: Any, pixels: Tensor) -> Tensor:
     tower = model.vision_model
     embedded = tower.pre_layrnorm(tower.embeddings(pixels))
     state = _layers(tower.encoder.layers, embedded, None)
-    return model.visual_projection(tower.post_layernorm(state))
+    return model.visual_projection(tower.post_layernorm(state))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 class QuickGelu(nn.Module):
@@ -49,7 +49,7 @@ class QuickGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
-        return _QuickGelu.apply(x)
+        return _QuickGelu.apply(x)  # type: ignore[no-any-return, no-untyped-call]  # nn.Module's call is untyped; torch leaves it untyped
 
 
 def replace_activation(model: nn.Module) -> None:
@@ -86,7 +86,7 @@ def _last(layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor], mask: Tensor 
     )  # [n, heads, positions, W / heads]
     out = attend(q, k, v, mask, attention.scale)
     x = pick(x) + attention.out_proj(out.transpose(1, 2).flatten(2))
-    return (x + layer.mlp(layer.layer_norm2(x)))[:, 0]
+    return (x + layer.mlp(layer.layer_norm2(x)))[:, 0]  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 class _QuickGelu(torch.autograd.Function):
@@ -99,6 +99,6 @@ class _QuickGelu(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient, x * _SLOPE)
+        return torch.ops.aten.silu_backward(gradient, x * _SLOPE)  # type: ignore[no-any-return]  # nn.Module's call is untyped

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,14 +41,14 @@ def projected_features(
     def compute(working: Path) -> None:
         model = towers()
 
-        def features(batch: ItemBatch) -> Sequence[NDArray]:
+        def features(batch: ItemBatch) -> Sequence[NDArray[Any]]:
             return [model(batch).cpu().numpy()]
 
         shapes = {"features": (model.out_features,)}
         _fill(working, catalogue, _device(model), np.float32, shapes, features)
 
     _ensure(folder, compute)
-    return np.load(folder / "features.npy", mmap_mode="r")
+    return np.load(folder / "features.npy", mmap_mode="r")  # type: ignore[no-any-return]  # NumPy says Any
 
 
 def hidden_states(
@@ -64,7 +65,7 @@ def hidden_states(
         if image_width:
             shapes["image"] = (len(image_layers), image_width)
 
-        def states(batch: ItemBatch) -> Sequence[NDArray]:
+        def states(batch: ItemBatch) -> Sequence[NDArray[Any]]:
             texts, images = model.hidden_states(batch)
             kept = [_half(texts[:, text_layers])]
             if images is not None:
@@ -85,8 +86,8 @@ def store_of_items(
     device: torch.device,
     dtype: DTypeLike,
     shapes: Mapping[str, tuple[int, ...]],
-    encode: Callable[[ItemBatch], Sequence[NDArray]],
-) -> dict[str, NDArray]:
+    encode: Callable[[ItemBatch], Sequence[NDArray[Any]]],
+) -> dict[str, NDArray[Any]]:
     """Arrays [I+1, *shape] by name, memory-mapped, row 0 zero; computed where they are missing.
 
     `encode` gives the rows of a batch, one array a name, in the order of `shapes`.
@@ -109,7 +110,7 @@ def _fill(
     device: torch.device,
     dtype: DTypeLike,
     shapes: Mapping[str, tuple[int, ...]],
-    encode: Callable[[ItemBatch], Sequence[NDArray]],
+    encode: Callable[[ItemBatch], Sequence[NDArray[Any]]],
 ) -> None:
     """Write `encode`'s rows of every item to one file a shape, from where an earlier run was."""
     mark = working / "items.done"

@@ -159,7 +159,7 @@ def load_towers(
 
     from perpeft_ray.encoder.preprocess import pixel_scaling
 
-    logging.disable_progress_bar()  # of weights being read; a study has its own progress
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped; of weights being read; a study has its own progress
 
     def load(path: str) -> Any:
         config = AutoConfig.from_pretrained(path)
@@ -190,7 +190,7 @@ def skeleton(name: str) -> Towers:
 
     def make(path: str) -> Any:
         with torch.device("meta"):
-            return AutoModel.from_config(AutoConfig.from_pretrained(path))
+            return AutoModel.from_config(AutoConfig.from_pretrained(path))  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
     return _build(name, parse_encoder(name), make, None)
 

@@ -84,7 +84,7 @@ class DualText:
             place = self._place(batch.token_ids)
             assert isinstance(place, Tensor)
             return clip.text_features(self.model, batch.token_ids, place)
-        return self.model.get_text_features(**self._inputs(batch)).pooler_output
+        return self.model.get_text_features(**self._inputs(batch)).pooler_output  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     def states(self, batch: ItemBatch) -> Tensor:
         """States at the token that the features are read at."""
@@ -104,7 +104,7 @@ class DualText:
     def _place(self, ids: Tensor) -> Tensor | int:
         if self.pooling == "end":
             if self._end is not None and self._end != 2:
-                return (ids == self._end).int().argmax(dim=1)
+                return (ids == self._end).int().argmax(dim=1)  # type: ignore[no-any-return]  # nn.Module's call is untyped
             return ids.argmax(dim=1)  # as transformers: configurations that say 2 mean the highest
         return -1 if self.pooling == "last" else 0
 
@@ -128,7 +128,7 @@ class DualImage:
         """The projected features."""
         if clip.runs(self.model):
             return clip.image_features(self.model, pixels)
-        return self.model.get_image_features(pixel_values=pixels).pooler_output
+        return self.model.get_image_features(pixel_values=pixels).pooler_output  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     def states(self, pixels: Tensor) -> Tensor:
         """States at the class token, or their mean over patches where there is none."""
@@ -183,7 +183,7 @@ class LoneImage:
         """The pooled last state."""
         state = self.model(pixel_values=pixels).last_hidden_state
         if state.dim() == 4:  # a convolutional model: [n, W, rows, columns]
-            return state.float().mean(dim=(2, 3))
+            return state.float().mean(dim=(2, 3))  # type: ignore[no-any-return]  # nn.Module's call is untyped
         return _pooled(state, pixels, self.model.config).float()
 
     def states(self, pixels: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class _Bottleneck(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        return states + self.up(nn.functional.gelu(self.down(states)))
+        return states + self.up(nn.functional.gelu(self.down(states)))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 def _blocks(width: int, states: int, inner: int) -> nn.ModuleList:
@@ -93,4 +93,4 @@ def _tower(blocks: nn.ModuleList, gates: Tensor, states: Tensor) -> Tensor:
     for layer in range(1, len(blocks)):
         gate = gates[layer]
         out = blocks[layer](gate * out + (1 - gate) * states[:, layer])
-    return out
+    return out  # type: ignore[no-any-return]  # nn.Module's call is untyped

@@ -26,27 +26,27 @@ def compute_in_bfloat16(model: nn.Module) -> None:
 
     for layer in model.modules():
         if isinstance(layer, Linear) and layer.base_layer.weight.dtype == torch.bfloat16:
-            layer.forward = partial(_forward, layer, layer.forward)
+            layer.forward = partial(_forward, layer, layer.forward)  # type: ignore[method-assign]  # see above
 
 
 def _forward(layer: Any, by_peft: Any, x: Tensor) -> Tensor:
     base, dropout = layer.base_layer, layer.lora_dropout[_ADAPTER]
     all_dropped = dropout.training and getattr(dropout, "p", 0.0) == 1.0
     if layer.disable_adapters or layer.merged or all_dropped:
-        return by_peft(x)
+        return by_peft(x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
     kept, scale = None, layer.scaling[_ADAPTER]
     if isinstance(dropout, BitDropout):
         kept = dropout.kept(x)
         scale *= dropout.scale if kept is not None else 1.0
     down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-    return _Lora.apply(x, base.weight, base.bias, down, up, kept, scale)
+    return _Lora.apply(x, base.weight, base.bias, down, up, kept, scale)  # type: ignore[no-any-return, no-untyped-call]  # torch leaves it untyped
 
 
 class _Lora(torch.autograd.Function):
     """x W^T + b + scale · (kept · x) A^T B^T; gradients of x, A and B."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
@@ -65,7 +65,7 @@ class _Lora(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight, a, b, low, kept = ctx.saved_tensors
         g = gradient.reshape(-1, gradient.shape[-1])  # [m, N]
         g_low = g @ b  # [m, r]

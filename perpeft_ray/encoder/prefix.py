@@ -98,7 +98,7 @@ class SuffixItemEncoder(TowerItemEncoder):
 class PrefixStates:
     """States that enter the first adapted layer of each half that has frozen layers."""
 
-    arrays: dict[str, NDArray]
+    arrays: dict[str, NDArray[Any]]
     """`text` and `image`: [I+1, T, W], bfloat16 as int16."""
     entries: dict[str, _Entry]
     """Where these enter the towers that they were computed with."""
@@ -119,7 +119,7 @@ def prefix_states(
     dtype = np.dtype(np.float32 if towers.dtype == torch.float32 else np.int16)
     longest = int(catalogue.token_counts.max(initial=1))
 
-    def states(batch: ItemBatch) -> Sequence[NDArray]:
+    def states(batch: ItemBatch) -> Sequence[NDArray[Any]]:
         missing = longest - batch.token_ids.shape[1]
         found = {name: entry.states_of(towers, batch) for name, entry in entries.items()}
         if "text" in found:

@@ -58,7 +58,7 @@ class FoundationPreprocessor:
         """Token ids of each title with the encoder's special tokens, cut to `max_tokens`."""
         if not titles:
             return []
-        return self._tokenizer(
+        return self._tokenizer(  # type: ignore[no-any-return]  # the tokenizer is of any class
             titles, truncation=True, max_length=self.max_tokens, padding=self._padding
         )["input_ids"]
 
@@ -83,7 +83,7 @@ def image_processor(path: str) -> Any:
     """The encoder's image processor on the Pillow backend; torchvision is not needed."""
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(path, backend="pil")
+    return AutoImageProcessor.from_pretrained(path, backend="pil")  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
 
 def pixel_scaling(path: str) -> PixelScaling:

@@ -107,7 +107,7 @@ def pretrain(seed: int, steps: int) -> tuple[CLIPModel, CLIPProcessor]:
             model.logit_scale.clamp_(max=math.log(100))
         if step % 100 == 0 or step == steps - 1:
             print(f"step {step:4d}  contrastive loss {loss.item():.3f}", flush=True)
-    return model.eval(), processor
+    return model.eval(), processor  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def held_out_items(seed: int) -> tuple[list[str], NDArray[np.uint8]]:
@@ -159,14 +159,14 @@ def build_processor(titles: list[str]) -> CLIPProcessor:
     resized and cropped to IMAGE_SIZE, which leaves the toyshop's own as they are.
     """
     vocabulary, merges = _byte_pairs(sorted({word for title in titles for word in title.split()}))
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]  # pairs are taken too
     images = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
-    return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+    return CLIPProcessor(image_processor=images, tokenizer=tokenizer)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
 
 def _byte_pairs(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -179,7 +179,7 @@ def _byte_pairs(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)
         spelled = [_merged(word, best) for word in spelled]
-    letters = list(bytes_to_unicode().values())
+    letters = list(bytes_to_unicode().values())  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += [left + right for left, right in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

@@ -39,7 +39,7 @@ def title_words(encoder: str, title: str, token_ids: list[int]) -> TitleWords:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(parse_encoder(encoder).path)
-    names = tokenizer.convert_ids_to_tokens(token_ids)
+    names: list[str] = tokenizer.convert_ids_to_tokens(token_ids)  # type: ignore[assignment]  # of a list, a list
     if not tokenizer.is_fast:  # it does not know where in the title a token comes from
         return _as_they_are([tokenizer.convert_tokens_to_string([name]).strip() for name in names])
     coded = tokenizer(

@@ -63,7 +63,7 @@ def groups_with_users(trial: TrainedTrial) -> list[int]:
     """
     if trial.grouping is None:
         return list(trial.modules)
-    return np.intersect1d(trial.grouping.valid, trial.grouping.test).tolist()
+    return np.intersect1d(trial.grouping.valid, trial.grouping.test).tolist()  # type: ignore[no-any-return]  # NumPy says Any
 
 
 def check_group(trial: TrainedTrial, name: str, group: int) -> None:

@@ -48,7 +48,7 @@ class ItemTower(nn.Module):
     def forward(self, *inputs: Tensor | None) -> Tensor:
         """-> [n, D]."""
         device = next(self.projector.parameters()).device
-        return self.projector(self.encoder(*inputs).to(device))
+        return self.projector(self.encoder(*inputs).to(device))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 class Recommender(nn.Module):

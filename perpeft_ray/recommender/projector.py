@@ -24,4 +24,4 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Project features [..., in_features] to [..., D]."""
-        return self.layers(features)
+        return self.layers(features)  # type: ignore[no-any-return]  # nn.Module's call is untyped

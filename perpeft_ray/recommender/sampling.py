@@ -138,7 +138,7 @@ class TrainingSampler:
     @property
     def length(self) -> int:
         """Positions of a window, T."""
-        return self._inputs.shape[1]
+        return int(self._inputs.shape[1])
 
 
 def batches_of(

@@ -58,7 +58,7 @@ class SASRec(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return self.norm(x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 class _Block(nn.Module):
@@ -110,4 +110,4 @@ class _Block(nn.Module):
         attended = F.scaled_dot_product_attention(
             q[0], kv[0], kv[1], dropout_p=self.dropout if self.training else 0.0, is_causal=True
         )  # [B, H, T, D/H]
-        return self.attended(attended.transpose(1, 2).reshape(B, T, D))
+        return self.attended(attended.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]  # nn.Module's call is untyped

@@ -120,4 +120,4 @@ class VectorRecommender(Recommender):
         }
         device = module[f"{_PREFIX}vector"].device
         index = torch.as_tensor(owners, dtype=torch.int64, device=device)
-        return functional_call(self.vectors, own, (index,))
+        return functional_call(self.vectors, own, (index,))  # type: ignore[no-any-return]  # nn.Module's call is untyped

@@ -135,12 +135,12 @@ class StudyFolder:
     @property
     def description(self) -> dict[str, Any]:
         """What `study.json` holds."""
-        return json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))
+        return json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]  # json says Any
 
     @property
     def config(self) -> StudyConfig:
         """The study's configuration."""
-        return from_json(StudyConfig, self.description["config"])
+        return from_json(StudyConfig, self.description["config"])  # type: ignore[no-any-return]  # from_json says Any
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write a trial's users, epochs and, last, its row; each file appears whole or not at all.

@@ -115,7 +115,7 @@ def _kind(hint: Any) -> type:
         return _kind(hint)
     if origin is Literal:
         return type(get_args(hint)[0])
-    return origin or hint
+    return origin or hint  # type: ignore[no-any-return]  # typing says Any
 
 
 def _trials() -> pa.Schema:

@@ -65,4 +65,4 @@ def on_ray(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArray
 def _cpus() -> float:
     import ray
 
-    return float(ray.cluster_resources().get("CPU", 0)) if ray.is_initialized() else 0.0
+    return float(ray.cluster_resources().get("CPU", 0)) if ray.is_initialized() else 0.0  # type: ignore[no-untyped-call]  # Ray leaves it untyped

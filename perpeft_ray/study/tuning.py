@@ -69,7 +69,7 @@ def _remove_checkpoints(study: Study) -> None:
 
 def _concurrency(config: StudyConfig, workers: int) -> int:
     """Trials at a time: what the study allows and the cluster holds, at least one."""
-    cluster = ray.cluster_resources()
+    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     fits = [
         int(cluster.get(name, 0) / (max(workers, 1) * amount))
         for name, amount in resources_of_worker(config).items()

@@ -167,4 +167,4 @@ def _raised_by(trial: Trial) -> BaseException:
     if trial.pickled_error_file is None:
         return RuntimeError(Path(trial.error_file).read_text())
     with Path(trial.pickled_error_file).open("rb") as file:
-        return ray.cloudpickle.load(file)
+        return ray.cloudpickle.load(file)  # type: ignore[no-any-return]  # a pickle holds anything

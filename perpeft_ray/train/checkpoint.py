@@ -173,7 +173,7 @@ class Checkpoints:
 
     def _read(self, path: str) -> bytes:
         with self._files.open_input_stream(path) as stream:
-            return stream.read()
+            return stream.read()  # type: ignore[no-any-return]  # pyarrow is untyped
 
     def _write(self, path: str, content: bytes) -> None:
         with self._files.open_output_stream(path) as stream:

@@ -83,7 +83,7 @@ class TorchCollective:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with _naming_lost_peers():
             dist.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = flat.split([tensor.numel() for tensor in tensors])  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 

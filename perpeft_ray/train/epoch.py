@@ -132,7 +132,7 @@ def _accumulate(
     pool, weight = data.pools[batch.group], data.conditioning_weight
     sample = data.sampler.sample(batch.users, rng, pool=pool, weight=weight)
     loss, positions = state.model.loss_sum(sample, state.modules[batch.group], weight)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return torch.stack([loss.detach(), torch.tensor(float(positions), device=loss.device)])
 
 

@@ -77,7 +77,7 @@ def nearest_centroids(
 ) -> NDArray[np.int32]:
     """The group of each state: states [n, D], centroids [G, D] -> int32 [n]."""
     distances = ((states[:, None] - centroids) ** 2).sum(axis=-1)  # [n, G]
-    return distances.argmin(axis=1).astype(np.int32)
+    return distances.argmin(axis=1).astype(np.int32)  # type: ignore[no-any-return]  # NumPy says Any
 
 
 def principal_components(states: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -87,7 +87,7 @@ def principal_components(states: NDArray[np.float32]) -> NDArray[np.float32]:
     _, axes = np.linalg.eigh(centred.T @ centred)  # eigenvalues ascend
     first_two = axes[:, :-3:-1]
     largest = np.abs(first_two).argmax(axis=0)
-    return centred @ (first_two * np.sign(first_two[largest, [0, 1]]))
+    return centred @ (first_two * np.sign(first_two[largest, [0, 1]]))  # type: ignore[no-any-return]  # NumPy says Any
 
 
 def group_items(

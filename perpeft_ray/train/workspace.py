@@ -133,7 +133,7 @@ def open_split(workspace: Workspace) -> LeaveOneOut:
     """The split of a prepared dataset; read once a process."""
 
     def read(name: str) -> np.ndarray:
-        return np.load(workspace.split / f"{name}.npy", mmap_mode="r")
+        return np.load(workspace.split / f"{name}.npy", mmap_mode="r")  # type: ignore[no-any-return]  # NumPy says Any
 
     return LeaveOneOut(
         user_ids=read("user_ids").astype(object),

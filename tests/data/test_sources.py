@@ -130,7 +130,7 @@ def generator(monkeypatch, tmp_path, write_folder):
     module = ModuleType("perpeft_ray.data.toyshop")
     module.__file__ = str(tmp_path / "toyshop.py")
     Path(module.__file__).write_text("version one")
-    module.seeds = []
+    module.seeds = []  # type: ignore[attr-defined]  # a module made here
 
     def write_toyshop(folder: Path, seed: int) -> None:
         module.seeds.append(seed)
@@ -138,7 +138,7 @@ def generator(monkeypatch, tmp_path, write_folder):
         for file in write_folder().rglob("*.p*"):
             (folder / file.relative_to(write_folder())).write_bytes(file.read_bytes())
 
-    module.write_toyshop = write_toyshop
+    module.write_toyshop = write_toyshop  # type: ignore[attr-defined]  # a module made here
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(perpeft_ray.data, "toyshop", module, raising=False)
     return module

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPModel, CLIPProcessor
+from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPModel, CLIPProcessor  # type: ignore[attr-defined]  # transformers adds it
 
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.foundation import load_towers

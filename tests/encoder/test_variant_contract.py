@@ -206,7 +206,7 @@ def test_dropout_is_the_adapters_alone_and_only_in_training(
     variant: Variant, batch: ItemBatch
 ) -> None:
     towers = _towers(variant, dropout=0.5)
-    encoder = TowerItemEncoder(towers, catalogue=None)  # type: ignore[arg-type]
+    encoder = TowerItemEncoder(towers, catalogue=None)
     module = _moved(towers)
     with torch.no_grad():
         encoder.train()
@@ -216,7 +216,7 @@ def test_dropout_is_the_adapters_alone_and_only_in_training(
         first, second = (functional_call(towers, module, (batch,)) for _ in range(2))
         assert torch.equal(first, second)
         without = _towers(variant, dropout=0.0)
-        TowerItemEncoder(without, catalogue=None).train()  # type: ignore[arg-type]
+        TowerItemEncoder(without, catalogue=None).train()
         assert torch.equal(functional_call(without, module, (batch,)), first)
 
 

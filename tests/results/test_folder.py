@@ -21,7 +21,7 @@ from perpeft_ray.config import LossSettings, SearchSettings, StudyConfig, TrainS
 from perpeft_ray.errors import InputError
 from perpeft_ray.results import folder as folder_module
 from perpeft_ray.results.files import whole_file
-from perpeft_ray.results.folder import StudyFolder, declared_parameters
+from perpeft_ray.results.folder import StudyFolder, declared_parameters  # type: ignore[attr-defined]  # not public there
 from perpeft_ray.results.schema import EPOCHS, TRIALS, USERS
 from perpeft_ray.study.record import TrialRecord
 from perpeft_ray.train.fingerprints import Fingerprints
@@ -147,7 +147,7 @@ def test_an_error_while_writing_leaves_nothing(folder: StudyFolder, record, monk
         Path(path).write_bytes(b"PAR1")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(folder_module.pq, "write_table", half)
+    monkeypatch.setattr(folder_module.pq, "write_table", half)  # type: ignore[attr-defined]  # not public there
     with pytest.raises(OSError, match="no space"):
         folder.write_trial(record())
     assert [path for path in folder.path.rglob("*") if path.is_file()] == [
@@ -181,7 +181,7 @@ def _write_and_die(folder: StudyFolder, record: TrialRecord) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return rename(source, target)
 
-    Path.replace = die_at_the_row  # type: ignore[method-assign]
+    Path.replace = die_at_the_row
     folder.write_trial(record)
 
 

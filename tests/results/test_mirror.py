@@ -102,7 +102,7 @@ def test_an_object_store(s3: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Makes this process one of a machine of its own, with nothing on it."""
 
     def on(name: str) -> None:
@@ -112,7 +112,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no
     return on
 
 
-def test_rows_written_on_one_machine_are_read_on_another(record, machine, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_rows_written_on_one_machine_are_read_on_another(record, machine, tmp_path: Path) -> None:
     config = StudyConfig(storage=(tmp_path / "store").as_uri() + "/")
     first = StudyFolder.create(config)
     assert first.path == tmp_path / "first/perpeft-ray" / first.path.parts[-2] / config.study
@@ -130,7 +130,7 @@ def test_rows_written_on_one_machine_are_read_on_another(record, machine, tmp_pa
     )
 
 
-def test_the_uri_is_the_study(record, machine, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_uri_is_the_study(record, machine, tmp_path: Path) -> None:
     config = StudyConfig(storage=(tmp_path / "store").as_uri())
     folder = StudyFolder.create(config)
     folder.write_trial(record(trial_id="one"))

@@ -277,7 +277,7 @@ def make_study(tmp_path: Path) -> Callable[..., Any]:
         return Study(
             config=config,
             folder=folder,
-            workspace=None,  # type: ignore[arg-type]
+            workspace=None,
             recorder=recorder,
             run=run,
             run_distributed=fake_run_distributed,

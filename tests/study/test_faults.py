@@ -162,7 +162,7 @@ def test_processors_that_others_hold_end_the_wait_and_free_ones_let_it_go_on(
         def here(self) -> bool:
             return True
 
-    other = Other.remote()
+    other = Other.remote()  # type: ignore[attr-defined]  # Ray adds it
     assert ray.get(other.here.remote())
     study = make_study(few(small_study(start_timeout_s=2.0)))
     began = time.monotonic()

@@ -187,7 +187,7 @@ def test_ablation_is_methods_by_variants_by_seeds() -> None:
         config = spec.config
         perpeft = best.get(("perpeft", config.variant))
         if config.method == "random_grouping":
-            assert config == replace(perpeft, method="random_grouping", seed=config.seed)
+            assert config == replace(perpeft, method="random_grouping", seed=config.seed)  # type: ignore[type-var]  # found above
         if config.method == "without_group_negatives":
             assert config.conditioning_weight == 0.0
             assert config.learning_rate == perpeft.learning_rate

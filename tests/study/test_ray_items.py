@@ -108,7 +108,7 @@ def test_an_image_that_a_node_does_not_see_is_no_missing_image(shop, tmp_path) -
 
 def test_few_images_few_cpus_and_texts_alone_stay_in_this_process(shop, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(ray_items, "on_ray", lambda step, blocks: asked.append(len(blocks)) or [])
+    monkeypatch.setattr(ray_items, "on_ray", lambda step, blocks: asked.append(len(blocks)) or [])  # type: ignore[func-returns-value]  # the list is what returns
     items = shop.items.fillna("")
     pictured = int((items["image"] != "").sum())
     for least, size, cpus, expected in (

@@ -168,7 +168,7 @@ def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(
     _run(study)
     _wait_until_nothing_is_left()
     killed = (tmp_path / "told" / "killed").read_text()
-    trials = study.recorder.trials()
+    trials = study.recorder.trials()  # type: ignore[attr-defined]  # it is a StudyFolder
     assert trials.status.tolist().count("FAIL") == 1
     [lost] = trials[trials.status == "FAIL"].to_dict("records")
     assert (lost["config_hash"], lost["phase"]) == (killed, "search")
@@ -179,7 +179,7 @@ def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(
 
     assert "continuing: 2 of 3 trials are done" in _run(study)
     _wait_until_nothing_is_left()
-    trials = study.recorder.trials()
+    trials = study.recorder.trials()  # type: ignore[attr-defined]  # it is a StudyFolder
     assert not trials.duplicated(["phase", "config_hash"]).any()
     assert set(trials.status) == {"COMPLETE"}
     assert TrialState.RUNNING not in _states(study)
@@ -196,7 +196,7 @@ def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(
     outcome = run_trial(config, unbroken, records.append, test=False)
     [again] = trials[(trials.config_hash == killed) & (trials.phase == "search")].to_dict("records")
     assert again["valid_ndcg_at_20"] == pytest.approx(outcome.valid.ndcg_at_20, abs=1e-9)
-    epochs = study.recorder.epochs()
+    epochs = study.recorder.epochs()  # type: ignore[attr-defined]  # it is a StudyFolder
     own = epochs[epochs.trial_id == again["trial_id"]].sort_values("epoch")
     assert own.epoch.tolist() == list(range(1, EPOCHS + 1))
     np.testing.assert_allclose(own.loss, [record.loss for record in records], rtol=1e-5)
@@ -211,7 +211,7 @@ def test_workers_that_have_no_room_end_the_wait(tmp_path: Path) -> None:
         def here(self) -> bool:
             return True
 
-    other = Other.remote()
+    other = Other.remote()  # type: ignore[attr-defined]  # Ray adds it
     assert ray.get(other.here.remote())
     study = _study(tmp_path, starting=False)
     impatient = replace(study.config, workers=there, start_timeout_s=3.0)
@@ -221,7 +221,7 @@ def test_workers_that_have_no_room_end_the_wait(tmp_path: Path) -> None:
     with pytest.raises(StudyStoppedError, match=wanted):
         _run(study)
     assert time.monotonic() - began < 90  # 3 s, on a machine that may be busy
-    assert study.recorder.trials().empty
+    assert study.recorder.trials().empty  # type: ignore[attr-defined]  # it is a StudyFolder
     assert TrialState.RUNNING not in _states(study)
     ray.kill(other)
     _wait_until_nothing_is_left(but_groups=True)

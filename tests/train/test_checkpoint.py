@@ -35,7 +35,7 @@ class StoppedError(Exception):
 @pytest.fixture
 def stop_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     """Make training stop in the middle of an epoch; None: no longer."""
-    real = fit.train_epoch
+    real = fit.train_epoch  # type: ignore[attr-defined]  # not public there
 
     def stop(last: int | None) -> None:
         def train_epoch(state: Any, data: Any, epoch: int, *rest: Any) -> float:
@@ -107,7 +107,7 @@ def test_a_trial_goes_on_with_the_result_of_an_unbroken_run(
             _run(config, fresh, checkpoints)
     trained: list[int] = []
     stop_in(None)
-    again = fit.train_epoch
+    again = fit.train_epoch  # type: ignore[attr-defined]  # not public there
 
     def count(state: Any, data: Any, epoch: int, *rest: Any) -> float:
         trained.append(epoch)
@@ -206,7 +206,7 @@ def _broken_worker(
     torch.set_num_threads(1)
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    real = fit.train_epoch
+    real = fit.train_epoch  # type: ignore[attr-defined]  # not public there
 
     def train_epoch(state: Any, data: Any, epoch: int, *rest: Any) -> float:
         if epoch == 3:
@@ -214,7 +214,7 @@ def _broken_worker(
             raise StoppedError
         return real(state, data, epoch, *rest)
 
-    fit.train_epoch = train_epoch
+    fit.train_epoch = train_epoch  # type: ignore[attr-defined]  # not public there
     with pytest.raises(StoppedError):
         _run(
             config,
@@ -239,4 +239,4 @@ def test_another_number_of_workers_goes_on(
         ranks = getattr(resumed[0].users, name)
         assert np.array_equal(ranks, getattr(unbroken[0].users, name)), name
     losses = [[record.loss for record in run[1]] for run in (resumed, unbroken)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(*losses, rtol=1e-5)  # type: ignore[call-overload]  # two lists

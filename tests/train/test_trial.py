@@ -200,7 +200,7 @@ def test_test_is_read_once_and_only_when_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parts: list[str] = []
-    real = fit.evaluate
+    real = fit.evaluate  # type: ignore[attr-defined]  # not public there
 
     def spy(*args: Any, **more: Any) -> Any:
         parts.append(args[4])

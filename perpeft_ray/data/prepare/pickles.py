@@ -184,4 +184,4 @@ def _scalar(dtype: _Dtype, data: bytes) -> int | float | str | bool:
     if dtype.kind.startswith("U"):
         return data.decode("utf-32-be" if dtype.order == ">" else "utf-32-le")
     (number,) = np.frombuffer(data, dtype.order + dtype.kind)
-    return number.item()
+    return number.item()  # type: ignore[no-any-return]  # NumPy says Any

@@ -63,7 +63,7 @@ def _checks(
     yield diagnosis.check_dashboard(url, status, complaint)
     yield diagnosis.check_authentication(status)
 
-    nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
+    nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     # Raw files are prepared by the main process alone, into the storage.
     files = {} if isinstance(data, list) else _files(data)
     ids = {name: node["NodeID"] for name, node in nodes.items()}
@@ -198,7 +198,7 @@ def _on(node: str, function: Any, **options: Any) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # By value: a node where this package is missing answers all the same.
-    ray.cloudpickle.register_pickle_by_value(node_report)
+    ray.cloudpickle.register_pickle_by_value(node_report)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     affinity = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(function).options(scheduling_strategy=affinity, max_retries=0, **options)
 

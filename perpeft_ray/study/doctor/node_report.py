@@ -101,7 +101,7 @@ def _read(file: str) -> str:
 
     files, path = fs.FileSystem.from_uri(file)
     with files.open_input_stream(path) as stream:
-        return stream.read().decode()
+        return stream.read().decode()  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
 def _write(file: str, text: str) -> None:

@@ -128,7 +128,10 @@ class LostRoom:
 def _living_actors() -> list[ActorState] | None:
     """This job's; None where the State API does not answer."""
     context = ray.get_runtime_context()
-    filters = [("job_id", "=", context.get_job_id()), ("state", "!=", "DEAD")]
+    filters: list[tuple[str, str, str | bool | float]] = [
+        ("job_id", "=", context.get_job_id()),
+        ("state", "!=", "DEAD"),
+    ]
     try:
         return list_actors(context.gcs_address, filters=filters, limit=10_000, detail=True)
     except (RayStateApiException, ConnectionError):
@@ -151,8 +154,8 @@ def _nothing_placed(waiting: list[list[dict[str, float]]], seconds: float) -> st
     names = {name for bundle in asked for name in bundle}
     return (
         f"Ray has had no room for a trial for {seconds:g} s: it needs {wants}; the nodes have "
-        f"{_amounts(ray.cluster_resources(), names)}, of which "
-        f"{_amounts(ray.available_resources(), names)} are free{_too_small(asked)}. Wait for other "
+        f"{_amounts(ray.cluster_resources(), names)}, of which "  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        f"{_amounts(ray.available_resources(), names)} are free{_too_small(asked)}. Wait for other "  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         "jobs, add nodes or raise `start_timeout_s`; the same command goes on with the study"
     )
 
@@ -161,7 +164,7 @@ def _too_small(asked: list[dict[str, float]]) -> str:
     """Where what the nodes have in all is enough, but not as they have it: each bundle is on one
     node. The bundles are alike, as a trial's workers are."""
     bundle = asked[0]
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     in_all = Counter[str]()
     for node in nodes:
         in_all.update(node)

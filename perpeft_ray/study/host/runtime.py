@@ -152,7 +152,7 @@ def _check_resources(study: StudyConfig) -> None:
     """Ray would wait for ever for what it does not have."""
     import ray
 
-    cluster = ray.cluster_resources()
+    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus_per_worker}
     for kind, amount in of_worker.items():
         field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)

@@ -28,7 +28,7 @@ def read(content: bytes, folder: Path) -> dict:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_reads_what_pickle_wrote(tmp_path, protocol):
     shared = "same twice"
-    original = {
+    original = {  # type: ignore[misc]  # keys of any type
         **{number: f"B{number:09d}" for number in range(3000)},  # over a batch of SETITEMS
         -1: "",
         70_000: shared,

@@ -35,7 +35,7 @@ class Manager(RayActorManager):
     def __init__(self) -> None:
         super().__init__(FixedResourceManager({}))
         self.freed = Mock()
-        self._resource_manager.free_resources = self.freed  # type: ignore[method-assign]
+        self._resource_manager.free_resources = self.freed
         self.told_of_actor, self.told_of_task = Mock(), Mock()
         self.actor = TrackedActor(1, on_error=self.told_of_actor)
         self.task = TrackedActorTask(self.actor, on_error=self.told_of_task)

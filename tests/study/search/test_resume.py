@@ -154,9 +154,9 @@ def test_asha_remembers_the_trials_of_earlier_runs() -> None:
         config = other.to_tune()
 
     def decision(scheduler: AshaWithinVariant) -> str:
-        scheduler.on_trial_add(None, Trial())  # type: ignore[arg-type]
+        scheduler.on_trial_add(None, Trial())
         result = {"record/epoch": 4, VALIDATED_STAGE3_EPOCHS: 2, OBJECTIVE: 0.1}
-        return scheduler.on_trial_result(None, Trial(), result)  # type: ignore[arg-type]
+        return scheduler.on_trial_result(None, Trial(), result)
 
     better = {spec.config.config_hash: Searched("COMPLETE", 0.3, 7, [(4, 0.2), (6, 0.3)])}
     worse = {spec.config.config_hash: Searched("PRUNED", None, None, [(4, 0.05)])}
