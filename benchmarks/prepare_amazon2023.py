@@ -63,8 +63,7 @@ def measure(scratch: Path, items: int, memory_gb: float) -> Row:
     started, busy = time.perf_counter(), time.process_time()
     prepare_amazon2023(raw, "Made_Up", out, Selection(), images=False, memory_gb=memory_gb)
     peak = _peak_mb()
-    kept = findings(report_on(out, memory_gb))[0]
-    load_folder(out, "")
+    kept = findings(report_on(load_folder(out, "")))[0]
     seconds, cpu = time.perf_counter() - started, time.process_time() - busy
     reviews = items * REVIEWS_PER_ITEM
     note = f"{reviews:,} reviews in {megabytes:,.0f} MB; kept {kept}"

@@ -225,9 +225,9 @@ def test_bad_input_exits_with_2_and_writes_nothing(
 
 def test_toyshop_leaves_nothing_either(tmp_path: Path) -> None:
     """In a process of its own, as from a shell."""
-    ended = run("--grouping.groups", "2000", "--storage", "new", cwd=tmp_path)
+    ended = run("--grouping.groups", "3000", "--storage", "new", cwd=tmp_path)
     assert ended.returncode == 2
-    assert "must be between 1 and the number of users (800), but is 2000" in ended.stderr
+    assert "must be between 1 and the number of users (2400), but is 3000" in ended.stderr
     assert not (tmp_path / "new").exists()
 
 

@@ -101,7 +101,8 @@ def open_table(
     missing, doubled or of another type, and where there are no rows.
     """
     files = _parts(where, path)
-    rows, units, forms = 0, {"s"}, {}
+    rows, units = 0, {"s"}
+    forms: dict[str, Path] = {}
     for file in files:
         named = _part(where, files, file)
         with _readable(named), pq.ParquetFile(file) as parquet:

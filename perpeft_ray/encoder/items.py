@@ -63,7 +63,7 @@ class TowerItemEncoder(ItemEncoder):
 
     def forward(self, batch: ItemBatch) -> Tensor:
         """A batch of n items -> float32 [n, out_features]."""
-        return self.towers(batch)
+        return self.towers(batch)  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 class IisanItemEncoder(ItemEncoder):
@@ -92,7 +92,7 @@ class IisanItemEncoder(ItemEncoder):
 
     def forward(self, *inputs: Any) -> Tensor:
         """States of n items -> float32 [n, out_features]."""
-        return self.side(*inputs)
+        return self.side(*inputs)  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 class CachedItemEncoder(ItemEncoder):
@@ -110,7 +110,7 @@ class CachedItemEncoder(ItemEncoder):
     def forward(self, *inputs: Any) -> Tensor:
         """The features."""
         (features,) = inputs
-        return features
+        return features  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 def batch_on(catalogue: Catalogue, items: NDArray[np.int64], device: torch.device) -> ItemBatch:

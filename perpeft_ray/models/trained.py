@@ -197,7 +197,7 @@ def config_of(folder: StudyFolder, trial_id: str) -> TrialConfig:
 
 def _row(folder: StudyFolder, trial_id: str, columns: list[str]) -> dict[str, Any]:
     file = folder.path / "trials" / f"{trial_id}.parquet"
-    return pq.ParquetFile(file).read(columns).to_pylist()[0]
+    return pq.ParquetFile(file).read(columns).to_pylist()[0]  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
 def _check_unchanged(folder: StudyFolder, trial_id: str, workspace: Workspace) -> None:

@@ -45,17 +45,18 @@ def test_attending_by_products_changes_only_rounding(
 @pytest.mark.parametrize("length", [7, 40, 90])
 def test_products_are_the_attention_of_torch(kind: str, length: int) -> None:
     torch.manual_seed(0)
-    qkv = [torch.randn(2, 4, length, 8).bfloat16().requires_grad_() for _ in range(3)]
+    q, k, v = qkv = [torch.randn(2, 4, length, 8).bfloat16().requires_grad_() for _ in range(3)]
     mask = {
         "none": None,
         "bool": torch.rand(2, 1, length, length) < 0.7 + torch.eye(length),
         "float": torch.randn(1, 4, length, length),
     }[kind]
-    ours = sdpa.attend(*qkv, mask, 0.3)
+    ours = sdpa.attend(q, k, v, mask, 0.3)
     assert ours.grad_fn is not None
     assert "ScaledDot" not in type(ours.grad_fn).__name__
+    added = mask if kind == "bool" else _double(mask)
     exact = F.scaled_dot_product_attention(
-        *(x.double() for x in qkv), mask if kind == "bool" else _double(mask), scale=0.3
+        q.double(), k.double(), v.double(), attn_mask=added, scale=0.3
     )
     torch.testing.assert_close(ours.double(), exact, rtol=0.03, atol=0.03)
     gradient = torch.randn(ours.shape).bfloat16()

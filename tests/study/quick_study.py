@@ -100,9 +100,9 @@ def open_study(fault: Fault) -> Callable[..., Study]:
         return Study(
             config=config,
             folder=folder.path,
-            workspace=Workspace(),  # type: ignore[arg-type]
+            workspace=Workspace(),
             recorder=folder,
-            run=fault.run,  # type: ignore[arg-type]
+            run=fault.run,
             run_distributed=fake_run_distributed,
         )
 
@@ -121,7 +121,7 @@ def start(arguments: list[str]) -> None:
     command._open_study = open_study(fault)
     command.check_inputs = lambda *_: None
     fingerprints.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")
-    command.print_tables = command.write_report = lambda _: None
+    command.print_tables = command.write_report = lambda _: None  # type: ignore[attr-defined]  # not public there
     small = (
         "--train.epochs 1 --train.personal-epochs 4 --train.validate-every 1 --parallel-workers 0 "
         "--search.grace-epochs 1 --search.trials 9 --search.max-concurrent 1 "

@@ -83,9 +83,9 @@ def test_a_killed_search_tries_what_the_unbroken_one_does(
     for kill in kills:
         running = search.go_on(kill)
         if when == "suggesting":
-            running._ot_study.enqueue_trial({"variant": "lora"})
-            running._ot_study.ask().suggest_categorical("groups", STUDY.search.groups)
-            running._ot_study.enqueue_trial({"variant": "ia3"})
+            running._ot_study.enqueue_trial({"variant": "lora"})  # type: ignore[attr-defined]  # private
+            running._ot_study.ask().suggest_categorical("groups", STUDY.search.groups)  # type: ignore[attr-defined]  # private
+            running._ot_study.enqueue_trial({"variant": "ia3"})  # type: ignore[attr-defined]  # private
         else:
             setting = search.suggest(running)
         if when == "row written":
