@@ -27,7 +27,7 @@ from perpeft_ray.data.item_arrays import (
     in_this_process,
 )
 
-_FORMAT = "3"
+_FORMAT = "4"
 """Part of the fingerprint: change it with the files' layout or the way images are read."""
 BLOCK = 256
 """Items prepared at a time, between two notes of how far a build has come."""

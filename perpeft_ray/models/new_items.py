@@ -6,6 +6,7 @@ id embedding is missing, and counts as zero.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.data.catalogue import build_catalogue
+from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.adapters import read_module
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class NewItem:
 
     item_id: str
     title: str | None
-    image: Path | Image.Image | None
-    """A file, or a Pillow image; None where there is none."""
+    image: Path | str | Image.Image | None
+    """A file, or a Pillow image, read as `decode_rgb` does; None where there is none."""
 
 
 def embed_new_items(
@@ -42,8 +46,9 @@ def embed_new_items(
     """The items' embeddings under each module, float32 [n, D], keyed as `modules` is.
 
     `encoder`: as in `parse_encoder`. `modules`: folders as `write_module` writes them. The encoder
-    is loaded once. Raises InputError for an encoder that cannot be loaded, an item with neither
-    title nor image, and an image file that is not there.
+    is loaded once. An image that cannot be read counts as missing and is named in a warning. Raises
+    InputError for an encoder that cannot be loaded, an item with neither title nor image that can
+    be read, and an image file that is not there.
     """
     for item in items:
         _check(item)
@@ -83,15 +88,7 @@ def _model(
 
 
 def _dataset(items: Sequence[NewItem], folder: Path) -> Dataset:
-    images: list[str | None] = []
-    for number, item in enumerate(items):
-        image = item.image
-        if isinstance(image, Image.Image):
-            name = f"{number}.png"
-            image.save(folder / name)
-            images.append(name)
-        else:
-            images.append(None if image is None else str(image.absolute()))
+    images = [_image(item, folder / f"{number}.png") for number, item in enumerate(items)]
     table = pd.DataFrame(
         {
             "item_id": [item.item_id for item in items],
@@ -109,8 +106,33 @@ def _dataset(items: Sequence[NewItem], folder: Path) -> Dataset:
     )
 
 
+def _image(item: NewItem, new: Path) -> str | None:
+    """The path of an item's image; one that Pillow has open is written to the file `new`."""
+    if item.image is None:
+        return None
+    if not isinstance(item.image, Image.Image):
+        return str(Path(item.image).absolute())
+    try:
+        decode_rgb(item.image).save(new)
+    except UnreadableImageError as error:
+        _log.warning(
+            "the image of item %r cannot be read and counts as missing: %s", item.item_id, error
+        )
+        return None
+    return new.name
+
+
 def _check(item: NewItem) -> None:
-    if item.image is None and not (item.title or "").strip():
-        raise InputError(f"item {item.item_id!r} must have a title or an image, but has neither")
-    if isinstance(item.image, Path) and not item.image.is_file():
+    if isinstance(item.image, Path | str) and not Path(item.image).is_file():
         raise InputError(f"the image of item {item.item_id!r} must be a file, but is {item.image}")
+    if (item.title or "").strip():
+        return
+    if item.image is None:
+        raise InputError(f"item {item.item_id!r} must have a title or an image, but has neither")
+    try:
+        decode_rgb(item.image)
+    except UnreadableImageError as error:
+        raise InputError(
+            f"item {item.item_id!r} must have a title or a readable image, but has no title and "
+            f"its image cannot be read: {error}"
+        ) from error

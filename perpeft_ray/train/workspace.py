@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.folders import new_folder
@@ -24,6 +26,9 @@ from perpeft_ray.data.split import Histories, LeaveOneOut, leave_one_out
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.errors import InputError
 from perpeft_ray.train.fingerprints import Fingerprints, fingerprints
+
+_SPLIT_FORMAT = 2
+"""In the name of the split's folder: change it with the files in it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def prepare_dataset(
     kept = cache if kept is None else kept
     preprocessor = FoundationPreprocessor(encoder)
     split = leave_one_out(dataset)
-    split_folder = cache / "split" / dataset.fingerprint[:32]
+    split_folder = cache / "split" / f"{_SPLIT_FORMAT}-{dataset.fingerprint[:32]}"
     if not split_folder.is_dir():
         with new_folder(split_folder) as temporary:
             _write_split(split, temporary)
@@ -135,9 +140,13 @@ def open_split(workspace: Workspace) -> LeaveOneOut:
     def read(name: str) -> np.ndarray:
         return np.load(workspace.split / f"{name}.npy", mmap_mode="r")  # type: ignore[no-any-return]  # NumPy says Any
 
+    def ids(name: str) -> np.ndarray:
+        with pq.ParquetFile(workspace.split / f"{name}.parquet") as parquet:
+            return parquet.read()["id"].to_numpy(zero_copy_only=False).astype(object)
+
     return LeaveOneOut(
-        user_ids=read("user_ids").astype(object),
-        item_ids=read("item_ids").astype(object),
+        user_ids=ids("user_ids"),
+        item_ids=ids("item_ids"),
         train=Histories(offsets=read("train_offsets"), items=read("train_items")),
         valid_item=read("valid_item"),
         test_item=read("test_item"),
@@ -152,8 +161,6 @@ def open_catalogue(workspace: Workspace) -> Catalogue:
 
 def _write_split(split: LeaveOneOut, folder: Path) -> None:
     arrays = {
-        "user_ids": split.user_ids.astype(str),  # fixed width: object arrays would be pickles
-        "item_ids": split.item_ids.astype(str),
         "train_offsets": split.train.offsets,
         "train_items": split.train.items,
         "valid_item": split.valid_item,
@@ -161,3 +168,6 @@ def _write_split(split: LeaveOneOut, folder: Path) -> None:
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    # Not as NumPy's own strings: those have one width for all and drop NULs at the end.
+    for name, ids in (("user_ids", split.user_ids), ("item_ids", split.item_ids)):
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), folder / f"{name}.parquet")

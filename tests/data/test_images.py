@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import time
 from pathlib import Path
 
@@ -36,6 +37,123 @@ def test_grey(tmp_path):
     deep = grey.astype(np.uint16) * 257  # 0..65535
     np.testing.assert_array_equal(rgb_of(Image.fromarray(deep), tmp_path / "16.png"), expected)
     np.testing.assert_array_equal(rgb_of(Image.fromarray(deep), tmp_path / "16.tif"), expected)
+
+
+GREY = np.arange(256).reshape(16, 16)
+EXPECTED = np.stack([GREY] * 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((GREY * 257).astype(np.uint16), EXPECTED),
+        (GREY.astype(np.int32), EXPECTED),
+        ((GREY * 257).astype(np.int32), EXPECTED),
+        ((GREY * 8_000_000).astype(np.int32), EXPECTED),
+        ((GREY * 5 - 700).astype(np.int32), EXPECTED),
+        ((GREY / 255).astype(np.float32), EXPECTED),
+        ((GREY / 255 * 1.04 - 0.02).astype(np.float32), np.rint(EXPECTED * 1.04 - 5.1)),
+        (GREY.astype(np.float32), EXPECTED),
+        ((GREY * 257).astype(np.float32), EXPECTED),
+        ((GREY * 1e9 - 3e10).astype(np.float32), EXPECTED),
+        (np.full((2, 2), np.nan, np.float32), np.zeros((2, 2, 3))),
+        (np.full((2, 2), np.inf, np.float32), np.zeros((2, 2, 3))),
+    ],
+)
+def test_deep_greys_are_scaled_by_their_range(tmp_path, values, expected):
+    image = Image.fromarray(values)
+    expected = expected.clip(0, 255)
+    np.testing.assert_allclose(np.asarray(decode_rgb(image)), expected, atol=1)
+    np.testing.assert_allclose(rgb_of(image, tmp_path / "deep.tif"), expected, atol=1)
+
+
+def test_unsigned_32_bits(tmp_path):
+    values = (GREY * 16_843_009).astype(np.uint32)  # 0..2**32 - 1
+    image = Image.fromarray(values.view(np.int32))
+    image.save(tmp_path / "u.tif")
+    signed, unsigned = (struct.pack("<HHIHH", 339, 3, 1, kind, 0) for kind in (2, 1))
+    whole = (tmp_path / "u.tif").read_bytes()
+    assert whole.count(signed) == 1
+    (tmp_path / "u.tif").write_bytes(whole.replace(signed, unsigned))
+    np.testing.assert_array_equal(np.asarray(decode_rgb(tmp_path / "u.tif")), EXPECTED)
+
+
+def test_a_clear_grey_of_16_bits(tmp_path):
+    deep = Image.fromarray(np.array([[0, 65535, 257 * 7]], dtype=np.uint16))
+    rgb = rgb_of(deep, tmp_path / "clear.png", transparency=0)
+    np.testing.assert_array_equal(rgb, [[[255] * 3, [255] * 3, [7] * 3]])
+
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def in_mode(mode: str) -> Image.Image:
+    image = Image.fromarray(COLOURS)
+    if mode in ("LA", "La"):
+        image = image.convert("L").convert("LA")
+    return image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"])
+def test_colours_of_every_mode_stay(mode):
+    rgb = np.asarray(decode_rgb(in_mode(mode)), dtype=int)
+    assert np.abs(rgb - COLOURS).max() <= 20  # LAB and HSV round
+    assert np.abs(rgb - COLOURS).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "La", "1", "P", "PA"])
+def test_other_modes_are_as_pillow_has_them(mode):
+    image = in_mode(mode)
+    plain = image.convert("LA") if mode == "La" else image
+    np.testing.assert_array_equal(np.asarray(decode_rgb(image)), np.asarray(plain.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_open_image_is_decoded_as_its_file_is(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = rgb_of(Image.fromarray(COLOURS), tmp_path / "turned.png", exif=exif)
+    assert upright.shape == ((12, 20, 3) if orientation < 5 else (20, 12, 3))
+    with Image.open(tmp_path / "turned.png") as image:
+        np.testing.assert_array_equal(np.asarray(decode_rgb(image)), upright)
+    np.testing.assert_array_equal(np.asarray(decode_rgb(str(tmp_path / "turned.png"))), upright)
+
+
+def test_a_broken_exif_block_does_not_cost_the_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=exif)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    at = whole.index(b"Exif") + 8
+    (tmp_path / "a.jpg").write_bytes(whole[:at] + b"\xff" * 12 + whole[at + 12 :])
+    assert decode_rgb(tmp_path / "a.jpg").size == (20, 12)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "gif"])
+def test_a_file_cut_short_is_unreadable_also_open(tmp_path, ending):
+    big = Image.fromarray(COLOURS).resize((300, 300))
+    big.save(tmp_path / f"whole.{ending}")
+    whole = (tmp_path / f"whole.{ending}").read_bytes()
+    cut = tmp_path / f"cut.{ending}"
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(UnreadableImageError):
+        decode_rgb(cut)
+    try:
+        image = Image.open(cut)
+    except OSError:
+        return
+    with image, pytest.raises(UnreadableImageError):
+        decode_rgb(image)
+
+
+def test_an_image_without_pixels_or_closed_is_unreadable(tmp_path):
+    with pytest.raises(UnreadableImageError, match="too few"):
+        decode_rgb(Image.new("RGB", (0, 5)))
+    Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    with pytest.raises(UnreadableImageError):
+        decode_rgb(image)
 
 
 def test_black_and_white(tmp_path):

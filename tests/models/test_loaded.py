@@ -149,3 +149,42 @@ def test_another_encoder_is_refused(
     file.write_text(file.read_text() + "\n")
     with pytest.raises(InputError, match="must be the one that the model was trained with"):
         perpeft_ray.load(tmp_path / "model").embed_item(TITLE, None)
+
+
+def test_an_image_counts_alike_by_path_by_text_and_open(model: LoadedModel, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:16, :32] = (250, 20, 20)
+    file = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(file, exif=exif)
+    by_path = model.embed_item("lamp", file)
+    upright = Image.fromarray(np.rot90(pixels, -1))
+    assert torch.equal(by_path, model.embed_item("lamp", str(file)))
+    assert torch.equal(by_path, model.embed_item("lamp", upright))
+    with Image.open(file) as image:
+        assert torch.equal(by_path, model.embed_item("lamp", image))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "I;16", "HSV"])
+def test_an_open_image_may_have_any_mode(model: LoadedModel, mode: str) -> None:
+    grey = np.arange(256).reshape(16, 16)
+    image = {
+        "F": Image.fromarray((grey / 255).astype(np.float32)),
+        "I;16": Image.fromarray((grey * 257).astype(np.uint16)),
+    }.get(mode) or Image.fromarray(grey.astype(np.uint8)).convert("RGB").convert(mode)
+    plain = Image.fromarray(grey.astype(np.uint8))
+    difference = model.embed_item("lamp", image) - model.embed_item("lamp", plain)
+    assert float(difference.abs().max()) < 1e-3
+
+
+def test_a_broken_open_image_counts_as_missing(model: LoadedModel, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
+    with Image.open(tmp_path / "cut.jpg") as image:
+        missing = model.embed_item("lamp", None)
+        assert torch.equal(missing, model.embed_item("lamp", image))
+        for broken in (image, tmp_path / "cut.jpg"):
+            with pytest.raises(InputError, match=r"must have a title or a readable image"):
+                model.embed_item(" ", broken)

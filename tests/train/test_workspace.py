@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from perpeft_ray.errors import InputError
@@ -41,3 +42,18 @@ def test_other_data_of_that_name_is_refused(tmp_path: Path) -> None:
     write_small_shop(shop, seed=1)
     with pytest.raises(InputError, match=f"`dataset` and `encoder` must be the same .*{shop}"):
         prepare_here(workspace, uri)
+
+
+def test_ids_are_exact_and_a_long_one_costs_only_itself(tmp_path: Path) -> None:
+    """One text of 200,000 characters among 120 users would be 96 MB in NumPy's fixed width."""
+    shop = write_small_shop(tmp_path / "shop")
+    interactions = pd.read_parquet(shop / "interactions.parquet")
+    users = interactions.user_id.unique().tolist()
+    odd = ["u", "u\0", "u\0\0", "u ", " u", "U", "é", "e\u0301", "\U0001f9e6", "", "x" * 200_000]
+    renamed = dict(zip(users, odd, strict=False))
+    interactions["user_id"] = interactions.user_id.replace(renamed)
+    interactions.to_parquet(shop / "interactions.parquet")
+    workspace = prepare(f"parquet:{shop}", "toyshop-clip", tmp_path / "cache")
+    expected = [renamed.get(user, user) for user in users]
+    assert open_split(workspace).user_ids.tolist() == expected
+    assert sum(file.stat().st_size for file in workspace.split.iterdir()) < 1_000_000
