@@ -24,9 +24,10 @@ from perpeft_ray.encoder.titles import by_length
 from perpeft_ray.errors import InputError
 
 NARROW = 128
-"""Towers narrower than this compute in float32 under dtype `auto`. From here on a training step in
-bfloat16 takes 0.6 of the time of one in float32 (avx512_bf16, benchmarks/small_clip.py); NDCG@20
-stays what it is (studies/bfloat16.py)."""
+"""Encoders whose text tower (a lone model: it itself) is narrower compute in float32 under dtype
+`auto`. At this width a training step in bfloat16 takes 0.6 of the time of one in float32 on a CPU
+with avx512_bf16 (benchmarks/small_clip.py). What bfloat16 does to NDCG@20 was measured at width 64
+alone, and is less than its noise over 15 seeds (studies/bfloat16.py)."""
 
 Modality = Literal["text", "image"]
 
@@ -34,8 +35,8 @@ Modality = Literal["text", "image"]
 def compute_dtype(name: Dtype, device: torch.device, width: int) -> torch.dtype:
     """The dtype of frozen weights.
 
-    `auto` is bfloat16 where the device multiplies it natively and the towers are wide enough for
-    the matrix products to dominate; below `NARROW`, conversions cost more than they save.
+    `auto` is bfloat16 where the device multiplies it natively and `width`, the text tower's, is at
+    least `NARROW`; below that, conversions cost more than they save.
     """
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32

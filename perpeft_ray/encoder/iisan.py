@@ -1,6 +1,6 @@
 """IISAN: a side network on cached hidden states; no gradient passes through the towers.
 
-Source: Fu et al., SIGIR 2024, in the form of the PerPEFT paper (spec, section 4).
+Source: Fu et al., SIGIR 2024, in the form of the PerPEFT paper (METHOD.md section 4).
 Letters: n items, K hidden states a tower, W a tower's width.
 """
 

@@ -1,4 +1,4 @@
-"""The training loss of a batch, as a sum over positions (spec/method.md, sections 3 and 5)."""
+"""The training loss of a batch, as a sum over positions (METHOD.md, sections 3 and 5)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The recommender: one shared SASRec, and item embeddings that depend on a group's module.
 
-`e_i = id_embedding_i + w * projector_g(encoder_g(item i))`, spec/method.md section 3. The towers
+`e_i = id_embedding_i + w * projector_g(encoder_g(item i))`, METHOD.md section 3. The towers
 and everything frozen exist once; a *module* is a dictionary of one group's own trainable tensors
 (PEFT module and projector), put in place for the time of a call. Only the module that was used
 gets gradients.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """Two linear layers with LayerNorm: `in_features` → 2D → D (spec/method.md, section 3).
+    """Two linear layers with LayerNorm: `in_features` → 2D → D (METHOD.md, section 3).
 
     `in_features` is the encoder's output width (1024 for CLIP ViT-B/32, image and text together);
     `hidden_units` is D. Input [..., in_features], output [..., D].

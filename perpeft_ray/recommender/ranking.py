@@ -27,7 +27,7 @@ def target_ranks(
     `states` float32 [n, D] are the users' last outputs, `item_embeddings` float32 [I+1, D] with
     padding in row 0, `targets` [n] item indices 1..I, `history` the known items of these n users,
     in the same order. Candidates are items 1..I without the user's history, the target always
-    among them (spec/method.md, section 2). Ties count against the target, so a model that gives
+    among them (METHOD.md, section 2). Ties count against the target, so a model that gives
     every item the same score earns nothing. Raises ValueError where a score is not finite or a
     target is not an item.
     """

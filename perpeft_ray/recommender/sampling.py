@@ -79,7 +79,7 @@ class TrainingSampler:
         """The windows of `users` [B] with fresh negatives, uniform over the allowed items.
 
         An item is allowed where the user has no training interaction with it. Negatives come from
-        all items where `pool` is None or `weight`, the conditioning weight λ of spec/method.md
+        all items where `pool` is None or `weight`, the conditioning weight λ of METHOD.md
         section 5, is 0; else from `pool`, a group's items (distinct and ascending), and where
         0 < λ < 1 a second negative comes from all items. A user who has interacted with the whole
         pool gets negatives from all items instead.

@@ -1,6 +1,6 @@
 """SASRec: self-attentive sequential recommendation over given item embeddings.
 
-Follows Kang and McAuley (ICDM 2018) in the form that PerPEFT uses (spec/method.md, section 3).
+Follows Kang and McAuley (ICDM 2018) in the form that PerPEFT uses (METHOD.md, section 3).
 B users a batch, T positions, D hidden units, H heads.
 """
 

@@ -1,7 +1,7 @@
 """Item embeddings personalised by a learned vector of each user or group, under one module.
 
 The rows `user_level_1/2` and `group_level_1/2` of the paper's Table 2, in **our reading**, since
-the paper's text for them was not at hand (spec/method.md section 6): level 1 adds an owner's vector
+the paper's text for them was not at hand (METHOD.md section 6): level 1 adds an owner's vector
 to an item's projected multimodal embedding, level 2 multiplies it by sigmoid(Linear(vector)).
 An *owner* is the user, or the user's group.
 Letters: U users, I items, B users asked for, D hidden units.

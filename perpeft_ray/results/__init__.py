@@ -1,4 +1,4 @@
 """What a study leaves behind: its Parquet files and the tables made of them.
 
-Reads `perpeft_ray.study.record` and nothing else of the study; never imports Ray.
+It reads the study's records. Optuna is imported for the one figure that needs it, Ray never.
 """

@@ -23,7 +23,7 @@ from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.state import TrainState
 
 ID_NORM_WEIGHT = 1e-6
-"""Weight of the Frobenius norm of the id embedding in the loss; spec/method.md section 3."""
+"""Weight of the Frobenius norm of the id embedding in the loss; METHOD.md section 3."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,9 @@ class TrialOutcome:
     stage2_seconds: float
     stage3_seconds: float
     evaluate_seconds: float
+    """Of all validations, and of the test."""
     peak_memory_mb: float
+    """In MiB, of the process that reports: resident, or on CUDA what torch had allocated."""
     world_size: int
     device: str
     users: UserRanks

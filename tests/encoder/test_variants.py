@@ -14,7 +14,7 @@ from perpeft_ray.encoder.iisan import Iisan, kept_layers
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 
 VIT_B_32 = 151_277_313
-"""Parameters of CLIP ViT-B/32; spec/method.md section 4."""
+"""Parameters of CLIP ViT-B/32; METHOD.md section 4."""
 
 
 def _settings(variant: Any) -> AdapterSettings:
@@ -50,7 +50,7 @@ def test_iisan_on_vit_b_32() -> None:
 
 
 def test_iisan_against_its_equations() -> None:
-    """A second, scalar-by-scalar writing of spec/method.md section 4."""
+    """A second, scalar-by-scalar writing of METHOD.md section 4."""
     torch.manual_seed(0)
     side = Iisan(6, 4, 3, 2)
     with torch.no_grad():

@@ -112,7 +112,7 @@ def test_positions_and_users_draw_independently() -> None:
 
 
 def test_an_index_is_not_taken_for_an_item() -> None:
-    """The fault of spec/method.md, section 7, is one that these checks see, and we do not have.
+    """The fault of METHOD.md, section 7, is one that these checks see, and we do not have.
 
     The group's items are 7..12; the user knows 7..11. Comparing *indices* 0..5 with the history
     rejects nothing, so that draw returns positives.
