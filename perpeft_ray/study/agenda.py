@@ -42,7 +42,7 @@ class Agenda(Searcher):
         self._running: dict[str, TrialSpec] = {}
         self._queue: list[TrialSpec] | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Tune takes FINISHED too
         """The next trial for Tune; None to be asked again, FINISHED when all has been done."""
         spec = self._next(trial_id)
         if spec is None:

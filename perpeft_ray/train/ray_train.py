@@ -80,10 +80,10 @@ def run_distributed(
         run_config=ray.train.RunConfig(
             name=_OWN_FILES,
             storage_path=str(checkpoints),
-            failure_config=ray.train.FailureConfig(
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # Ray Train v2 has it
                 max_failures=MAX_FAILURES, controller_failure_limit=MAX_STARTS
             ),
-            callbacks=[_EndsAtOwnErrors()],
+            callbacks=[_EndsAtOwnErrors()],  # type: ignore[list-item]  # Ray Train v2 takes it
         ),
     )
     failures: list[BaseException] = []

@@ -45,7 +45,7 @@ def settle(study: StudyConfig, journal: Path, ended: Mapping[str, Searched]) -> 
                 search.tell(trial.number, state=TrialState.PRUNED)
             else:
                 values = [row.score, row.size] if study.search.pareto else row.score
-                search.tell(trial.number, values)
+                search.tell(trial.number, values)  # type: ignore[arg-type]  # row.size is there
 
 
 def unfinished_settings(study: StudyConfig, journal: Path, ended: Collection[str]) -> list[Setting]:
@@ -67,7 +67,7 @@ def sampler_after(study: StudyConfig, journal: Path) -> TPESampler:
     sampler = TPESampler(seed=study.search.seed)
     past = _trials(study, journal)
     directions = ["maximize", "minimize"] if study.search.pareto else ["maximize"]
-    again = optuna.create_study(sampler=sampler, directions=directions)
+    again = optuna.create_study(sampler=sampler, directions=directions)  # type: ignore[arg-type]  # literals
     to_tell = [t for t in past if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     for trial in past:
         if _setting(study, trial) is None:
@@ -109,7 +109,7 @@ def _key(study: StudyConfig, trial: FrozenTrial) -> str | None:
 def _setting(study: StudyConfig, trial: FrozenTrial) -> Setting | None:
     """What a trial was given; None where the process was killed while it was being suggested."""
     try:
-        return suggest_setting(study, optuna.trial.FixedTrial(trial.params))
+        return suggest_setting(study, optuna.trial.FixedTrial(trial.params))  # type: ignore[arg-type]  # it suggests alike
     except ValueError:
         return None
 

@@ -30,9 +30,9 @@ class AshaWithinVariant(FIFOScheduler):
     """
 
     def __init__(self, study: StudyConfig, before: Mapping[str, Searched] = MappingProxyType({})):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         self._last_epoch = study.train.epochs + study.train.personal_epochs
-        self._never_stop = FIFOScheduler()
+        self._never_stop = FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         # ASHA wants its end after its first rung; with fewer epochs there is nothing to stop.
         self._of_variant = {
             variant: ASHAScheduler(
@@ -72,11 +72,11 @@ class AshaWithinVariant(FIFOScheduler):
     def _recall(self, spec: TrialSpec, trial: Searched) -> None:
         asha = self._of_variant[spec.config.variant]
         known = SimpleNamespace(trial_id=spec.trial_id)  # all that ASHA reads of a trial
-        asha.on_trial_add(None, known)
+        asha.on_trial_add(None, known)  # type: ignore[arg-type]  # all that ASHA reads
         for epoch, score in trial.validated:
             stage3 = epoch - spec.config.stage1_epochs
             result = {VALIDATED_STAGE3_EPOCHS: stage3, OBJECTIVE: score}
-            asha.on_trial_result(None, known, result)
+            asha.on_trial_result(None, known, result)  # type: ignore[arg-type]  # all that ASHA reads
 
     def _of(self, trial: Trial) -> TrialScheduler:
         spec = TrialSpec.from_tune(trial.config)

@@ -76,12 +76,12 @@ class Suggestions(OptunaSearch):
         left = {setting["variant"] for setting in self._untried.values()}
         variants = [variant for variant in self._study.values("variant") if variant in left]
         variant = min(variants, key=lambda variant: self._tries[variant])
-        self._ot_study.enqueue_trial({"variant": variant})
+        self._ot_study.enqueue_trial({"variant": variant})  # type: ignore[attr-defined]  # set by Tune
         setting = self.suggest(trial_id)
-        if self._key(setting) not in self._untried:
-            setting = self._another(trial_id, setting)
-        self._note(trial_id, setting)
-        return setting
+        if self._key(setting) not in self._untried:  # type: ignore[arg-type]  # never None here
+            setting = self._another(trial_id, setting)  # type: ignore[arg-type]  # never None here
+        self._note(trial_id, setting)  # type: ignore[arg-type]  # never None here
+        return setting  # type: ignore[return-value]  # never None here
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report the objective to Optuna, by the trial's epoch."""
@@ -110,17 +110,17 @@ class Suggestions(OptunaSearch):
         """In the stead of a setting to which the sampler came back, another of its variant."""
         repeat = self._ot_trials.pop(trial_id)
         repeat.set_user_attr("repeats", self._key(setting))
-        self._ot_study.tell(repeat, state=TrialState.FAIL)
+        self._ot_study.tell(repeat, state=TrialState.FAIL)  # type: ignore[attr-defined]  # set by Tune
         others = [s for s in self._untried.values() if s["variant"] == setting["variant"]]
         # Drawn by how many have been suggested, so that it is the same in a search that goes on.
         draw = random.Random(f"{self._study.search.seed}-{self._tries.total()}")
-        self._ot_study.enqueue_trial(draw.choice(others))
-        return self.suggest(trial_id)
+        self._ot_study.enqueue_trial(draw.choice(others))  # type: ignore[attr-defined]  # set by Tune
+        return self.suggest(trial_id)  # type: ignore[return-value]  # never None here
 
     def _again(self, trial_id: str, setting: Setting) -> Setting:
-        self._ot_study.enqueue_trial(setting)
+        self._ot_study.enqueue_trial(setting)  # type: ignore[attr-defined]  # set by Tune
         self._note(trial_id, setting)
-        return self.suggest(trial_id)
+        return self.suggest(trial_id)  # type: ignore[return-value]  # never None here
 
     def _note(self, trial_id: str, setting: Setting) -> None:
         self._hashes[trial_id] = self._key(setting)
