@@ -12,20 +12,30 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from perpeft_ray.cli import parse, run
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.train.trial import run_trial
-from perpeft_ray.train.workspace import prepare
 
 DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 
 
-def main(seeds: tuple[int, ...] = (0, 1)) -> None:
+@dataclass(frozen=True)
+class Dtypes:
+    """How often."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    """Training seeds."""
+
+
+def main() -> None:
     """NDCG@20 of the same seeds in float32 and in bfloat16."""
+    seeds = parse(Dtypes, description=__doc__).seeds
+    from perpeft_ray.train.trial import run_trial
+    from perpeft_ray.train.workspace import prepare
+
     config = StudyConfig().trial(
         "perpeft",
         variant="lora",
@@ -57,4 +67,4 @@ def main(seeds: tuple[int, ...] = (0, 1)) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pkgutil
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,15 @@ def test_bad_input_of_a_script_exits_with_2(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: `peft.rank` must be")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in STUDIES.glob("*.py")))
+def test_an_unknown_option_of_a_script_is_told_in_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *(["x"] if name == "findings" else []), "--sede", "1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(STUDIES / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    near = "" if name == "findings" else "; did you mean `seeds`?"
+    assert capsys.readouterr().err == f"error: unknown field `sede`{near}\n"

@@ -146,8 +146,9 @@ def _union(path: str, commands: Mapping[str, Command | Commands], arguments: Seq
     """The commands as a type for tyro; only the options of the named one are imported."""
     named, *rest = arguments or [""]
     if named not in ("-h", "--help", *commands):
-        words = f"`{path}` must be followed by one of {', '.join(commands)}, but is by {named!r}"
-        raise InputError(words + nearest(named, list(commands)))
+        words = f"`{path}` must be followed by one of {', '.join(commands)}"
+        but = f", but is by {named!r}{nearest(named, list(commands))}" if named else ""
+        raise InputError(words + but)
     kinds = []
     for name, command in commands.items():
         kind: Any = _NotNamed

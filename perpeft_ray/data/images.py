@@ -120,4 +120,4 @@ def _in_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     if fits:
         low, high = 0.0, fits[0]
     scaled = (deep - low) * (255.0 / (high - low or 1.0))
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)  # type: ignore[no-any-return]  # NumPy says Any

@@ -142,7 +142,7 @@ def open_split(workspace: Workspace) -> LeaveOneOut:
 
     def ids(name: str) -> np.ndarray:
         with pq.ParquetFile(workspace.split / f"{name}.parquet") as parquet:
-            return parquet.read()["id"].to_numpy(zero_copy_only=False).astype(object)
+            return parquet.read()["id"].to_numpy(zero_copy_only=False).astype(object)  # type: ignore[no-any-return]  # pyarrow is untyped
 
     return LeaveOneOut(
         user_ids=ids("user_ids"),
@@ -160,7 +160,7 @@ def open_catalogue(workspace: Workspace) -> Catalogue:
 
 
 def _write_split(split: LeaveOneOut, folder: Path) -> None:
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "train_offsets": split.train.offsets,
         "train_items": split.train.items,
         "valid_item": split.valid_item,
