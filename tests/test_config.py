@@ -118,10 +118,6 @@ def test_a_bad_trial_is_refused_in_one_line(change: dict[str, Any], message: str
             "`log` must not repeat a value, but is",
         ),
         ({"workers": -1}, "`workers` must be a whole number of at least 0, but is -1"),
-        (
-            {"workers": 2, "train": TrainSettings(mode="sequential")},
-            "`workers` must be 0 or 1 with `train.mode` sequential .*, but is 2",
-        ),
         ({"study": "../up"}, "`study` must be a plain folder name, but is '../up'"),
         ({"study": ""}, "`study` must be a plain folder name, but is ''"),
         ({"seeds": ()}, "`seeds` must have at least one value, but is empty"),
@@ -216,7 +212,16 @@ def test_the_mode_follows_the_workers_unless_given() -> None:
     assert StudyConfig(workers=2).mode == "parallel"
     assert StudyConfig(workers=1, train=TrainSettings(mode="parallel")).mode == "parallel"
     assert trial("perpeft", "lora", workers=2).mode == "parallel"
-    assert trial("global", "lora", workers=2).mode == "sequential"  # it has one group only
+    assert trial("global", "lora", workers=2).mode == "parallel"
+
+
+def test_in_parallel_mode_every_method_sees_as_many_users_a_step() -> None:
+    study = StudyConfig(workers=2, search=SearchSettings(groups=(4, 6)))
+    given = {"seed": 0, "variant": "lora", "rank": 4, "learning_rate": 1e-3, "groups": 4}
+    assert study.trial("perpeft", conditioning_weight=0.5, **given).step_batches == 4
+    assert study.trial("global", **given).step_batches == 4
+    assert study.trial("without_mm", seed=0, learning_rate=1e-3).step_batches == 6
+    assert StudyConfig().trial("global", **given).step_batches == 1  # sequential
 
 
 def test_a_given_setting_leaves_the_search() -> None:

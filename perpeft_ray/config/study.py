@@ -92,11 +92,6 @@ class StudyConfig:
         positive("start_timeout_s", self.start_timeout_s)
         if self.log:
             distinct("log", self.log)
-        if self.train.mode == "sequential" and self.workers > 1:
-            raise InputError(
-                "`workers` must be 0 or 1 with `train.mode` sequential (a step is one group's "
-                f"batch), but is {self.workers}"
-            )
         if not self.study or set(self.study) & set("/\\\0") or self.study.startswith("."):
             raise InputError(f"`study` must be a plain folder name, but is {self.study!r}")
         for name, values in (
@@ -134,14 +129,17 @@ class StudyConfig:
         """A trial of this study; settings that do not apply to the method are dropped to None.
 
         `without_group_negatives` is by definition a conditioning weight of 0, `large_global` one
-        module of the size that all `groups` modules have together.
+        module of the size that all `groups` modules have together. In parallel mode a step has as
+        many batches as there are groups, in every stage and for every method; for those that have
+        no groups, as the study's largest number of groups.
         """
         uses_peft = method in PEFT_METHODS
         personal = method in PERSONAL_METHODS
         variant = variant if uses_peft else None
         facts = FACTS.get(variant) if variant else None
         times = groups or 1 if method == "large_global" else 1
-        mode = mode or self.mode if personal else "sequential"
+        mode = mode or self.mode
+        at_once = groups or max(self.values("groups")) if mode == "parallel" else 1
         return TrialConfig(
             dataset=self.dataset,
             encoder=self.encoder,
@@ -170,6 +168,7 @@ class StudyConfig:
             validate_every=self.train.validate_every,
             patience=self.train.patience,
             mode=mode,
+            step_batches=at_once,
             dtype=self.train.dtype,
             hidden_units=self.model.hidden_units,
             sequence_length=self.model.sequence_length,

@@ -110,6 +110,8 @@ class TrialConfig:
     patience: int
     """Validations without a new best after which a stage ends; 0: never."""
     mode: Mode
+    step_batches: int = 1
+    """Batches of a step in stage 1 and of methods with one module."""
     dtype: Dtype
     hidden_units: int
     sequence_length: int
@@ -150,6 +152,7 @@ class TrialConfig:
             ("peft.bottleneck", self.bottleneck),
             ("grouping.groups", self.groups),
             ("train.batch_size", self.batch_size),
+            ("step_batches", self.step_batches),
             ("train.epochs", self.stage1_epochs),
             ("train.personal_epochs", self.stage3_epochs),
             ("train.validate_every", self.validate_every),

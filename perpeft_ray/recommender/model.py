@@ -28,8 +28,8 @@ Module = Mapping[str, nn.Parameter]
 """One group's trainable tensors by name: `encoder.*` is the PEFT module, `projector.*` the rest."""
 
 _TOWER = ("encoder.", "projector.")
-ENCODE_CHUNK = 512
-"""Items embedded at a time outside training."""
+ENCODE_CHUNK = 256
+"""Items encoded at a time outside training, at most."""
 _USERS_AT_ONCE = 1024
 
 
@@ -81,60 +81,81 @@ class Recommender(nn.Module):
 
     def parts(self, items: NDArray[np.int64], module: Module) -> tuple[Tensor, Tensor]:
         """What `embed` is the weighted sum of: id embeddings and projected content, [n, D] each."""
-        table = self.backbone.item_embedding.weight
-        ids = F.embedding(torch.as_tensor(items, device=table.device), table, padding_idx=0)
-        if self.tower is None:
-            return ids, torch.zeros_like(ids)
         padded = int(len(items) > 0 and items[0] == 0)
-        content = functional_call(self.tower, _own(module), self.tower.inputs(items[padded:]))
-        return ids, F.pad(content, (0, 0, padded, 0))
+        content = self.content(items[padded:], module)
+        return self.ids(items), F.pad(content, (0, 0, padded, 0))
+
+    def ids(self, items: NDArray[np.int64]) -> Tensor:
+        """Id embeddings of item indices [n], [n, D]."""
+        table = self.backbone.item_embedding.weight
+        return F.embedding(torch.as_tensor(items, device=table.device), table, padding_idx=0)
+
+    def content(self, items: NDArray[np.int64], module: Module) -> Tensor:
+        """Projected content of item indices [n], each 1..I, [n, D]; zeros without a tower."""
+        if self.tower is None:
+            table = self.backbone.item_embedding.weight
+            return table.new_zeros(len(items), table.shape[1])
+        return functional_call(self.tower, _own(module), self.tower.inputs(items))  # type: ignore[no-any-return]  # torch says Any
 
     def look_up(
         self,
         items: NDArray[np.int64],
         where: NDArray[np.int64],
         users: NDArray[np.int64],
+        content: Tensor,
         module: Module,
     ) -> Tensor:
-        """`e_i` at every position [..., B, T] of users [B]: `where` are places in `items`."""
-        embedded = self.embed(items, module)
+        """`e_i` at every position [..., B, T] of users [B].
+
+        `where` are places in `items` [n], `content` [n, D] is the items' projected content.
+        """
+        embedded = self.ids(items) + self.weight * content
         return F.embedding(torch.as_tensor(where, device=embedded.device), embedded)
 
     def loss_sum(
-        self, batch: TrainingBatch, module: Module, conditioning_weight: float
+        self,
+        batch: TrainingBatch,
+        module: Module,
+        conditioning_weight: float,
+        content: Tensor | None = None,
     ) -> tuple[Tensor, int]:
         """Conditioning loss summed over the batch's positions, and their number.
 
-        All items of the batch are encoded once, in one forward of the tower.
+        `content` [n, D] is the projected content of the batch's distinct items, zero for the
+        padding; None: all of them are encoded here, once, in one forward of the tower.
         """
-        items, where = np.unique(batch.items(), return_inverse=True)
-        embedded = self.look_up(items, where, batch.users, module)  # [3 or 4, B, T, D]
-        return self._loss_sum(embedded, batch.inputs, conditioning_weight)
-
-    def _loss_sum(
-        self, embedded: Tensor, items: NDArray[np.int64], conditioning_weight: float
-    ) -> tuple[Tensor, int]:
+        items, where = batch.distinct()
+        if content is None:
+            content = self.parts(items, module)[1]
+        embedded = self.look_up(items, where, batch.users, content, module)  # [3 or 4, B, T, D]
         inputs, positives, *negatives = embedded.unbind(0)  # [B, T, D] each
         weights = [1.0]
         if len(negatives) == 2:
             weights = [conditioning_weight, 1.0 - conditioning_weight]
-        mask = torch.as_tensor(items != 0, device=embedded.device)
+        mask = torch.as_tensor(batch.inputs != 0, device=embedded.device)
         outputs = self.backbone(inputs, ~mask)
         loss = sequence_loss_sum(
             outputs, positives, list(zip(weights, negatives, strict=True)), mask
         )
-        return loss, int(np.count_nonzero(items))
+        return loss, int(np.count_nonzero(batch.inputs))
 
     @torch.no_grad()
     def embed_all(self, module: Module) -> Tensor:
         """`e_i` of all items under a module, float32 [I+1, D]; row 0, the padding, is zero."""
-        return torch.cat([self.embed(chunk, module) for chunk in self.chunks()])
+        content = torch.cat([self.content(chunk, module) for chunk in self.chunks()])
+        return self.table(F.pad(content, (0, 0, 1, 0)))
+
+    def table(self, content: Tensor) -> Tensor:
+        """What users' `queries` are multiplied with, from the projected content of all items.
+
+        content [I+1, D], row 0 zero -> `e_i`, [I+1, D].
+        """
+        return self.backbone.item_embedding.weight.detach() + self.weight * content
 
     def chunks(self) -> list[NDArray[np.int64]]:
-        """All items, padding first, in the parts that are embedded at a time."""
-        count = self.backbone.item_embedding.num_embeddings
-        items = np.arange(count)
-        return [items[at : at + ENCODE_CHUNK] for at in range(0, count, ENCODE_CHUNK)]
+        """All items but the padding, in even parts that are encoded at a time."""
+        last = self.backbone.item_embedding.num_embeddings - 1
+        return np.array_split(np.arange(1, last + 1), -(-last // ENCODE_CHUNK))
 
     @torch.no_grad()
     def states(self, inputs: NDArray[np.int64], item_embeddings: Tensor) -> Tensor:

@@ -38,6 +38,10 @@ class TrainingBatch:
             parts if self.outside_negatives is None else [*parts, self.outside_negatives]
         )
 
+    def distinct(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The distinct items [n], ascending, and where in them those of `items()` are."""
+        return np.unique(self.items(), return_inverse=True)
+
 
 class TrainingSampler:
     """Draws the training batches of all stages from the users' training histories.

@@ -72,21 +72,20 @@ class VectorRecommender(Recommender):
         items: NDArray[np.int64],
         where: NDArray[np.int64],
         users: NDArray[np.int64],
+        content: Tensor,
         module: Module,
     ) -> Tensor:
         """As in `Recommender`, each user's row with their owner's vector."""
-        ids, content = self.parts(items, module)
-        index = torch.as_tensor(where, device=ids.device)  # [..., B, T]
+        index = torch.as_tensor(where, device=content.device)  # [..., B, T]
         factor, summand = (
             part[:, None] for part in self._vectors(self.owners[users], module)
         )  # [B, 1, D]
         personal = F.embedding(index, content) * factor + summand
-        return F.embedding(index, ids) + self.weight * personal
+        return F.embedding(index, self.ids(items)) + self.weight * personal
 
-    @torch.no_grad()
-    def embed_all(self, module: Module) -> Tensor:
-        """Ids and content side by side, float32 [I+1, 2D]: what they sum to depends on the user."""
-        return torch.cat([torch.cat(self.parts(chunk, module), dim=1) for chunk in self.chunks()])
+    def table(self, content: Tensor) -> Tensor:
+        """Ids and content side by side, [I+1, 2D]: what they sum to depends on the user."""
+        return torch.cat([self.backbone.item_embedding.weight.detach(), content], dim=1)
 
     @torch.no_grad()
     def queries(

@@ -12,7 +12,6 @@ import pandas as pd
 from perpeft_ray.config import (
     METHODS,
     PEFT_METHODS,
-    PERSONAL_METHODS,
     SIMPLE_METHODS,
     TABLE_2,
     TABLE_3,
@@ -149,10 +148,7 @@ def _gain_rows(summary: pd.DataFrame, study: StudyConfig) -> Iterator[tuple[Cell
 def _rows(summary: pd.DataFrame, study: StudyConfig) -> list[tuple[str, str]]:
     """(method, mode) of what the study asks for and what it has, in the paper's order."""
     other = "sequential" if study.mode == "parallel" else "parallel"
-    rows: set[tuple[str, str]] = {
-        (method, study.mode if method in PERSONAL_METHODS else "sequential")
-        for method in study.methods
-    }
+    rows: set[tuple[str, str]] = {(method, study.mode) for method in study.methods}
     if _other_mode(study):
         rows.add(("perpeft", other))
     rows |= set(zip(summary.method, summary["mode"], strict=True))
@@ -164,8 +160,7 @@ def _other_mode(study: StudyConfig) -> bool:
 
 
 def _label(method: str, mode: str, study: StudyConfig) -> str:
-    personal = method in PERSONAL_METHODS
-    return f"{method} ({mode})" if personal and mode != study.mode else method
+    return f"{method} ({mode})" if mode != study.mode else method
 
 
 def _mean_std(cell: Any, top: float) -> Cell:

@@ -82,7 +82,7 @@ def is_one_of(trial_id: str, keys: Collection[Key]) -> bool:
 def search_trial(study: StudyConfig, setting: Setting) -> TrialSpec:
     """The search's trial of a setting: PerPEFT with the study's first seed."""
     config = study.trial("perpeft", seed=study.seeds[0], **setting)
-    return TrialSpec("search", config, _workers(study, config))
+    return TrialSpec("search", config, study.workers)
 
 
 def search_trials(study: StudyConfig) -> list[TrialSpec]:
@@ -101,7 +101,7 @@ def baseline_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
         for learning_rate in study.values("learning_rate"):
             for source in _sources(method, best):
                 config = _derived(study, method, source, learning_rate)
-                specs.append(TrialSpec("search", config, _workers(study, config)))
+                specs.append(TrialSpec("search", config, study.workers))
     return specs
 
 
@@ -126,7 +126,7 @@ def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
         for seed in study.seeds:
             for config in configs:
                 changed = replace(config, seed=seed)
-                specs.append(TrialSpec("ablation", changed, _workers(study, changed)))
+                specs.append(TrialSpec("ablation", changed, study.workers))
     return specs
 
 
@@ -138,7 +138,7 @@ def simple_trials(study: StudyConfig) -> list[TrialSpec]:
         for method in study.methods
         if method in SIMPLE_METHODS
     )
-    return [TrialSpec("ablation", config, _workers(study, config)) for config in configs]
+    return [TrialSpec("ablation", config, study.workers) for config in configs]
 
 
 def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec]:
@@ -150,15 +150,17 @@ def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec
     if study.parallel_workers == 0 or "perpeft" not in study.methods:
         return []
     mode: Mode = "sequential" if study.mode == "parallel" else "parallel"
-    workers = study.parallel_workers if mode == "parallel" else min(study.workers, 1)
-    configs = [replace(config, seed=seed, mode=mode) for seed in study.seeds]
+    workers = study.parallel_workers if mode == "parallel" else study.workers
+    at_once = config.groups or 1 if mode == "parallel" else 1
+    changed = replace(config, mode=mode, step_batches=at_once)
+    configs = [replace(changed, seed=seed) for seed in study.seeds]
     return [TrialSpec("ablation", config, workers) for config in configs]
 
 
 def settings_trials(study: StudyConfig, configs: Iterable[TrialConfig]) -> list[TrialSpec]:
     """Each config with every seed and test read, none twice; for studies of PerPEFT's settings."""
     seeded = (replace(config, seed=seed) for config in configs for seed in study.seeds)
-    specs = {c.config_hash: TrialSpec("settings", c, _workers(study, c)) for c in seeded}
+    specs = {c.config_hash: TrialSpec("settings", c, study.workers) for c in seeded}
     return list(specs.values())
 
 
@@ -254,9 +256,3 @@ def _derived(
         names = ("variant", "rank", "groups", "conditioning_weight")
         shared = {name: getattr(source, name) for name in names}
     return study.trial(method, seed=study.seeds[0], learning_rate=learning_rate, **shared)
-
-
-def _workers(study: StudyConfig, config: TrialConfig) -> int:
-    """A sequential step is one group's batch, which one worker takes."""
-    personal_parallel = config.method in PERSONAL_METHODS and config.mode == "parallel"
-    return study.workers if personal_parallel else min(study.workers, 1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class PeerLostError(RuntimeError):
@@ -26,17 +28,11 @@ class Collective(Protocol):
     def world_size(self) -> int:
         """Workers in all."""
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Add each tensor over all workers, in place; float32, shapes equal on every worker."""
+    def sum_(self, tensor: Tensor) -> None:
+        """Add a tensor over all workers, in place; dtype and shape are equal on every worker."""
 
-    def broadcast_(self, tensor: Tensor) -> None:
-        """Copy worker 0's tensor to all, in place."""
-
-    def agree(self, value: int) -> int:
-        """Worker 0's value, on every worker."""
-
-    def wait(self) -> None:
-        """Return when every worker has called this."""
+    def share(self, make: Callable[[], T]) -> T:
+        """What worker 0 makes, on every worker; the others do not call `make`."""
 
 
 class Alone:
@@ -45,28 +41,19 @@ class Alone:
     rank = 0
     world_size = 1
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Leave the tensors as they are."""
-
-    def broadcast_(self, tensor: Tensor) -> None:
+    def sum_(self, tensor: Tensor) -> None:
         """Leave the tensor as it is."""
 
-    def agree(self, value: int) -> int:
-        """The value."""
-        return value
-
-    def wait(self) -> None:
-        """Return at once."""
+    def share(self, make: Callable[[], T]) -> T:
+        """What is made."""
+        return make()
 
 
 class TorchCollective:
     """The default process group of torch.distributed, which the caller has set up.
 
-    Tensors are on `device`, as the group's backend needs them.
+    It takes tensors of the CPU and of the device that is trained on ("cpu:gloo,cuda:nccl").
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
 
     @property
     def rank(self) -> int:
@@ -78,29 +65,17 @@ class TorchCollective:
         """Workers in all."""
         return dist.get_world_size()
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """One all-reduce over the flattened tensors."""
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    def sum_(self, tensor: Tensor) -> None:
+        """Add a tensor over all workers, in place; dtype and shape are equal on every worker."""
         with _naming_lost_peers():
-            dist.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors])  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+            dist.all_reduce(tensor)
 
-    def broadcast_(self, tensor: Tensor) -> None:
-        """Copy worker 0's tensor to all, in place."""
+    def share(self, make: Callable[[], T]) -> T:
+        """What worker 0 makes, on every worker; it travels pickled, between these workers alone."""
+        values = [make() if self.rank == 0 else None]
         with _naming_lost_peers():
-            dist.broadcast(tensor, src=0)
-
-    def agree(self, value: int) -> int:
-        """Worker 0's value, on every worker."""
-        tensor = torch.tensor(value, device=self._device)
-        self.broadcast_(tensor)
-        return int(tensor)
-
-    def wait(self) -> None:
-        """Return when every worker has called this."""
-        self.sum_([torch.zeros(1, device=self._device)])
+            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return cast("T", values[0])
 
 
 @contextmanager

@@ -1,25 +1,35 @@
-"""One epoch of training: which groups' batches make a step, and what a step does.
+"""One epoch of training: steps of pieces, spread over the workers.
 
-Rule of a step. A step holds one batch of one group (sequential) or the next batch of every group
-that still has one (parallel). The losses of its batches are summed over positions and divided by
-the number of positions of the whole step, so that SASRec sees one update a step. Workers own whole
-groups and sum SASRec's gradients; those without a batch add zeros. All randomness is drawn from
-(seed, stage, epoch, group, batch), never from the worker, so the result does not depend on how
-many workers there are.
+A *piece* is one batch of one group. A step has one piece (sequential) or several (parallel): the
+next batch of every group that still has one, or `step_batches` of all users where there is one
+module. Its losses are summed over positions and divided by the positions of the step; SASRec and
+the modules of its groups then see one update. Every worker holds everything that is trained and
+makes the same update from the summed gradients.
+
+Workers take whole pieces; those that are left over are shared, cut into *units*: some items each,
+encoded by one worker. Their content is exchanged, one worker computes the loss, and each carries
+the gradient of its units' content back through the tower. Units that do not fit into memory are
+encoded again for that. A piece draws its batch from a random stream keyed by (seed, stage, epoch,
+group, batch), and a unit's dropout from one keyed by the unit too, so the result does not depend on
+workers or memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from perpeft_ray.config import Mode, TrialConfig
-from perpeft_ray.recommender.sampling import TrainingSampler, batches_of
-from perpeft_ray.train.collective import Collective
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.recommender.model import Module
+from perpeft_ray.recommender.sampling import TrainingBatch, TrainingSampler, batches_of
+from perpeft_ray.train.collective import Alone, Collective
+from perpeft_ray.train.memory import Units
 from perpeft_ray.train.state import TrainState
 
 ID_NORM_WEIGHT = 1e-6
@@ -42,33 +52,52 @@ class StageData:
     stage: int
     sampler: TrainingSampler
     users: Mapping[int, NDArray[np.int64]]
-    """Trainable users of every group, of this worker or not."""
+    """Trainable users of every group."""
     pools: Mapping[int, NDArray[np.int64] | None]
     """Items that a group's negatives come from; None: all items."""
     conditioning_weight: float
+    step_batches: int = 1
+    """Batches of a group in a step of parallel mode."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A batch with its negatives, its distinct items in units, and the seed of its dropout."""
+
+    sample: TrainingBatch
+    units: list[NDArray[np.int64]]
+    """The distinct items without the padding, ascending."""
+    padded: int
+    """1 where the padding is among the items, else 0."""
+    dropout: int
+    module: Module
 
 
 def steps_of(
     users: Mapping[int, NDArray[np.int64]],
     batch_size: int,
-    mode: Mode,
+    step_batches: int | None,
     rng: np.random.Generator,
 ) -> list[list[Batch]]:
     """The steps of an epoch, each a list of batches. Group g has ceil(U_g / batch_size) batches.
 
-    Sequential: one batch a step, groups in shuffled order. Parallel: step k holds the k-th batch
-    of every group that has one, so there are as many steps as the largest group has batches.
+    `step_batches` None is sequential mode: one batch a step, groups in shuffled order. Else a step
+    holds the next batches of every group that has some, at most so many of each, spread evenly
+    over the group's steps; there are as many steps as the largest group needs.
     """
     batches = {
         group: [Batch(group, k, b) for k, b in enumerate(batches_of(members, batch_size, rng))]
         for group, members in users.items()
     }
-    if mode == "sequential":
+    if step_batches is None:
         order = rng.permutation([g for g, own in batches.items() for _ in own])
         queues = {group: iter(own) for group, own in batches.items()}
         return [[next(queues[group])] for group in order]
-    longest = max(map(len, batches.values()), default=0)
-    return [[own[k] for own in batches.values() if k < len(own)] for k in range(longest)]
+    runs = [_even_runs(own, step_batches) for own in batches.values()]
+    return [
+        [batch for own in runs if k < len(own) for batch in own[k]]
+        for k in range(max(map(len, runs), default=0))
+    ]
 
 
 def train_epoch(
@@ -77,28 +106,26 @@ def train_epoch(
     epoch: int,
     config: TrialConfig,
     collective: Collective,
+    units: Units = Units(),  # noqa: B008 - frozen
 ) -> float:
     """Train for one epoch, in place; returns the mean loss a position over all workers.
 
-    Raises FloatingPointError where the loss is not finite.
+    Raises FloatingPointError, on every worker, where the loss is not finite.
     """
-    model = state.model
-    model.train()
+    state.model.train()
     rng = np.random.default_rng([config.seed, data.stage, epoch])
-    shared = list(model.backbone.parameters())
-    table = model.backbone.item_embedding.weight
+    table = state.model.backbone.item_embedding.weight
     loss_total = position_total = 0.0
-    for step in steps_of(data.users, config.batch_size, config.mode, rng):
-        own = [batch for batch in step if batch.group in state.modules]
-        totals = torch.zeros(2, device=table.device)  # loss, positions
-        for batch in own:
-            totals += _accumulate(state, data, batch, epoch, config)
-        for parameter in shared:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [parameter.grad for parameter in shared if parameter.grad is not None]
-        collective.sum_([*grads, totals])
-        loss, positions = totals.tolist()
+    at_once = data.step_batches if config.mode == "parallel" else None
+    for step in steps_of(data.users, config.batch_size, at_once, rng):
+        active = sorted({batch.group for batch in step})
+        modules = [parameter for g in active for parameter in state.modules[g].values()]
+        sums = _Sums([*state.model.backbone.parameters(), *modules])
+        open_piece = partial(_open, state, data, epoch, config.seed, units.items)
+        for piece, among in _shares(step, open_piece, collective):
+            _accumulate(state, piece, data.conditioning_weight, among, units, sums)
+        collective.sum_(sums.flat)
+        loss, positions = sums.totals.tolist()
         if not np.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss must be finite, but is {loss} in stage {data.stage}, "
@@ -108,35 +135,130 @@ def train_epoch(
         position_total += positions
         if positions == 0:
             continue
-        torch._foreach_div_(grads, positions)
+        sums.to_gradients(positions)
         assert table.grad is not None
         norm = table.detach().norm()
         table.grad.add_(table.detach() * (ID_NORM_WEIGHT / norm.clamp_min(1e-12)))
-        state.backbone_optimizer.step()
-        state.backbone_optimizer.zero_grad(set_to_none=False)
-        for batch in own:
-            if batch.group in state.module_optimizers:
-                module = state.modules[batch.group].values()
-                torch._foreach_div_([p.grad for p in module if p.grad is not None], positions)
-                state.module_optimizers[batch.group].step()
-                state.module_optimizers[batch.group].zero_grad()
+        own = [state.module_optimizers[g] for g in active if g in state.module_optimizers]
+        for optimizer in (state.backbone_optimizer, *own):
+            optimizer.step()
+            optimizer.zero_grad()
     return loss_total / max(position_total, 1.0)
 
 
-def _accumulate(
-    state: TrainState, data: StageData, batch: Batch, epoch: int, config: TrialConfig
-) -> torch.Tensor:
-    """Add the gradients of a batch, as sums over positions. Returns (loss sum, positions)."""
-    rng = np.random.default_rng([config.seed, data.stage, epoch, batch.group, batch.number])
-    torch.manual_seed(int(rng.integers(2**62)))  # of dropout, the same on whichever worker
+class _Sums:
+    """Gradients, loss and positions summed over a step, in float64.
+
+    So the order of summands, which the number of workers changes, is lost when they are rounded to
+    float32: AdamW would make a step of any difference where a gradient is nearly zero.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        sizes = [2, *(parameter.numel() for parameter in parameters)]
+        device = parameters[0].device
+        self.flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        """What is summed over the workers."""
+        self.totals, *self._parts = torch.split(self.flat, sizes)
+
+    def take(self) -> None:
+        """Add the parameters' gradients, and clear them."""
+        for parameter, part in zip(self._parameters, self._parts, strict=True):
+            if parameter.grad is not None:
+                part += parameter.grad.view(-1)
+                parameter.grad = None
+
+    def to_gradients(self, positions: float) -> None:
+        """Put the sums, divided by the step's positions, in the place of the gradients."""
+        for parameter, part in zip(self._parameters, self._parts, strict=True):
+            parameter.grad = (part / positions).to(parameter.dtype).view_as(parameter)
+
+
+def _shares(
+    step: Sequence[Batch], open_piece: Callable[[Batch], _Piece], collective: Collective
+) -> Iterator[tuple[_Piece, Collective]]:
+    """This worker's pieces of a step, each with the workers that it is shared with.
+
+    As many whole pieces for each worker; the largest are left over and shared by all, if they have
+    several units. Whole pieces go, the largest first, to the worker with the fewest users so far.
+    """
+    world = collective.world_size
+    largest_first = sorted(step, key=lambda batch: -len(batch.users))
+    whole = largest_first[len(step) % world :]
+    for batch in largest_first[: len(step) % world]:
+        piece = open_piece(batch)
+        if len(piece.units) > 1:
+            yield piece, collective
+        else:
+            whole.append(batch)
+    load = np.zeros(world, dtype=np.int64)
+    for batch in sorted(whole, key=lambda batch: -len(batch.users)):
+        worker = int(load.argmin())
+        load[worker] += len(batch.users)
+        if worker == collective.rank:
+            yield open_piece(batch), Alone()
+
+
+def _open(
+    state: TrainState, data: StageData, epoch: int, seed: int, unit_items: int, batch: Batch
+) -> _Piece:
+    rng = np.random.default_rng([seed, data.stage, epoch, batch.group, batch.number])
+    dropout = int(rng.integers(2**62))
     pool, weight = data.pools[batch.group], data.conditioning_weight
     sample = data.sampler.sample(batch.users, rng, pool=pool, weight=weight)
-    loss, positions = state.model.loss_sum(sample, state.modules[batch.group], weight)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return torch.stack([loss.detach(), torch.tensor(float(positions), device=loss.device)])
+    items, _ = sample.distinct()
+    padded = int(len(items) > 0 and items[0] == 0)
+    count = -(-(len(items) - padded) // unit_items) if state.model.tower else 0
+    units = np.array_split(items[padded:], count) if count else []
+    return _Piece(sample, units, padded, dropout, state.modules[batch.group])
 
 
-def batches_per_group(users: Mapping[int, NDArray[np.int64]], batch_size: int) -> NDArray[np.int64]:
-    """ceil(U_g / batch_size) for groups 0..G-1, int64 [G]."""
-    sizes: Sequence[int] = [len(users[group]) for group in sorted(users)]
-    return -(-np.asarray(sizes, dtype=np.int64) // batch_size)
+def _accumulate(
+    state: TrainState,
+    piece: _Piece,
+    weight: float,
+    among: Collective,
+    units: Units,
+    sums: _Sums,
+) -> None:
+    """Add a piece's loss and gradients to the sums: all, or this worker's part of them."""
+    model, module = state.model, piece.module
+    table = model.backbone.item_embedding.weight
+    starts = np.cumsum([piece.padded, *map(len, piece.units)])
+    content = table.new_zeros(int(starts[-1]), table.shape[1])
+    own = range(among.rank, len(piece.units), among.world_size)
+    kept = units.kept(len(own))
+    encoded: dict[int, Tensor] = {}
+
+    def encode(unit: int) -> Tensor:
+        torch.manual_seed(piece.dropout + unit)
+        return model.content(piece.units[unit], module)
+
+    for unit in reversed(own):  # the first last: the loss goes on with its random stream
+        with torch.set_grad_enabled(unit in own[:kept]):
+            found = encode(unit)
+        content[starts[unit] : starts[unit + 1]] = found.detach()
+        if found.requires_grad:
+            encoded[unit] = found
+    among.sum_(content)
+    content.requires_grad_()
+    if among.rank == 0:
+        if not own:
+            torch.manual_seed(piece.dropout)
+        known = content if piece.units else None
+        loss, positions = model.loss_sum(piece.sample, module, weight, known)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        sums.take()
+        sums.totals += torch.stack([loss.detach(), loss.new_tensor(float(positions))])
+    slopes = torch.zeros_like(content) if content.grad is None else content.grad
+    among.sum_(slopes)
+    for unit in own:
+        found = encoded.pop(unit) if unit in encoded else encode(unit)
+        found.backward(slopes[starts[unit] : starts[unit + 1]])  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        sums.take()
+
+
+def _even_runs(batches: list[Batch], length: int) -> list[list[Batch]]:
+    """The batches in as few runs of at most `length` as possible, of even length."""
+    parts = np.array_split(np.arange(len(batches)), -(-len(batches) // length) or 1)
+    return [[batches[k] for k in part] for part in parts if len(part)]

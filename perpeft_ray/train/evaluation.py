@@ -1,16 +1,19 @@
 """Ranks of all evaluable users, each under the module of their group.
 
-Letters: U users, D hidden units.
+Work is dealt to the workers in parts whose bounds do not depend on how many there are: parts of the
+catalogue to encode, then users to rank. What each found is summed. Letters: U users, I items, D
+hidden units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.metrics import RankingMetrics, ranking_metrics
@@ -18,6 +21,48 @@ from perpeft_ray.recommender.model import Module, Recommender
 from perpeft_ray.recommender.ranking import target_ranks
 from perpeft_ray.recommender.sampling import last_inputs, select
 from perpeft_ray.train.collective import Collective
+
+_USERS = 128
+"""Users that a worker ranks at a time, at most."""
+
+
+class CatalogueContents:
+    """Projected content of all items under each group's module; encoded where that has changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[dict[str, Tensor], Tensor]] = {}
+
+    @torch.no_grad()
+    def of(
+        self,
+        groups: Iterable[int],
+        model: Recommender,
+        modules: Mapping[int, Module],
+        collective: Collective,
+    ) -> dict[int, Tensor]:
+        """By group, float32 [I+1, D], row 0 zero; the same on every worker."""
+        model.eval()
+        wanted = sorted(groups)
+        table = model.backbone.item_embedding.weight
+        changed = [g for g in wanted if not self._is_known(g, modules[g])]
+        fresh = torch.zeros(len(changed), *table.shape, device=table.device)
+        parts = [(place, items) for place in range(len(changed)) for items in model.chunks()]
+        for place, items in parts[collective.rank :: collective.world_size]:
+            rows = slice(int(items[0]), int(items[-1]) + 1)
+            fresh[place, rows] = model.content(items, modules[changed[place]])
+        if changed:
+            collective.sum_(fresh)
+        for group, content in zip(changed, fresh, strict=True):
+            module = {name: value.detach().clone() for name, value in modules[group].items()}
+            self._known[group] = module, content
+        return {group: self._known[group][1] for group in wanted}
+
+    def _is_known(self, group: int, module: Module) -> bool:
+        """Whether what is known of a group is of equal weights."""
+        then, _ = self._known.get(group, ({}, None))
+        return group in self._known and all(
+            name in then and torch.equal(value, then[name]) for name, value in module.items()
+        )
 
 
 def evaluate(
@@ -29,33 +74,39 @@ def evaluate(
     length: int,
     collective: Collective,
     owners: NDArray[np.integer] | None = None,
+    contents: CatalogueContents | None = None,
 ) -> NDArray[np.int64]:
     """0-based rank of each user's target, int64 [U]; -1 for users that are not evaluated.
 
-    `modules` are the groups that this worker owns; `groups` [U] is each user's group. Every worker
-    returns the ranks of all users. The catalogue is encoded once for each group with users.
+    `groups` [U] is each user's group; the catalogue is encoded for each of `modules` whose group
+    has users to evaluate, and not where `contents` has it. Every worker returns all ranks.
     `owners` [U]: of a `VectorRecommender`, whose vector each user has; None: their own.
     """
-    model.eval()
     history = split.known(part)
     targets = split.valid_item if part == "valid" else split.test_item
-    device = model.backbone.item_embedding.weight.device
-    ranks = torch.zeros(split.num_users, dtype=torch.float64, device=device)
-    for group, module in modules.items():
-        users = split.evaluable[groups[split.evaluable] == group]
-        if len(users) == 0:
-            continue
-        embeddings = model.embed_all(module)
+    of_group = {
+        group: users
+        for group in modules
+        if len(users := split.evaluable[groups[split.evaluable] == group])
+    }
+    found = (contents or CatalogueContents()).of(of_group, model, modules, collective)
+    model.eval()
+    ranks = torch.zeros(split.num_users, dtype=torch.float64)
+    parts = [
+        (group, chunk)
+        for group, users in of_group.items()
+        for chunk in np.array_split(users, -(-len(users) // _USERS))
+    ]
+    for group, users in parts[collective.rank :: collective.world_size]:
+        table = model.table(found[group])
         inputs = last_inputs(history, users, length)
         queries = model.queries(
-            users if owners is None else owners[users], inputs, embeddings, module
+            users if owners is None else owners[users], inputs, table, modules[group]
         )
-        known = select(history, users)
-        found = target_ranks(queries, embeddings, targets[users], known)
-        rows = torch.as_tensor(users, device=device)
-        ranks[rows] = torch.as_tensor(found, dtype=torch.float64, device=device)
-    collective.sum_([ranks])
-    out = ranks.cpu().numpy().astype(np.int64)
+        of_users = target_ranks(queries, table, targets[users], select(history, users))
+        ranks[torch.from_numpy(users)] = torch.from_numpy(of_users).double()
+    collective.sum_(ranks)
+    out = ranks.numpy().astype(np.int64)
     out[np.setdiff1d(np.arange(split.num_users), split.evaluable)] = -1
     return out
 
@@ -67,13 +118,16 @@ def metrics_of(ranks: NDArray[np.int64]) -> RankingMetrics:
 
 def user_states(
     model: Recommender,
-    module: Module,
+    content: Tensor,
     split: LeaveOneOut,
     part: Literal["valid", "test"],
     length: int,
 ) -> NDArray[np.float32]:
-    """SASRec's last outputs of all users under one module, float32 [U, D], for grouping."""
+    """SASRec's last outputs of all users, float32 [U, D], for grouping.
+
+    `content` [I+1, D]: of all items under one module.
+    """
     model.eval()
     users = np.arange(split.num_users)
     inputs = last_inputs(split.known(part), users, length)
-    return model.states(inputs, model.embed_all(module)).float().cpu().numpy()
+    return model.states(inputs, model.table(content)).float().cpu().numpy()

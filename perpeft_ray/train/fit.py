@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from perpeft_ray.config import VECTOR_METHODS
 from perpeft_ray.train.checkpoint import Checkpoints
-from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.epoch import StageData, train_epoch
 from perpeft_ray.train.evaluation import evaluate, metrics_of
 from perpeft_ray.train.grouping import Grouping
@@ -32,7 +31,6 @@ def fit(
     *,
     stage: int,
     start: Progress,
-    collective: Collective,
     checkpoints: Checkpoints | None,
     report: Report,
 ) -> Progress:
@@ -56,11 +54,11 @@ def fit(
         if 0 < job.config.patience <= progress.validations_since_best:
             break
         started = time.perf_counter()
-        loss = train_epoch(state, data, epoch, job.config, collective)
+        loss = train_epoch(state, data, epoch, job.config, job.collective, job.units)
         valid, best, evaluate_seconds = None, progress.best, progress.evaluate_seconds
         if (epoch - epochs.start + 1) % job.config.validate_every == 0 or epoch == epochs[-1]:
             before = time.perf_counter()
-            ranks = ranks_of(job, state, grouping, "valid", collective)
+            ranks = ranks_of(job, state, grouping, "valid")
             evaluate_seconds += time.perf_counter() - before
             valid = metrics_of(ranks)
             if best is None or valid.ndcg_at_20 > best.valid.ndcg_at_20:
@@ -86,7 +84,6 @@ def ranks_of(
     state: TrainState,
     grouping: Grouping | None,
     part: Literal["valid", "test"],
-    collective: Collective,
 ) -> NDArray[np.int64]:
     """Every user's rank under the module of their group, or with their group's vector.
 
@@ -102,6 +99,7 @@ def ranks_of(
         job.split,
         part,
         job.config.sequence_length,
-        collective,
+        job.collective,
         owners=groups if of_vectors else None,
+        contents=job.contents,
     )

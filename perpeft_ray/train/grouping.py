@@ -1,4 +1,4 @@
-"""Stage 2: users into groups by K-means on their SASRec outputs; and groups to workers.
+"""Stage 2: users into groups by K-means on their SASRec outputs.
 
 Letters: U users, G groups, D hidden units.
 """
@@ -96,18 +96,3 @@ def group_items(
     """For each group, the distinct items of its users' histories, ascending."""
     group_of_row = np.repeat(groups_of_users, np.diff(histories.offsets))
     return [np.unique(histories.items[group_of_row == g]).astype(np.int64) for g in range(groups)]
-
-
-def owners(batches: NDArray[np.integer], world_size: int) -> NDArray[np.int64]:
-    """The worker that owns each group, [G]: whole groups, balanced by their batches.
-
-    The largest group goes first, each to the worker with the least so far. It depends on the
-    arguments alone, so every worker works it out for itself. With more workers than groups some
-    own none.
-    """
-    load = np.zeros(world_size, dtype=np.int64)
-    owner = np.zeros(len(batches), dtype=np.int64)
-    for group in np.argsort(-np.asarray(batches), kind="stable"):
-        owner[group] = np.argmin(load)
-        load[owner[group]] += batches[group]
-    return owner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +14,8 @@ from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import TrainingSampler
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Collective
+from perpeft_ray.train.evaluation import CatalogueContents
+from perpeft_ray.train.memory import Units, bytes_of_an_item, items_in_a_unit
 from perpeft_ray.train.state import TrainState, new_state
 from perpeft_ray.train.workspace import Workspace, open_split, prepare_here
 
@@ -29,6 +31,8 @@ class Job:
     model: Recommender
     device: torch.device
     collective: Collective
+    units: Units
+    contents: CatalogueContents = field(default_factory=CatalogueContents)
 
     @property
     def stage_one_span(self) -> range:
@@ -52,31 +56,30 @@ def open_job(
     workspace: Workspace,
     collective: Collective,
     device: torch.device,
+    memory_gb: float = 4.0,
 ) -> Job:
     """Check a trial against its data and build its model, seeded.
 
-    What another machine has prepared and this one does not see is prepared here.
-
-    Raises InputError for more groups than users, and for several workers in sequential mode.
+    What another machine has prepared and this one does not see is prepared here. `memory_gb` as in
+    `run_trial`. Raises InputError for more groups than users.
     """
     prepare_here(workspace, config.dataset)
     split = open_split(workspace)
-    if collective.world_size > 1 and config.mode == "sequential":
-        raise InputError(
-            "`workers` must be 0 or 1 in sequential mode (a step is one group's batch), but "
-            f"is {collective.world_size}"
-        )
     if config.groups is not None and config.groups > split.num_users:
         raise InputError(
             "`grouping.groups` must be between 1 and the number of users "
             f"({split.num_users}), but is {config.groups}"
         )
+    model = build_model(config, workspace, device)
+    item_bytes = collective.share(lambda: bytes_of_an_item(model, model.new_module()))
+    items = items_in_a_unit(item_bytes)
     return Job(
         config=config,
         workspace=workspace,
         split=split,
         sampler=TrainingSampler(split.train, split.num_items, config.sequence_length),
-        model=build_model(config, workspace, device),
+        model=model,
         device=device,
         collective=collective,
+        units=Units(items, int(memory_gb * 1e9 / max(items * item_bytes, 1.0))),
     )

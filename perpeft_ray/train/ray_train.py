@@ -1,4 +1,4 @@
-"""A trial on Ray Train workers, each the owner of whole groups: a thin adapter to `run_trial`.
+"""A trial on Ray Train workers: a thin adapter to `run_trial`.
 
 Ray Train places the workers and, where one is lost, starts all of them again; the trial goes on
 after its last checkpoint (`train/checkpoint.py`). What a worker raises itself would come again, so
@@ -132,14 +132,14 @@ class _EndsAtOwnErrors(UserCallback):
 
 def _backend(gpus_per_worker: float) -> str:
     """NCCL refuses two workers on one GPU, which fractions allow; gloo takes CUDA tensors too."""
-    return "nccl" if gpus_per_worker >= 1 else "gloo"
+    return "cpu:gloo,cuda:nccl" if gpus_per_worker >= 1 else "gloo"
 
 
 def _worker(loop: dict[str, Any]) -> None:
     """What each worker runs; worker 0 speaks for all."""
     torch.set_num_threads(loop["threads"])
     device = ray.train.torch.get_device()
-    collective = TorchCollective(device)
+    collective = TorchCollective()
     first = collective.rank == 0
     channel: Queue = loop["channel"]
 

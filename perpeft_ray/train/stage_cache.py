@@ -11,6 +11,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from perpeft_ray.config import TrialConfig, canonical_hash
 from perpeft_ray.data.places import read_file, subfolder, write_file
+from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.progress import (
     Best,
@@ -71,28 +73,38 @@ def stage_one_key(config: TrialConfig, fingerprint: str) -> str:
 
 
 def cached_stage_one(
-    entry: Path | str, lock: Path, compute: Callable[[], StageOne]
+    entry: Path | str, lock: Path, collective: Collective, compute: Callable[[], StageOne]
 ) -> tuple[StageOne, bool]:
     """What a folder has, by path or URI, and whether it was there already; computed where not.
 
-    One process of this machine computes it at a time, others wait at `lock`. Where another machine
-    was faster, its result stays, and is returned: rounding may differ, and all go on from one.
-    `compute` may raise: nothing is written then, and whoever waits computes it for themselves.
+    One trial of this machine computes it at a time, others wait at `lock`, which worker 0 holds and
+    which alone reads and writes. Where another machine was faster, its result stays, and is
+    returned: rounding may differ, and all continue from one. `compute` may raise: nothing is
+    written then, and whoever waits computes it for themselves.
     """
-    stage = read_stage_one(entry)
-    if stage is not None:
-        return stage, True
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        stage = read_stage_one(entry)
+    with ExitStack() as holding:
+
+        def look() -> StageOne | None:
+            stage = read_stage_one(entry)
+            if stage is None:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                holding.enter_context(FileLock(lock))
+                stage = read_stage_one(entry)
+            return stage
+
+        stage = collective.share(look)
         if stage is not None:
             return stage, True
-        stage = compute()
-        faster = read_stage_one(entry)
-        if faster is not None:
-            return faster, True
-        _write(stage, entry)
-    return stage, False
+        computed = compute()
+
+        def keep() -> StageOne | None:
+            faster = read_stage_one(entry)
+            if faster is None:
+                _write(computed, entry)
+            return faster
+
+        faster = collective.share(keep)
+        return faster or computed, faster is not None
 
 
 def read_stage_one(entry: Path | str) -> StageOne | None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS
+from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS, TrialConfig
 from perpeft_ray.data.places import subfolder
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.train.build import build_vectors
 from perpeft_ray.train.checkpoint import Checkpoints
-from perpeft_ray.train.collective import Alone
-from perpeft_ray.train.epoch import StageData, batches_per_group
+from perpeft_ray.train.epoch import StageData
 from perpeft_ray.train.evaluation import user_states
 from perpeft_ray.train.fit import Report, fit
-from perpeft_ray.train.grouping import Grouping, group_items, group_users, owners
+from perpeft_ray.train.grouping import Grouping, group_items, group_users
 from perpeft_ray.train.job import Job
-from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.progress import Progress
 from perpeft_ray.train.stage_cache import StageOne, cached_stage_one, stage_one_key
 from perpeft_ray.train.state import (
@@ -32,47 +27,48 @@ from perpeft_ray.train.state import (
 
 
 def stage_one(job: Job, report: Report) -> StageOne:
-    """The global module: from the stage cache, or trained by the first worker that asks for it.
+    """The global module: from the stage cache, or trained by the first trial that asks for it.
 
     Its checkpoints are no trial's, since stage 1 belongs to every trial that shares it: whoever
-    asks next on this machine goes on where one that was killed has stopped.
+    asks next on this machine continues where one that was killed has stopped.
     """
-    # Several workers must report together, so a stage 1 in progress is not reported live then.
-    live = job.collective.world_size == 1
     workspace = job.workspace
     key = stage_one_key(job.config, workspace.fingerprint)
-    unfinished = Checkpoints(workspace.unfinished / f".{key}.unfinished", key, Alone())
+    unfinished = Checkpoints(workspace.unfinished / f".{key}.unfinished", key, job.collective)
     stage, found = cached_stage_one(
         subfolder(workspace.stages, key),
         workspace.unfinished / f"{key}.lock",
-        lambda: _train_stage_one(job, unfinished, report if live else _in_silence),
+        job.collective,
+        lambda: _train_stage_one(job, unfinished, report),
     )
-    if found or not live:
+    if found:
         for record in stage.epochs:
             report(record)
-    if not found:
+    else:
         unfinished.remove()
     return stage
 
 
 def stage_two(job: Job, first: StageOne) -> Grouping:
-    """Group the users by their outputs under the global module; the same on every worker."""
+    """Group the users by their outputs under the global module; worker 0 does, for all."""
     config = job.config
     assert config.groups is not None
+    groups = config.groups
     state = job.fresh_state([0])
     load_weights(state, first.weights)
-    module, length = state.modules[0], config.sequence_length
-    grouping = group_users(
-        user_states(job.model, module, job.split, "valid", length),
-        user_states(job.model, module, job.split, "test", length),
-        config.groups,
-        config.seed,
-        shuffle=config.method == "random_grouping",
-    )
-    both = torch.from_numpy(np.stack([grouping.valid, grouping.test])).to(job.device)
-    job.collective.broadcast_(both)  # machines may round differently
-    valid, test = both.cpu().numpy()
-    return dataclasses.replace(grouping, valid=valid, test=test)
+    content = job.contents.of([0], job.model, state.modules, job.collective)[0]
+
+    def group() -> Grouping:
+        length = config.sequence_length
+        return group_users(
+            user_states(job.model, content, job.split, "valid", length),
+            user_states(job.model, content, job.split, "test", length),
+            groups,
+            config.seed,
+            shuffle=config.method == "random_grouping",
+        )
+
+    return job.collective.share(group)
 
 
 def stage_three(
@@ -84,12 +80,11 @@ def stage_three(
     users = _users_by_group(job, grouping)
     pools = group_items(job.split.train, grouping.valid, len(users))
     data = StageData(3, job.sampler, users, dict(enumerate(pools)), config.conditioning_weight)
-    mine = own_groups(job, grouping)
-    state = job.fresh_state(mine)
+    state = job.fresh_state(users)
     copies = {
         name.replace("modules.0.", f"modules.{group}.", 1): tensor
         for name, tensor in first.weights.items()
-        for group in (mine or [0])
+        for group in users
     }
     load_weights(state, copies)
     progress = fit(
@@ -100,20 +95,15 @@ def stage_three(
         job.stage_three_span,
         stage=3,
         start=Progress(),
-        collective=job.collective,
         checkpoints=checkpoints,
         report=report,
     )
     return state, progress
 
 
-def own_groups(job: Job, grouping: Grouping | None) -> list[int]:
-    """The groups whose modules this worker trains; one module for everyone is 0, and anyone's."""
-    if grouping is None or job.config.method not in PERSONAL_METHODS:
-        return [0]
-    batches = batches_per_group(_users_by_group(job, grouping), job.config.batch_size)
-    owner = owners(batches, job.collective.world_size)
-    return np.flatnonzero(owner == job.collective.rank).tolist()
+def trained_groups(config: TrialConfig) -> range:
+    """The groups that have a module: all, or 0 where one module serves everyone."""
+    return range(config.groups or 1 if config.method in PERSONAL_METHODS else 1)
 
 
 def final_model(job: Job, grouping: Grouping | None) -> Recommender:
@@ -144,7 +134,6 @@ def continue_stage_one(
         job.stage_three_span,
         stage=3,
         start=Progress(best=so_far),
-        collective=Alone(),
         checkpoints=checkpoints,
         report=report,
     )
@@ -161,7 +150,6 @@ def _train_stage_one(job: Job, checkpoints: Checkpoints, report: Report) -> Stag
         job.stage_one_span,
         stage=1,
         start=Progress(),
-        collective=Alone(),
         checkpoints=checkpoints,
         report=report,
     )
@@ -186,8 +174,5 @@ def _users_by_group(job: Job, grouping: Grouping) -> dict[int, NDArray[np.int64]
 
 def _global_data(job: Job) -> StageData:
     """Stage 1: one group of all users, negatives from all items."""
-    return StageData(1, job.sampler, {0: job.sampler.trainable_users}, {0: None}, 0.0)
-
-
-def _in_silence(record: EpochRecord) -> None:
-    """Report nothing."""
+    users = {0: job.sampler.trainable_users}
+    return StageData(1, job.sampler, users, {0: None}, 0.0, job.config.step_batches)

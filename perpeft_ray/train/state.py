@@ -14,12 +14,11 @@ from torch.optim import AdamW
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.recommender.model import Recommender
-from perpeft_ray.train.collective import Collective
 
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """The model, the modules of the groups that this worker owns, and an optimiser for each.
+    """The model, every group's module, and an optimiser for each; the same on every worker.
 
     SASRec has its own optimiser, and so has every module: a step without a batch of some group
     leaves that group's module and its optimiser's moments as they were.
@@ -71,26 +70,6 @@ def load_weights(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
         for group, module in state.modules.items():
             for name, parameter in module.items():
                 parameter.copy_(tensors[f"modules.{group}.{name}"])
-
-
-def with_all_groups(
-    tensors: Mapping[str, Tensor], module: Mapping[str, Tensor], groups: int, collective: Collective
-) -> dict[str, Tensor]:
-    """`weights` of every worker as one: all groups' modules, on every worker.
-
-    `tensors` are SASRec's and those of the groups that this worker owns; `module` has the names
-    and shapes of any group's.
-    """
-    out = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
-    for group in range(groups):
-        own = {
-            full: tensors[full].clone() if full in tensors else torch.zeros_like(tensor)
-            for full, tensor in ((f"modules.{group}.{name}", t) for name, t in module.items())
-        }
-        if own:
-            collective.sum_(list(own.values()))  # zeros from all but the owner
-        out |= own
-    return out
 
 
 def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:

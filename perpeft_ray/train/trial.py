@@ -6,7 +6,6 @@ Plain torch: it runs in pytest, in a Ray Tune function or in every worker of Ray
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,13 @@ from perpeft_ray.train.stage_cache import StageOne
 from perpeft_ray.train.stages import (
     continue_stage_one,
     final_model,
-    own_groups,
     stage_one,
     stage_three,
     stage_two,
+    trained_groups,
 )
-from perpeft_ray.train.state import TrainState, load_weights, with_all_groups
-from perpeft_ray.train.trial_cache import Trained, is_kept, read_trained, trial_key, write_trained
+from perpeft_ray.train.state import TrainState, load_weights
+from perpeft_ray.train.trial_cache import Trained, read_trained, trial_key, write_trained
 from perpeft_ray.train.workspace import Workspace
 
 
@@ -48,6 +47,7 @@ def run_trial(
     checkpoints: Path | str | None = None,
     collective: Collective | None = None,
     device: torch.device | None = None,
+    memory_gb: float = 4.0,
 ) -> TrialOutcome:
     """Train and evaluate one configuration.
 
@@ -62,6 +62,9 @@ def run_trial(
             returns the same outcome.
         device: where to compute; None: the GPU where this process sees one (Ray shows a trial only
             those that it was given), else the CPU.
+        memory_gb: what a training step may keep for its backward pass, on each worker; what is
+            beyond is computed again, with the same result. At least one unit is kept
+            (`train/memory.py`).
 
     Raises InputError for more groups than users, FloatingPointError for a loss that is not finite.
     """
@@ -69,7 +72,7 @@ def run_trial(
         return simple_outcome(config, workspace, test=test)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = PeakMemory(device)
-    job = open_job(config, workspace, collective or Alone(), device)
+    job = open_job(config, workspace, collective or Alone(), device, memory_gb)
     trained, state = train(job, report, checkpoints)
     grouping, split = trained.grouping, job.split
     no_group = np.full(split.num_users, -1, dtype=np.int32)
@@ -81,7 +84,7 @@ def run_trial(
     if test:
         started = time.perf_counter()
         load_weights(state, trained.best.weights)
-        test_ranks = ranks_of(job, state, grouping, "test", job.collective)
+        test_ranks = ranks_of(job, state, grouping, "test")
         test_seconds = time.perf_counter() - started
     return TrialOutcome(
         selected_epoch=trained.best.epoch,
@@ -115,21 +118,21 @@ def train(
 ) -> tuple[Trained, TrainState]:
     """A trial after its last epoch, trained here or, where it was before, read.
 
-    The state is of the groups that this worker owns, after the last epoch where it was trained.
+    The state is that after the last epoch where it was trained.
     """
     key = trial_key(job.config, job.workspace.fingerprint)
     entry = subfolder(job.workspace.trials, key)
     saved = None if checkpoints is None else Checkpoints(checkpoints, key, job.collective)
-    if job.collective.agree(int(is_kept(entry))):  # it may appear between two workers' looks
-        trained = read_trained(entry)
-        assert trained is not None
+    trained = job.collective.share(lambda: read_trained(entry))
+    if trained is None:
+        trained, state = _train(job, report, saved)
+        if job.collective.rank == 0:
+            write_trained(trained, entry)
+    else:
         for record in trained.epochs:
             report(record)
-        groups = own_groups(job, trained.grouping)
-        state = job.fresh_state(groups, final_model(job, trained.grouping))
-    else:
-        trained, state = _train(job, report, saved)
-        _keep(trained, job, entry)
+        model = final_model(job, trained.grouping)
+        state = job.fresh_state(trained_groups(job.config), model)
     if saved is not None:
         saved.remove()
     return trained, state
@@ -157,25 +160,14 @@ def _train(job: Job, report: Report, saved: Checkpoints | None) -> tuple[Trained
     return trained, state
 
 
-def _keep(trained: Trained, job: Job, entry: Path | str) -> None:
-    """Write a trained trial with the weights of all groups, which their owners contribute."""
-    if job.config.method in PERSONAL_METHODS:
-        best, groups = trained.best, job.config.groups
-        assert groups is not None
-        whole = with_all_groups(best.weights, job.model.new_module(), groups, job.collective)
-        trained = replace(trained, best=replace(best, weights=whole))
-    if job.collective.rank == 0:
-        write_trained(trained, entry)
-
-
 def _grouping(job: Job, first: StageOne, saved: Checkpoints | None) -> tuple[Grouping, float]:
     """Stage 2 and its seconds; read where it was done before."""
-    kept = None if saved is None else saved.grouping()
+    kept = job.collective.share(lambda: None if saved is None else saved.grouping())
     if kept is not None:
         return kept
     started = time.perf_counter()
     grouping = stage_two(job, first)
     seconds = time.perf_counter() - started
-    if saved is not None:
+    if saved is not None and job.collective.rank == 0:
         saved.save_grouping(grouping, seconds)
     return grouping, seconds

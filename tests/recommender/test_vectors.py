@@ -56,7 +56,8 @@ def test_positions_are_looked_up_as_their_user_sees_them(level: Literal[1, 2]) -
     users = np.array([4, 1])
     positions = np.array([[3, 9, 1], [9, 2, 20]])
     items, where = np.unique(positions, return_inverse=True)
-    found = model.look_up(items, where.reshape(positions.shape), users, module)
+    content = model.content(items, module)
+    found = model.look_up(items, where.reshape(positions.shape), users, content, module)
     for row, user in enumerate(users):
         expected = personal_table(model, module, user)[positions[row]]
         torch.testing.assert_close(found[row], expected)

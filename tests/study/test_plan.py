@@ -212,6 +212,7 @@ def test_the_other_mode_is_parallel_on_ray_train_workers() -> None:
         ("parallel", 0, 2),
         ("parallel", 1, 2),
     ]
+    assert {s.config.step_batches for s in specs} == {config.groups}
     assert not other_mode_trials(replace(study, parallel_workers=0), config)
     assert not other_mode_trials(replace(study, methods=("global",)), config)
 
@@ -221,16 +222,7 @@ def test_parallel_studies_run_perpeft_sequentially_as_the_other_mode() -> None:
     config = search_trials(study)[0].config
     assert config.mode == "parallel"
     [spec] = other_mode_trials(study, config)
-    assert (spec.config.mode, spec.workers) == ("sequential", 1)
-
-
-def test_only_parallel_trials_take_several_workers() -> None:
-    study = StudyConfig(workers=2)
-    best = best_for(study)
-    for spec in ablation_trials(study, best):
-        personal = spec.config.groups is not None
-        assert spec.workers == (2 if personal else 1)
-    assert all(spec.workers == 0 for spec in ablation_trials(StudyConfig(), best))
+    assert (spec.config.mode, spec.config.step_batches, spec.workers) == ("sequential", 1, 2)
 
 
 def test_a_trial_is_known_by_its_id() -> None:

@@ -144,8 +144,7 @@ def test_the_latest_and_the_best_epoch_are_kept(
         assert {file.name for file in files} == {
             "grouping.safetensors",
             "record.json",
-            "backbone.safetensors",
-            *(f"modules.{group}.safetensors" for group in range(3)),
+            "state.safetensors",
         }
 
     run_trial(config, workspace, look, test=False, checkpoints=checkpoints)
@@ -171,7 +170,7 @@ def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
     torn = last.with_name("epoch-0003")
     shutil.copytree(last, torn)
     (torn / "record.json").rename(torn / "record.json.part")
-    (torn / "modules.0.safetensors").write_bytes(b"half")
+    (torn / "state.safetensors").write_bytes(b"half")
     stop_in(None)
     _assert_same(_run(config, fresh, checkpoints), unbroken)
 
@@ -220,7 +219,7 @@ def _broken_worker(
             config,
             workspace,
             folder / "checkpoints",
-            collective=TorchCollective(torch.device("cpu")),
+            collective=TorchCollective(),
         )
     dist.destroy_process_group()
 
@@ -228,7 +227,7 @@ def _broken_worker(
 def test_another_number_of_workers_goes_on(
     workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
 ) -> None:
-    """Two workers write what each owns, and one goes on with all of it."""
+    """Two workers stop, and one continues."""
     config = make_trial(mode="parallel", personal_epochs=3)
     unbroken = _run(config, _fresh(workspace, tmp_path / "unbroken"), None)
     fresh = _fresh(workspace, tmp_path / "broken")

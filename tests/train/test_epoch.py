@@ -28,7 +28,7 @@ USERS = {0: np.arange(20), 1: np.arange(20, 25), 2: np.arange(25, 25), 3: np.ara
 
 
 def test_sequential_steps_are_shuffled_single_batches() -> None:
-    steps = steps_of(USERS, 8, "sequential", np.random.default_rng(0))
+    steps = steps_of(USERS, 8, None, np.random.default_rng(0))
     assert all(len(step) == 1 for step in steps)
     order = [step[0].group for step in steps]
     # ceil(20/8), ceil(5/8), 0 and ceil(13/8) batches
@@ -40,12 +40,17 @@ def test_sequential_steps_are_shuffled_single_batches() -> None:
 
 
 def test_parallel_steps_hold_the_next_batch_of_every_group_that_has_one() -> None:
-    steps = steps_of(USERS, 8, "parallel", np.random.default_rng(0))
+    steps = steps_of(USERS, 8, 1, np.random.default_rng(0))
     assert [[(b.group, b.number) for b in step] for step in steps] == [
         [(0, 0), (1, 0), (3, 0)],
         [(0, 1), (3, 1)],
         [(0, 2)],
     ]
+
+
+def test_parallel_steps_of_one_module_spread_its_batches_evenly() -> None:
+    steps = steps_of({0: np.arange(40)}, 8, 3, np.random.default_rng(0))
+    assert [[batch.number for batch in step] for step in steps] == [[0, 1, 2], [3, 4]]
 
 
 def _state(workspace: Workspace, make_trial: MakeTrial, **trial: object) -> TrainState:
@@ -112,7 +117,7 @@ def test_a_parallel_step_is_gradient_accumulation_over_its_batches(
     state.model.train()
     state.model.zero_grad()
     rng = np.random.default_rng([config.seed, 3, 1])
-    (step,) = steps_of(data.users, config.batch_size, "parallel", rng)
+    (step,) = steps_of(data.users, config.batch_size, 1, rng)
     losses, positions = [], 0
     for batch in step:
         rng = np.random.default_rng([config.seed, 3, 1, batch.group, batch.number])

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from perpeft_ray.data.split import Histories
 from perpeft_ray.train.grouping import (
     group_items,
     group_users,
     nearest_centroids,
-    owners,
     principal_components,
 )
 
@@ -77,23 +74,6 @@ def test_items_of_groups() -> None:
     histories = Histories(np.array([0, 2, 3, 5]), np.array([4, 2, 7, 2, 9], dtype=np.int32))
     pools = group_items(histories, np.array([0, 1, 0], dtype=np.int32), 3)
     assert [pool.tolist() for pool in pools] == [[2, 4, 9], [7], []]
-
-
-@given(
-    st.lists(st.integers(0, 30), min_size=1, max_size=20),
-    st.integers(1, 6),
-)
-def test_owners_balance_whole_groups(batches: list[int], workers: int) -> None:
-    owner = owners(np.array(batches), workers)
-    load = np.bincount(owner, weights=batches, minlength=workers)
-    assert len(owner) == len(batches)
-    # Greedy by size: no worker is ahead of another by more than one group.
-    assert load.max() - load.min() <= max(batches)
-
-
-@pytest.mark.parametrize("workers", [1, 4, 7])
-def test_owners_with_few_groups(workers: int) -> None:
-    assert set(owners(np.array([5, 3]), workers).tolist()) <= set(range(workers))
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:

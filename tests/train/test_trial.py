@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import torch.distributed as dist
 
 from perpeft_ray.config import (
     GROUPED_METHODS,
@@ -19,7 +17,6 @@ from perpeft_ray.config import (
     PEFT_METHODS,
     PERSONAL_METHODS,
     SIMPLE_METHODS,
-    VARIANTS,
     TrialConfig,
 )
 from perpeft_ray.encoder import prefix
@@ -28,14 +25,9 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ranking_metrics
 from perpeft_ray.recommender.simple import simple_ranks
 from perpeft_ray.train import fit
-from perpeft_ray.train.collective import Alone, Collective, TorchCollective
-from perpeft_ray.train.job import open_job
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
-from perpeft_ray.train.state import weights
-from perpeft_ray.train.trial import run_trial, train
-from perpeft_ray.train.trial_cache import read_trained, trial_key
+from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace, open_split, prepare
-from tests.processes import run_workers
 from tests.small_shop import write_small_shop
 from tests.train.conftest import MakeTrial
 
@@ -237,102 +229,6 @@ def test_what_report_raises_stops_the_trial(workspace: Workspace, make_trial: Ma
 
     with pytest.raises(StopIteration):
         run_trial(make_trial(), workspace, stop, test=True)
-
-
-def _trained_weights(
-    config: TrialConfig, workspace: Workspace, collective: Collective, checkpoints: Path
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The weights that a trial ended with, this worker's groups among them, and its test ranks."""
-    torch.set_num_threads(1)
-    job = open_job(config, workspace, collective, torch.device("cpu"))
-    _, state = train(job, lambda record: None, checkpoints)
-    last = {name: tensor.numpy() for name, tensor in weights(state).items()}
-    ranks = _run(config, workspace, collective=collective).users.test_rank
-    return last, ranks
-
-
-def _worker(rank: int, world: int, config: TrialConfig, workspace: Workspace, folder: Path) -> None:
-    store = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    collective = TorchCollective(torch.device("cpu"))
-    last, ranks = _trained_weights(config, workspace, collective, folder / "checkpoints")
-    np.save(folder / f"ranks{rank}.npy", ranks)
-    np.savez(folder / f"weights{rank}.npz", **last)
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    ("variant", "world", "alone_before"),
-    [
-        ("iisan", 1, 0),
-        ("iisan", 2, 0),
-        ("iisan", 4, 0),  # one of which owns no group
-        ("lora", 2, 0),
-        ("vera", 4, 1),  # whose frozen random matrices each worker makes for itself
-        *(
-            pytest.param(variant, 2, 0, marks=pytest.mark.slow)
-            for variant in VARIANTS
-            if variant not in ("iisan", "lora", "vera")
-        ),
-    ],
-)
-def test_workers_agree_with_one_process(
-    workspace: Workspace,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    variant: Any,
-    world: int,
-    alone_before: int,
-) -> None:
-    """Parallel mode, three uneven groups: every parameter and rank after two personalised epochs.
-
-    So many workers train from the first epoch on, or go on where one process stopped after
-    `alone_before` personalised epochs.
-    """
-    config = make_trial(
-        "perpeft", variant, mode="parallel", groups=3, personal_epochs=2 + alone_before
-    )
-    workspace = _without_cache(workspace, tmp_path)
-    expected, expected_ranks = _trained_weights(config, workspace, Alone(), tmp_path / "alone")
-    fresh = _without_cache(workspace, tmp_path / "workers")
-    if alone_before:
-
-        def stop(record: EpochRecord) -> None:
-            if record.epoch == 1 + alone_before:
-                raise StopIteration
-
-        with pytest.raises(StopIteration):
-            run_trial(config, fresh, stop, test=False, checkpoints=tmp_path / "checkpoints")
-    run_workers(_worker, world, config, fresh, tmp_path)
-    found: dict[str, np.ndarray] = {}
-    for rank in range(world):
-        for name, value in np.load(tmp_path / f"weights{rank}.npz").items():
-            np.testing.assert_allclose(value, found.setdefault(name, value), atol=1e-6)
-        ranks = np.load(tmp_path / f"ranks{rank}.npy")
-        assert np.array_equal(ranks, expected_ranks)
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
-    entries = [
-        read_trained(folder / trial_key(config, workspace.fingerprint))
-        for folder in (workspace.trials, fresh.trials)
-    ]
-    assert entries[0] is not None
-    assert entries[1] is not None
-    assert entries[0].grouping is not None
-    assert len(set(np.bincount(entries[0].grouping.valid).tolist())) > 1  # uneven
-    whole = entries[1].best.weights  # written by worker 0 with what the owners contributed
-    assert set(whole) == set(entries[0].best.weights)
-    for name, tensor in entries[0].best.weights.items():
-        np.testing.assert_allclose(whole[name], tensor, atol=1e-5, err_msg=name)
-
-
-def test_sequential_mode_is_for_one_worker(workspace: Workspace, make_trial: MakeTrial) -> None:
-    class Two(Alone):
-        world_size = 2
-
-    with pytest.raises(InputError, match="`workers` must be 0 or 1"):
-        _run(make_trial(), workspace, collective=Two())
 
 
 def test_last_layers_train_the_same_from_stored_states(
