@@ -137,14 +137,20 @@ def check_inputs(config: StudyConfig, cache: Path) -> Dataset:
     """
     from perpeft_ray.data.sources import open_dataset
     from perpeft_ray.data.split import leave_one_out
+    from perpeft_ray.study.check import check_histories
 
     dataset = open_dataset(config.dataset, cache)
-    check_settings(config, leave_one_out(dataset).num_users)
+    split = leave_one_out(dataset)
+    check_settings(config, split.num_users)
+    check_histories(split, config.dataset)
     return dataset
 
 
 def check_settings(config: StudyConfig, num_users: int | None) -> None:
     """What `check_inputs` does besides opening the dataset; `num_users` None: not known yet."""
+    import torch
+
+    from perpeft_ray.encoder.foundation import load_towers
     from perpeft_ray.encoder.preprocess import FoundationPreprocessor
     from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
     from perpeft_ray.study.check import check_study
@@ -154,6 +160,7 @@ def check_settings(config: StudyConfig, num_users: int | None) -> None:
     for variant, rank in itertools.product(config.values("variant"), config.values("rank")):
         settings = ModuleSettings(rank, config.peft.bottleneck, config.peft.last_layers)
         module_parameters(config.encoder, variant, settings)
+    load_towers(config.encoder, "bfloat16", torch.device("cpu"))  # its weights fit its model
 
 
 def _anywhere(config: StudyConfig) -> StudyConfig:

@@ -5,10 +5,10 @@ Letters: n items, L tokens, S pixels a side, W a tower's width.
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,14 @@ from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
 from perpeft_ray.encoder.sdpa import attend_by_products
-from perpeft_ray.encoder.source import EncoderSource, parse_encoder
+from perpeft_ray.encoder.source import (
+    POOLING,
+    EncoderSource,
+    encoder_file,
+    parse_encoder,
+    prepare_hub,
+    reading,
+)
 from perpeft_ray.encoder.titles import by_length
 from perpeft_ray.errors import InputError
 
@@ -163,22 +170,29 @@ def load_towers(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped; of weights being read; a study has its own progress
 
     def load(path: str) -> Any:
-        config = AutoConfig.from_pretrained(path)
-        width = getattr(getattr(config, "text_config", config), "hidden_size", NARROW)
-        compute = compute_dtype(dtype, device, width)
-        model = AutoModel.from_pretrained(path, dtype=compute, use_safetensors=True)
+        with reading(name):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            width = getattr(getattr(config, "text_config", config), "hidden_size", NARROW)
+            compute = compute_dtype(dtype, device, width)
+            model, loaded = AutoModel.from_pretrained(
+                path,
+                dtype=compute,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        _check_complete(name, loaded["missing_keys"])
         if compute == torch.bfloat16 and device.type == "cpu":
             attend_by_products(model)
         return model
 
     source = parse_encoder(name)
-    try:
-        towers = _build(name, source, load, modality)
-        if source.image_path is not None:
-            towers.scale_pixels(pixel_scaling(source.image_path))
-    except (OSError, ValueError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"`encoder` {name} cannot be loaded: {first}") from error
+    prepare_hub(source)
+    towers = _build(name, source, load, modality)
+    if source.image_path is not None:
+        with reading(name):
+            scaling = pixel_scaling(source.image_path)
+        towers.scale_pixels(scaling)
     return towers.eval().to(device)
 
 
@@ -190,10 +204,13 @@ def skeleton(name: str) -> Towers:
     from transformers import AutoConfig, AutoModel
 
     def make(path: str) -> Any:
-        with torch.device("meta"):
-            return AutoModel.from_config(AutoConfig.from_pretrained(path))  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        with reading(name), torch.device("meta"):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            return AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
-    return _build(name, parse_encoder(name), make, None)
+    source = parse_encoder(name)
+    prepare_hub(source)
+    return _build(name, source, make, None)
 
 
 def _build(
@@ -206,7 +223,8 @@ def _build(
     image: ImageHalf | None = None
     if source.kind == "dual":
         model = load(source.path)
-        if not hasattr(model, "get_image_features") or model.config.model_type == "siglip2":
+        is_dual = all(hasattr(model, part) for part in _DUAL)
+        if not is_dual or model.config.model_type == "siglip2":
             raise InputError(
                 "`encoder` must be a dual encoder of square images, or text:PATH, or "
                 f"pair:TEXT_PATH,IMAGE_PATH, but {name} is a {model.config.model_type}"
@@ -223,19 +241,67 @@ def _build(
         model = nn.ModuleDict()
         if modality != "image" or source.image_path is None:
             model["text"] = load(source.path)
+            _check_text(name, model["text"])
             text = LoneText(model["text"], _pooling(source.path))
         if modality != "text" and source.image_path is not None:
             model["image"] = load(source.image_path)
+            _check_image(name, model["image"])
             image = LoneImage(model["image"])
     clip.replace_activation(model)
     model.requires_grad_(False)
     return Towers(model, text, image)
 
 
+def _check_complete(name: str, missing: Iterable[str]) -> None:
+    """Raise InputError where transformers would make up weights that the encoder does not have.
+
+    Poolers, which models fine-tuned without one lack, are not used.
+    """
+    made_up = sorted(key for key in missing if "pooler" not in key)
+    if made_up:
+        raise InputError(
+            f"`encoder` {name} must have weights for all its parameters, but {len(made_up)} have "
+            f"none (the first is {made_up[0]})"
+        )
+
+
+_DUAL = ("get_text_features", "get_image_features", "text_model", "vision_model")
+"""What a dual encoder has."""
+
+
+def _check_text(name: str, model: Any) -> None:
+    """Raise InputError where a model does not encode a text as states, one a token."""
+    kind = model.config.model_type
+    takes = inspect.signature(model.forward).parameters
+    is_text = model.main_input_name == "input_ids" and "attention_mask" in takes
+    if hasattr(model, "get_text_features"):
+        what = f"{kind}, a dual encoder, whose path is given without text:"
+    elif "decoder_input_ids" in takes:
+        what = f"{kind}, which has a decoder"
+    elif not is_text:
+        what = f"{kind}, which does not read texts"
+    elif not all(hasattr(model.config, size) for size in ("hidden_size", "num_hidden_layers")):
+        what = f"{kind}, which does not say how wide it is"
+    else:
+        return
+    raise InputError(
+        f"`encoder` must have a text encoder alone (such as BERT) for titles, but {name} is {what}"
+    )
+
+
+def _check_image(name: str, model: Any) -> None:
+    """Raise InputError where a model does not encode images as states."""
+    if model.main_input_name != "pixel_values" or hasattr(model, "get_image_features"):
+        raise InputError(
+            "`encoder` pair:TEXT,IMAGE must have a vision model alone (such as ViT) for images, "
+            f"but {name} has a {model.config.model_type}"
+        )
+
+
 def _pooling(path: str) -> Literal["mean", "first"]:
     """The pooling that sentence-transformers recorded beside the model; mean where it did not."""
-    record = Path(path) / "1_Pooling" / "config.json"
-    if record.is_file() and json.loads(record.read_text()).get("pooling_mode_cls_token"):
+    record = encoder_file(path, POOLING)
+    if record is not None and json.loads(record.read_text()).get("pooling_mode_cls_token"):
         return "first"
     return "mean"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perpeft_ray.encoder.foundation import PixelScaling
-from perpeft_ray.encoder.source import parse_encoder, prepare_hub
+from perpeft_ray.encoder.source import parse_encoder, prepare_hub, reading
 from perpeft_ray.errors import InputError
 
 MAX_TOKENS = 128
@@ -30,15 +30,19 @@ class FoundationPreprocessor:
 
         source = parse_encoder(name)
         prepare_hub(source)
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(source.path)
+        with reading(name):
+            # The configuration first: it is what says most of a model that is not there.
+            self._config: Any = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                source.path, trust_remote_code=False
+            )
             self._images: Any = image_processor(source.image_path) if source.image_path else None
-            self._config: Any = AutoConfig.from_pretrained(source.path)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"`encoder` {name} cannot be loaded: {first}") from error
         if self._tokenizer.pad_token_id is None:
             raise InputError(f"`encoder` must have a tokenizer that can pad, but is {name}")
+        if set(self._tokenizer.get_vocab()) <= set(self._tokenizer.all_special_tokens):
+            raise InputError(
+                f"`encoder` must have a tokenizer with a vocabulary, but {name} has none"
+            )
         self.max_tokens = _max_tokens(self._config, self._tokenizer)
         # SigLIP reads its last token, and was trained on titles padded to the full length.
         self._padding = "max_length" if self._config.model_type == "siglip" else False
@@ -111,5 +115,8 @@ def _image_size(processor: Any) -> int:
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:
-    positions = int(getattr(config, "text_config", config).max_position_embeddings)
-    return min(positions, int(tokenizer.model_max_length), MAX_TOKENS)
+    # Models with relative positions have no limit, XLNet says -1.
+    text = getattr(config, "text_config", config)
+    positions = int(getattr(text, "max_position_embeddings", None) or MAX_TOKENS)
+    limits = (positions, int(tokenizer.model_max_length), MAX_TOKENS)
+    return min(limit for limit in limits if limit > 0)

@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,6 +101,21 @@ def encoder_file(path: str, file: str) -> Path | None:
         return Path(hf_hub_download(path, file))
     except (EntryNotFoundError, LocalEntryNotFoundError):
         return None
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Raise InputError, in one line, where transformers cannot read this encoder in the block.
+
+    ImportError: of a package that the model or its tokenizer needs.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise InputError(f"`encoder` {name} cannot be loaded: {first}") from error
 
 
 def prepare_hub(source: EncoderSource) -> None:

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from perpeft_ray.config import StudyConfig
+from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.errors import InputError
+
+
+def check_histories(split: LeaveOneOut, dataset: str) -> None:
+    """Raise `InputError` where a user has trained on every item: no negative is left for them."""
+    items = split.num_items + 1
+    users = np.repeat(np.arange(split.num_users), np.diff(split.train.offsets))
+    pairs = np.unique(users * items + split.train.items)
+    distinct = np.bincount(pairs // items, minlength=split.num_users)
+    (full,) = np.nonzero(distinct == split.num_items)
+    if len(full):
+        others = f" and {len(full) - 1} more" if len(full) > 1 else ""
+        raise InputError(
+            f"`dataset` {dataset} must leave every user an item without training interaction, but "
+            f"user {split.user_ids[full[0]]!r}{others} has all {split.num_items}; leave out their "
+            "interactions"
+        )
 
 
 def check_study(study: StudyConfig, num_users: int | None, *, has_images: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -10,10 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPModel, CLIPProcessor  # type: ignore[attr-defined]  # transformers adds it
+from transformers import (  # type: ignore[attr-defined]  # transformers adds it
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    CLIPModel,
+    CLIPProcessor,
+    T5Config,
+    T5EncoderModel,
+)
 
 from perpeft_ray.data.catalogue import ItemBatch
-from perpeft_ray.encoder.foundation import load_towers
+from perpeft_ray.encoder.foundation import load_towers, skeleton
 from perpeft_ray.encoder.hardware import Sizes
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.source import TOYSHOP_CLIP, encoder_fingerprint, parse_encoder
@@ -103,8 +112,7 @@ def test_absent_modalities_are_zero() -> None:
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "oak", "chair", "a", "lamp"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizerFast(vocab={word: n for n, word in enumerate(words)}).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=16,
@@ -180,3 +188,61 @@ def test_fingerprint_is_of_the_weights(tiny_bert: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     BertModel(config).save_pretrained(tmp_path)
     assert encoder_fingerprint(f"text:{tmp_path}") != before
+
+
+def _changed(encoder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(encoder, to / "encoder"))
+
+
+def test_a_model_with_a_decoder_is_no_text_encoder(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = _changed(tiny_bert, tmp_path)
+    config = T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder)
+    assert FoundationPreprocessor(f"text:{folder}").max_tokens == 128
+    with pytest.raises(InputError, match=r"a text encoder alone .* is t5, which has a decoder"):
+        skeleton(f"text:{folder}")
+
+
+def test_a_dual_encoder_is_no_text_encoder() -> None:
+    with pytest.raises(InputError, match="is clip, a dual encoder"):
+        skeleton(f"text:{TOYSHOP_CLIP}")
+
+
+def test_weights_of_another_model_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = _changed(tiny_bert, tmp_path)
+    shutil.copy(TOYSHOP_CLIP / "model.safetensors", folder)
+    with pytest.raises(InputError, match=r"weights for all its parameters, but \d+ have none"):
+        load_towers(f"text:{folder}", "float32", CPU)
+
+
+def test_weights_that_were_cut_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    weights = _changed(tiny_bert, tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="must have weights that can be read"):
+        encoder_fingerprint(f"text:{weights.parent}")
+
+
+def test_an_encoder_without_weights_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = _changed(tiny_bert, tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"safetensors, but .* has no model\.safetensors"):
+        encoder_fingerprint(f"text:{folder}")
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = _changed(tiny_bert, tmp_path)
+    for file in folder.glob("token*"):
+        file.unlink()
+    with pytest.raises(InputError, match="a tokenizer with a vocabulary"):
+        FoundationPreprocessor(f"text:{folder}")
+
+
+def test_what_is_no_fault_of_the_encoder_is_not_reported_as_one(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise AttributeError("ours")
+
+    monkeypatch.setattr("perpeft_ray.encoder.foundation.clip.replace_activation", broken)
+    with pytest.raises(AttributeError, match="ours"):
+        load_towers(f"text:{tiny_bert}", "float32", CPU)

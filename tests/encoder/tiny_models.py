@@ -132,7 +132,7 @@ def _bert_words(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(words))
-    tokenizer = tf.BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))  # type: ignore[attr-defined]  # transformers adds it
+    tokenizer = tf.BertTokenizerFast(vocab={word: n for n, word in enumerate(words)})  # type: ignore[attr-defined]  # transformers adds it
     tokenizer.save_pretrained(folder)
     return len(words)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.host.disk import is_full_disk
+from perpeft_ray.study.host.scratch import ray_folder
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -21,6 +22,8 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are ours; no CSV, JSON and TensorBoard files
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without a validation have no objective
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study, not only Tune's current call
+    # Of Ray's C++ parts: they log errors that Ray then handles, in red, to the terminal too.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of encoders stay valid in trials
     # Trials keep the memory of a step for the next one: giving it back to the system and asking
     # for it again was a fifth of their time (sys 20 % -> 4 %, see results/LOG.md).
@@ -68,13 +71,14 @@ def ray_runtime() -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    joined = ray.is_initialized()
-    if not joined:
-        _init()
-    try:
+    if ray.is_initialized():
         yield
-    finally:
-        if not joined:
+        return
+    with ray_folder():
+        _init()
+        try:
+            yield
+        finally:
             ray.shutdown()
 
 

@@ -1,0 +1,82 @@
+"""Where Ray's own files lie while a study runs: a folder short enough for its sockets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from perpeft_ray.errors import InputError
+
+_LONGEST_SOCKET = 107
+"""Bytes of a socket's path that Linux takes; macOS takes 103, which the slack below covers."""
+_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+_SLACK = 4
+_PREFIX = "perpeft-"
+_LOCK = ".in-use"
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_VARIABLE = "RAY_TMPDIR"
+
+
+@contextmanager
+def ray_folder() -> Iterator[None]:
+    """Give Ray a new folder for its sockets and logs, which is removed after the block.
+
+    It is below `TMPDIR`, or where that is too long below `/tmp`. What processes that were killed
+    left is removed too. With `RAY_TMPDIR` set nothing is made or removed.
+
+    Raises InputError where `RAY_TMPDIR` is too long, or no folder that is short can be written.
+    """
+    given = os.environ.get(_VARIABLE)
+    if given is not None:
+        if not _is_short(given):
+            raise InputError(
+                f"`{_VARIABLE}` must be at most {_room()} bytes long for Ray's sockets, but is "
+                f"{given}"
+            )
+        yield
+        return
+    base = _base()
+    _remove_left(base)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+    os.environ[_VARIABLE] = str(folder)
+    try:
+        with FileLock(folder / _LOCK):
+            yield
+    finally:
+        del os.environ[_VARIABLE]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _base() -> str:
+    ending = f"/{_PREFIX}{'x' * 8}"
+    for folder in (tempfile.gettempdir(), *_SHORT_FOLDERS):
+        if _is_short(folder + ending) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise InputError(
+        f"`TMPDIR` must be at most {_room() - len(ending)} bytes long for Ray's sockets, but is "
+        f"{tempfile.gettempdir()}, and none of {', '.join(_SHORT_FOLDERS)} can be written"
+    )
+
+
+def _remove_left(base: str) -> None:
+    """Remove the folders of processes that are no more: nobody holds their lock."""
+    for lock in Path(base).glob(f"{_PREFIX}*/{_LOCK}"):
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except (Timeout, OSError):  # in use, or another user's
+            continue
+
+
+def _is_short(folder: str) -> bool:
+    return len(os.fsencode(folder)) <= _room()
+
+
+def _room() -> int:
+    return _LONGEST_SOCKET - len(_SOCKET) - _SLACK
