@@ -66,6 +66,11 @@ COMMANDS: Mapping[str, Command | Commands] = {
         "Write a finished trial to a new folder that works without the study.",
         "perpeft_ray.cli.models:Export",
     ),
+    "pack": Command(
+        "Put the weights, data and encoder that export and explain need into a study's folder, so "
+        "that a copy of it works on another machine.",
+        "perpeft_ray.cli.models:Pack",
+    ),
     "explain": Commands(
         "Show what a trial's modules do, on the terminal and as a page.",
         {

@@ -1,4 +1,4 @@
-"""`perpeft export` and `perpeft recommend`: a model out of its study, and its use."""
+"""`perpeft export`, `pack` and `recommend`: a model or a whole study to go, and a model's use."""
 
 from __future__ import annotations
 
@@ -40,6 +40,25 @@ class Export:
         options = ExportOptions(self.embeddings, self.with_encoder)
         export_trial(folder, trial_id, self.out, options)
         print(f"{trial_id} exported to {self.out}")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """`perpeft pack STUDY`."""
+
+    study: tyro.conf.Positional[str]
+    """Folder of the study, or its URI: <storage>/<study>."""
+
+    def run(self) -> None:
+        """Complete the study's folder."""
+        from perpeft_ray.models.pack import pack
+        from perpeft_ray.results.folder import StudyFolder
+
+        packed = pack(StudyFolder.open(self.study))
+        parts = ["data", *["encoder"] * packed.encoder]
+        print(f"{self.study} has {', '.join(parts)} and the weights of {packed.trials} trials")
+        if packed.without_weights:
+            print(f"the weights of {packed.without_weights} trials are gone")
 
 
 @dataclass(frozen=True)

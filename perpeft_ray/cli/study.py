@@ -121,6 +121,8 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
             stack.callback(folder.keep)
             stack.enter_context(ray_for(config, log_file))
             study = _open_study(config, folder, dataset, cache, progress)
+            if not folder.uri:
+                stack.callback(_keep_weights, folder, study)
         progress.say(
             f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
             f"results in {kept}"
@@ -209,6 +211,12 @@ def _open_study(
         run=run_trial,
         run_distributed=run_distributed,
     )
+
+
+def _keep_weights(folder: StudyFolder, study: Study) -> None:
+    from perpeft_ray.models.pack import keep_weights
+
+    keep_weights(folder, study.workspace)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from perpeft_ray.config import SIMPLE_METHODS
 from perpeft_ray.data.folders import link_or_copy, new_folder
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, Dataset
 from perpeft_ray.data.places import resolve, subfolder
@@ -57,7 +58,8 @@ def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
     How many trials have theirs there, and of how many they are gone.
     """
     rows = folder.trials()
-    done = rows[(rows.phase == "ablation") & (rows.status == "COMPLETE")]
+    complete = rows[(rows.phase == "ablation") & (rows.status == "COMPLETE")]
+    done = complete[~complete.method.isin(SIMPLE_METHODS)]
     kept = 0
     for trial_id in done.trial_id:
         config = config_of(folder, trial_id)

@@ -77,8 +77,9 @@ def read_stage(
 
 def _gone(folder: StudyFolder, what: str, part: str, key: str) -> str:
     return (
-        f"{what} must be in {folder.path / WEIGHTS} or {folder.kept}, for the data set and encoder "
-        f"as they are now, but is not: if the study was copied, run `perpeft pack` on it where it "
-        f"was run and copy its folder again (or copy .cache/{part}/{key} of its storage to "
-        f"{subfolder(folder.kept, part, key)}); if the data or the encoder changed, put them back"
+        f"{folder.path} must have {what} for its data and encoder as they are now, but neither "
+        f"its {WEIGHTS}/ nor {folder.kept} has: if the study was copied, run `perpeft pack` on it "
+        f"where it was run and copy its folder again, or copy .cache/{part}/{key} of the storage "
+        f"there to {subfolder(folder.kept, part, key)}; if the data or the encoder changed, put "
+        "them back"
     )

@@ -131,8 +131,10 @@ def test_weights_that_are_gone_are_told_with_what_brings_them_back(
     folder = StudyFolder.open(storage / study_folder.path.name)
     trial = open_trained(folder, trial_id)
     shutil.rmtree(storage / ".cache" / "stage1")
-    with pytest.raises(InputError, match=r"stage 1 of .* run `perpeft pack`"):
+    with pytest.raises(InputError, match=r"must have stage 1 of .* run `perpeft pack`"):
         open_global(folder, trial)
     shutil.rmtree(storage / ".cache" / "trials")
-    with pytest.raises(InputError, match=f"the weights of {trial_id} .* run `perpeft pack`"):
+    with pytest.raises(
+        InputError, match=f"must have the weights of {trial_id} .* run `perpeft pack`"
+    ):
         open_trained(folder, trial_id)

@@ -1,0 +1,108 @@
+"""A study's folder on another machine: what is exported from it is what the study would export."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import perpeft_ray
+from perpeft_ray.cli.main import perpeft
+from perpeft_ray.errors import InputError
+from perpeft_ray.models.loaded import Recommendation
+from perpeft_ray.models.pack import keep_weights, pack
+from perpeft_ray.models.portable import open_workspace
+from perpeft_ray.results.folder import StudyFolder
+from tests.encoder.tiny_models import write_tiny_model
+from tests.models.conftest import new_study, trials_of
+
+HISTORY = ["i3", "i5"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A folder with a study's data, encoder and storage, and what its model recommends."""
+
+    root: Path
+    folder: StudyFolder
+    expected: list[Recommendation]
+
+    def exported(self, folder: Path, out: Path) -> list[Recommendation]:
+        """What a model recommends that is exported from a copy of the study."""
+        perpeft(["export", str(folder), str(out), "--with-encoder"])
+        return perpeft_ray.load(out).recommend(HISTORY, 5)
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, shop: Path, tmp_path: Path) -> Machine:
+    root = tmp_path / "machine"
+    shutil.copytree(shop, root / "data")
+    encoder = getattr(request, "param", "toyshop-clip")
+    if encoder != "toyshop-clip":
+        encoder = write_tiny_model(encoder, root / "encoder")
+    folder = new_study(root / "data", root / "results", encoder)
+    trials_of(folder)("perpeft")
+    trials_of(folder)("without_mm", None)
+    perpeft(["export", str(folder.path), str(root / "model")])
+    expected = perpeft_ray.load(root / "model").recommend(HISTORY, 5)
+    return Machine(root, folder, expected)
+
+
+@pytest.mark.parametrize("machine", ["toyshop-clip", "clip", "pair"], indirect=True)
+def test_a_packed_study_needs_nothing_of_the_machine_it_was_run_on(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perpeft(["pack", str(machine.folder.path)])
+    assert "and the weights of 2 trials" in capsys.readouterr().out
+    copy = tmp_path / "elsewhere" / "study"
+    shutil.copytree(machine.folder.path, copy)
+    shutil.rmtree(machine.root)
+    assert machine.exported(copy, tmp_path / "model") == machine.expected
+    perpeft(["explain", "user", str(copy), "u9"])
+    perpeft(["explain", "item", str(copy), "i5"])
+    page = (copy / "explain" / "item-i5.html").read_text()
+    assert page.count("data:image/png;base64,") >= 3
+    # Once more there, and from there.
+    assert pack(StudyFolder.open(copy)).trials == 2
+    assert machine.exported(copy, tmp_path / "again") == machine.expected
+
+
+def test_a_copy_alone_has_its_weights(machine: Machine, tmp_path: Path) -> None:
+    """As a run of the study leaves it; data and encoder are where they were."""
+    _, workspace = open_workspace(machine.folder)
+    assert keep_weights(machine.folder, workspace) == (2, 0)
+    copy = tmp_path / "elsewhere" / "study"
+    shutil.copytree(machine.folder.path, copy)
+    shutil.rmtree(machine.root / "results")
+    assert machine.exported(copy, tmp_path / "model") == machine.expected
+
+
+def test_what_a_copy_lacks_is_told_with_what_to_copy(machine: Machine, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "study"
+    shutil.copytree(machine.folder.path, copy)
+    asks = r"run `perpeft pack` on .* copy its folder again"
+    with pytest.raises(InputError, match=rf"must have the weights of \S+ .*{asks}"):
+        machine.exported(copy, tmp_path / "model")
+    shutil.rmtree(machine.root / "data")
+    with pytest.raises(InputError, match=rf"parquet:{machine.root}/data.*{asks}"):
+        machine.exported(copy, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_of_other_data_are_not_taken(machine: Machine, tmp_path: Path) -> None:
+    pack(machine.folder)
+    (machine.folder.path / "data" / "images" / "5.png").write_bytes(b"another image")
+    with pytest.raises(InputError, match="if the data or the encoder changed, put them back"):
+        machine.exported(machine.folder.path, tmp_path / "model")
+
+
+def test_weights_are_links_and_survive_the_cache(machine: Machine, tmp_path: Path) -> None:
+    _, workspace = open_workspace(machine.folder)
+    keep_weights(machine.folder, workspace)
+    kept = sorted((machine.folder.path / "weights").rglob("*.safetensors"))
+    assert len(kept) == 2 + 3  # two trials; last, optimizers and best of one stage 1
+    assert all(file.stat().st_nlink == 2 for file in kept)
+    shutil.rmtree(machine.folder.cache)
+    assert machine.exported(machine.folder.path, tmp_path / "model") == machine.expected
