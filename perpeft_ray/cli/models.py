@@ -68,13 +68,14 @@ class Recommend:
     model: tyro.conf.Positional[Path]
     """Folder that `perpeft export` wrote."""
     history: tuple[str, ...] = ()
-    """Item ids of one user, oldest first."""
+    """Item ids of one user, oldest first; those that the model does not know are skipped."""
     users: Path | None = None
-    """Parquet file with user_id, item_id and timestamp, for recommendations to all its users."""
+    """Parquet file, or folder of its parts, with user_id, item_id and timestamp, for
+    recommendations to all its users."""
     out: Path | None = None
     """The new folder for the Parquet files of `users`."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """Items a user."""
+    """Items per user."""
     exclude_seen: bool = True
     """Leave out what the history has."""
     workers: int = 1
@@ -98,10 +99,19 @@ def _recommend_one(command: Recommend) -> None:
     import perpeft_ray
 
     model = perpeft_ray.load(command.model)
-    best = model.recommend(command.history, command.k, exclude_seen=command.exclude_seen)
+    history = [item for item in command.history if item in model]
+    skipped = len(command.history) - len(history)
+    if not history:
+        raise InputError(
+            f"no item {command.history[0]!r} in {command.model}, nor any other of `history`; for "
+            f"example {model.item_ids[0]!r}"
+        )
+    best = model.recommend(history, command.k, exclude_seen=command.exclude_seen)
+    if skipped:
+        print(f"skipped {skipped} of {len(command.history)} items, which {command.model} has not")
     console = Console(width=None if sys.stdout.isatty() else 200)
     if model.config.trial.groups is not None:
-        console.print(f"group {model.group_of(command.history)} of {model.config.groups}")
+        console.print(f"group {model.group_of(history)} of {model.config.groups}")
     table = Table("", "item", "title", "score", box=None, pad_edge=False)
     for place, item in enumerate(best, start=1):
         table.add_row(str(place), Text(item.item_id), Text(item.title or "–"), f"{item.score:.3f}")
@@ -114,3 +124,8 @@ def _recommend_all(command: Recommend, users: Path, out: Path) -> None:
     options = BatchOptions(k=command.k, exclude_seen=command.exclude_seen, workers=command.workers)
     counts = recommend_all(command.model, users, out, options)
     print(f"{counts.scored:,} of {counts.users:,} users in {out}")
+    if counts.skipped:
+        print(
+            f"skipped {counts.skipped:,} of {counts.interactions:,} interactions, with items that "
+            f"{command.model} has not"
+        )

@@ -1,24 +1,30 @@
 """Recommendations for all users of an interactions table: DuckDB gathers, Ray Data scores.
 
-Histories are gathered out of memory, and every Ray Data worker loads the model once, so neither the
-table nor the result need fit in memory.
+Histories are gathered out of memory, and every Ray Data worker loads the model once and writes what
+it scores, so neither the table nor the result need fit in memory.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.prepare.database import Database
+from perpeft_ray.data.tables import INTERACTION_COLUMNS, ParquetTable, open_table
 from perpeft_ray.errors import InputError
-from perpeft_ray.models.layout import read_config
+from perpeft_ray.models.layout import read_config, read_items
 from perpeft_ray.models.loaded import LoadedModel
+from perpeft_ray.results.files import whole_file
 
 SCHEMA = pa.schema(
     [
@@ -29,9 +35,10 @@ SCHEMA = pa.schema(
         ("score", pa.float32()),
     ]
 )
-"""One row a recommendation; `rank` is 0-based, as in a study's results."""
+"""One row per recommendation; `rank` is 0-based, as in a study's results."""
 
-_COLUMNS = ("user_id", "item_id", "timestamp")
+_USERS_TOGETHER = 2048
+"""Users that a Ray Data worker takes at a time; DuckDB's smallest row group."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class BatchOptions:
     """How all users are scored."""
 
     k: int = 10
-    """Items a user."""
+    """Items per user."""
     exclude_seen: bool = True
     """Leave out what the user's history has."""
     batch_size: int = 1024
@@ -58,6 +65,10 @@ class BatchCounts:
     """Users of the table."""
     scored: int
     """Of these, with at least one item that the model knows."""
+    interactions: int
+    """Rows of the table."""
+    skipped: int
+    """Of these, with an item that the model does not know."""
 
 
 def recommend_all(
@@ -65,34 +76,72 @@ def recommend_all(
 ) -> BatchCounts:
     """Write the best items of every user to the new folder `out`, Parquet files of `SCHEMA`.
 
-    `interactions`: a Parquet file with user_id, item_id and timestamp, as a data folder has it.
-    Items that the model does not know are left out of histories, and users without any other are
-    left out of the result. Ray is joined where `RAY_ADDRESS` says so, else started. The folder
-    appears whole or not at all. Raises InputError for a bad model or table, and where `out` is
-    there.
+    `interactions`: a Parquet file, or a folder of its parts, with user_id, item_id and timestamp;
+    what they may be is what training takes (`data/tables.py`). Items that the model does not know
+    are left out of histories, and users without any other are left out of the result. Ray is joined
+    where `RAY_ADDRESS` says so, else started. The folder appears whole or not at all. Raises
+    InputError for a bad model or table, one without any known item, and where `out` is there.
     """
     from perpeft_ray.study.host.runtime import ray_runtime
 
-    options = options or BatchOptions()
+    options, out = options or BatchOptions(), out.absolute()
     for name in ("k", "batch_size", "workers"):
         if getattr(options, name) < 1:
             raise InputError(f"`{name}` must be at least 1, but is {getattr(options, name)}")
     if out.exists():
-        raise InputError(f"the folder to write to must not be there yet, but {out} is")
-    read_config(model)
-    _check_table(interactions)
+        raise InputError(
+            f"the folder to write to must not be there yet, but {out} is; remove it or choose "
+            "another"
+        )
+    items, _ = read_items(model, read_config(model).items)
+    table = open_table(f"`users` {interactions}", interactions, INTERACTION_COLUMNS)
     # Beside the result, since other machines of a cluster must see it.
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".histories-", dir=out.parent) as gathered:
-        histories = Path(gathered) / "histories.parquet"
-        users = _gather(interactions, histories, options.memory_gb)
-        with new_folder(out) as temporary, ray_runtime():
-            _score(model.resolve(), histories, temporary.resolve(), options)
-            scored = _users_in(temporary)
-    return BatchCounts(users, scored)
+    with new_folder(out) as temporary:
+        work = temporary / ".work"
+        work.mkdir()
+        histories = work / "histories.parquet"
+        rows, skipped = _gather(table, items, histories, options.memory_gb)
+        if rows == skipped:
+            raise InputError(
+                f"`users` must have items of the model, but {interactions} has none; for example "
+                f"{items[0]!r} would be one"
+            )
+        with ray_runtime():
+            scored = _score(model.resolve(), histories.resolve(), temporary.resolve(), options)
+        users = int(pq.ParquetFile(histories).metadata.num_rows)
+        shutil.rmtree(work)
+    return BatchCounts(users, scored, rows, skipped)
 
 
-def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> None:
+def _gather(table: ParquetTable, items: list[str], out: Path, memory_gb: float) -> tuple[int, int]:
+    """Write one row per user, with the history in order of time, then of the file.
+
+    Columns user_id and history: indices 1..I of the known items. How many rows the table has, and
+    how many of them with an unknown item.
+    """
+    known = pa.array(items, pa.string())
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in table.batches(nulls=False):
+            item = pc.add(pc.index_in(batch["item_id"], value_set=known), 1)
+            yield pa.record_batch(
+                {"user_id": batch["user_id"], "item": item, "timestamp": batch["timestamp"]}
+            )
+
+    with Database(out.with_suffix(".duckdb"), memory_gb) as database:
+        rows = database.load("interactions", batches())
+        database.write_parquet(
+            "SELECT user_id, list(item ORDER BY timestamp, row) FILTER (item IS NOT NULL) "
+            "AS history FROM interactions GROUP BY user_id",
+            out,
+            row_group=_USERS_TOGETHER,
+        )
+        (skipped,) = database.row("SELECT count(*) FROM interactions WHERE item IS NULL")
+    return rows, int(skipped)
+
+
+def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> int:
+    """Write the recommendations of every row group of `histories`; for how many users."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -100,42 +149,57 @@ def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> No
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's own log folder
             handler.setLevel(logging.ERROR)
-    ray.data.read_parquet(str(histories)).map_batches(
-        _Scorer,
-        fn_constructor_args=(str(model), options.k, options.exclude_seen),
-        batch_size=options.batch_size,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=options.workers),
-        num_cpus=1,
-    ).write_parquet(str(out))
+    groups = int(pq.ParquetFile(histories).metadata.num_row_groups)
+    scored = (
+        ray.data.range(groups, override_num_blocks=groups)
+        .map_batches(
+            _Scorer,
+            fn_constructor_args=(model, histories, out, options),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=options.workers),
+            num_cpus=1,
+        )
+        .take_all()
+    )
+    return sum(int(row["scored"]) for row in scored)
 
 
 class _Scorer:
     """What a Ray Data worker runs: the model, loaded once."""
 
-    def __init__(self, model: str, k: int, exclude_seen: bool) -> None:
+    def __init__(self, model: Path, histories: Path, out: Path, options: BatchOptions) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self._model = LoadedModel(Path(model))
-        self._k = k
-        self._exclude_seen = exclude_seen
+        self._model = LoadedModel(model)
+        self._histories = histories
+        self._out = out
+        self._options = options
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Columns user_id, history (list of item ids) -> `SCHEMA`."""
-        model = self._model
-        histories = [model.known_indices(ids) for ids in batch["history"].to_pylist()]
-        known = np.array([len(history) > 0 for history in histories], dtype=bool)
-        rows = np.flatnonzero(known)
-        best = model.top_items(
-            [histories[row] for row in rows], self._k, exclude_seen=self._exclude_seen
-        )
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+        """Column id, a row group's number -> scored, its users with recommendations."""
+        (group,) = batch["id"]
+        with pq.ParquetFile(self._histories) as file:
+            users = file.read_row_group(int(group))
+        users = users.filter(pc.is_valid(users["history"]))
+        if len(users):
+            step = self._options.batch_size
+            parts = [self._best(users[at : at + step]) for at in range(0, len(users), step)]
+            with whole_file(self._out / f"part-{group:06d}.parquet") as temporary:
+                pq.write_table(pa.concat_tables(parts), temporary)
+        return {"scored": np.array([len(users)])}
+
+    def _best(self, users: pa.Table) -> pa.Table:
+        """Columns user_id, history (list of item indices) -> `SCHEMA`."""
+        histories = [np.array(items, dtype=np.int64) for items in users["history"].to_pylist()]
+        options = self._options
+        best = self._model.top_items(histories, options.k, exclude_seen=options.exclude_seen)
         found = best.items > 0  # [n, k]
         user, rank = np.nonzero(found)
-        ids = np.array(model.item_ids, dtype=object)
+        ids = np.array(self._model.item_ids, dtype=object)
         return pa.table(
             {
-                "user_id": batch["user_id"].take(pa.array(rows[user])),
+                "user_id": users["user_id"].take(pa.array(user)),
                 "group": best.groups[user],
                 "rank": rank.astype(np.int32),
                 "item_id": pa.array(ids[best.items[found] - 1], pa.string()),
@@ -143,46 +207,3 @@ class _Scorer:
             },
             schema=SCHEMA,
         )
-
-
-def _gather(interactions: Path, out: Path, memory_gb: float) -> int:
-    """Write one row a user, with the history in order of time, then of the file; how many users."""
-    import duckdb
-
-    with duckdb.connect(
-        config={
-            "memory_limit": f"{round(memory_gb * 1000)}MB",
-            "temp_directory": str(out.with_suffix(".spill")),
-        }
-    ) as connection:
-        connection.execute("SET enable_progress_bar = false")
-        connection.execute(
-            f"""COPY (
-                SELECT CAST(user_id AS VARCHAR) AS user_id,
-                       list(CAST(item_id AS VARCHAR) ORDER BY timestamp, file_row_number) AS history
-                FROM read_parquet(?, file_row_number = true)
-                GROUP BY 1
-            ) TO '{str(out).replace("'", "''")}' (FORMAT parquet, ROW_GROUP_SIZE 20480)""",
-            [str(interactions)],
-        )
-    return int(pq.read_metadata(out).num_rows)
-
-
-def _check_table(interactions: Path) -> None:
-    if not interactions.is_file():
-        raise InputError(f"`users` must be a Parquet file, but {interactions} is no file")
-    try:
-        names = pq.read_schema(interactions).names
-    except pa.ArrowInvalid as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"`users` must be a Parquet file, but {interactions}: {first}") from error
-    missing = [name for name in _COLUMNS if name not in names]
-    if missing:
-        raise InputError(f"`users` must have the column {missing[0]}, but {interactions} has not")
-
-
-def _users_in(folder: Path) -> int:
-    """Users that have a recommendation."""
-    files = list(folder.glob("*.parquet"))
-    ranks = (pq.read_table(file, columns=["rank"])["rank"].to_numpy() for file in files)
-    return int(sum(np.count_nonzero(rank == 0) for rank in ranks))

@@ -93,7 +93,8 @@ def rank_events(model: LoadedModel, held_out: HeldOut, root: Path) -> pd.DataFra
         [
             NewItem(row.item_id, row.title, None if row.image is None else root / row.image)
             for row in held_out.new_items.itertuples()
-        ]
+        ],
+        without_content=True,  # a dataset may have such items, and they are candidates too
     )
     events = held_out.events
     histories = [model.indices(history) for history in events.history]

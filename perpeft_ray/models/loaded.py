@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,7 +28,7 @@ from perpeft_ray.models.layout import (
     read_config,
     read_items,
 )
-from perpeft_ray.models.new_items import NewItem, embed_new_items
+from perpeft_ray.models.new_items import NewImage, NewItem, check_new_items, embed_new_items
 from perpeft_ray.models.scoring import last_states, latest_inputs, ranks_among
 from perpeft_ray.recommender.sasrec import SASRec
 from perpeft_ray.train.grouping import nearest_centroids
@@ -107,20 +106,24 @@ class LoadedModel:
         """The group that a user with this history is assigned to; 0 for one module for all."""
         return int(self.assign([self.indices(history)])[0])
 
-    def embed_item(self, title: str | None, image: Path | str | Image.Image | None) -> Tensor:
+    def embed_item(self, title: str | None, image: NewImage | None) -> Tensor:
         """A new item as each group sees it, float32 [G, D], from title and image alone.
 
-        One of the two may be None. Raises InputError where the encoder is not there.
+        One of the two may be None. Errors as `add_items`.
         """
-        path = Path(image) if isinstance(image, str) else image
-        return self._embed_new([NewItem("new", title, path)])[: self.config.groups, 0]
+        items = [NewItem("new", title, image)]
+        check_new_items(self.config.trial, items)
+        return self._embed_new(items)[: self.config.groups, 0]
 
-    def add_items(self, items: Sequence[NewItem]) -> None:
+    def add_items(self, items: Sequence[NewItem], *, without_content: bool = False) -> None:
         """Make new items known: from here on they are recommended and may stand in histories.
 
         They are embedded together, which takes one loading of the encoder. The folder stays as it
-        is. Raises InputError for an id that is known already.
+        is. Raises InputError for an id that is known already, a value of a wrong type, an image
+        file that is not there, an item with nothing that the model reads (title and image missing,
+        blank or broken) unless `without_content`, and where the encoder is not there.
         """
+        check_new_items(self.config.trial, items, without_content=without_content)
         ids = [item.item_id for item in items]
         known = next((i for i in ids if i in self._index or ids.count(i) > 1), None)
         if known is not None:
@@ -145,17 +148,18 @@ class LoadedModel:
 
     def indices(self, history: Sequence[str]) -> NDArray[np.int64]:
         """Item indices 1..I of a history. Raises InputError for an unknown item."""
-        unknown = next((item for item in history if item not in self._index), None)
+        if isinstance(history, str):
+            raise InputError(f"`history` must be a list of item ids, but is the text {history!r}")
+        unknown = next((item for item in history if item not in self), None)
         if unknown is not None:
             raise InputError(
-                f"`history` must have items of the model's catalogue, but {unknown!r} is not"
+                f"no item {unknown!r} in {self.folder}; for example {self.item_ids[0]!r}"
             )
         return np.array([self._index[item] for item in history], dtype=np.int64)
 
-    def known_indices(self, history: Sequence[str]) -> NDArray[np.int64]:
-        """As `indices`, with unknown items left out."""
-        known = [self._index[item] for item in history if item in self._index]
-        return np.array(known, dtype=np.int64)
+    def __contains__(self, item_id: str) -> bool:
+        """Whether an item is known: of the catalogue, or added."""
+        return item_id in self._index
 
     def assign(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int32]:
         """The group of each history, int32 [n], by the nearest centroid."""
@@ -213,7 +217,7 @@ class LoadedModel:
         self, histories: Sequence[NDArray[np.int64]], k: int, *, exclude_seen: bool = True
     ) -> TopItems:
         """The k best items of each history (item indices, oldest first). Errors as `recommend`."""
-        if k < 1:
+        if not isinstance(k, int) or k < 1:
             raise InputError(f"`k` must be a whole number of at least 1, but is {k}")
         groups = self.assign(histories)
         kept = min(k, len(self.item_ids))

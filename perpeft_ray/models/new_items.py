@@ -7,6 +7,7 @@ id embedding is missing, and counts as zero.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from perpeft_ray.train.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
+NewImage = str | Path | Image.Image
+"""The path of an image file, or a Pillow image."""
+
 
 @dataclass(frozen=True)
 class NewItem:
@@ -36,7 +40,7 @@ class NewItem:
 
     item_id: str
     title: str | None
-    image: Path | str | Image.Image | None
+    image: NewImage | None
     """A file, or a Pillow image, read as `decode_rgb` does; None where there is none."""
 
 
@@ -46,12 +50,9 @@ def embed_new_items(
     """The items' embeddings under each module, float32 [n, D], keyed as `modules` is.
 
     `encoder`: as in `parse_encoder`. `modules`: folders as `write_module` writes them. The encoder
-    is loaded once. An image that cannot be read counts as missing and is named in a warning. Raises
-    InputError for an encoder that cannot be loaded, an item with neither title nor image that can
-    be read, and an image file that is not there.
+    is loaded once. The items are checked already; an image that cannot be read counts as missing.
+    Raises InputError for an encoder that cannot be loaded.
     """
-    for item in items:
-        _check(item)
     if config.method == "without_mm":
         return {name: torch.zeros(len(items), config.hidden_units) for name in modules}
     with tempfile.TemporaryDirectory(prefix="perpeft-new-items-") as folder:
@@ -122,17 +123,49 @@ def _image(item: NewItem, new: Path) -> str | None:
     return new.name
 
 
-def _check(item: NewItem) -> None:
-    if isinstance(item.image, Path | str) and not Path(item.image).is_file():
-        raise InputError(f"the image of item {item.item_id!r} must be a file, but is {item.image}")
-    if (item.title or "").strip():
+def check_new_items(
+    config: TrialConfig, items: Sequence[NewItem], *, without_content: bool = False
+) -> None:
+    """Raise InputError where items cannot be new items of a model with this configuration.
+
+    That is for a value of a wrong type, an image file that is not there, and, unless
+    `without_content`, for an item of which the model can read nothing.
+    """
+    for item in items:
+        _check_types(item)
+    if without_content:
         return
-    if item.image is None:
-        raise InputError(f"item {item.item_id!r} must have a title or an image, but has neither")
-    try:
-        decode_rgb(item.image)
-    except UnreadableImageError as error:
+    titles = config.method != "without_text"
+    images = config.method != "without_image" and not config.encoder.startswith("text:")
+    needed = " or ".join(["a title"] * titles + ["an image that can be read"] * images)
+    for item in items:
+        if titles and (item.title or "").strip():
+            continue
+        why = "but has neither" if titles and images else "but has none"
+        if images and item.image is not None:
+            try:
+                decode_rgb(item.image)
+                continue
+            except UnreadableImageError as error:
+                why = f"but has an image that cannot be: {error}"
+        raise InputError(f"item {item.item_id!r} must have {needed} for this model, {why}")
+
+
+def _check_types(item: NewItem) -> None:
+    if not isinstance(item, NewItem):
+        raise InputError(f"a new item must be a NewItem, but is {item!r}")
+    name = f"of item {item.item_id!r}"
+    if not isinstance(item.item_id, str):
+        raise InputError(f"`item_id` of a new item must be text, but is {item.item_id!r}")
+    if not (item.title is None or isinstance(item.title, str)):
+        raise InputError(f"`title` {name} must be text or None, but is {item.title!r}")
+    image = item.image
+    if image is None or isinstance(image, Image.Image):
+        return
+    if not isinstance(image, str | Path):
         raise InputError(
-            f"item {item.item_id!r} must have a title or a readable image, but has no title and "
-            f"its image cannot be read: {error}"
-        ) from error
+            f"`image` {name} must be a path, a Pillow image or None, but is a "
+            f"{type(image).__name__}"
+        )
+    if not os.path.isfile(image):  # noqa: PTH113 - pathlib's raises for a name that is too long
+        raise InputError(f"`image` {name} must be a file, but is {str(image)!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,9 +67,11 @@ def test_many_histories_are_as_one_by_one(model: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("history", "k", "message"),
     [
-        (["i3", "nothing"], 5, "items of the model's catalogue, but 'nothing' is not"),
+        (["i3", "nothing"], 5, "no item 'nothing' in .*model; for example 'i0'"),
+        ("i3", 5, "`history` must be a list of item ids, but is the text 'i3'"),
         ([], 5, "`history` must have at least one item"),
         (["i3"], 0, "`k` must be a whole number of at least 1, but is 0"),
+        (["i3"], 2.5, r"`k` must be a whole number of at least 1, but is 2\.5"),
     ],
 )
 def test_bad_input_is_told(model: LoadedModel, history: list[str], k: int, message: str) -> None:
@@ -126,11 +129,104 @@ def test_added_items_are_recommended_and_stand_in_histories(
         model.add_items([NewItem("twice", TITLE, None), NewItem("twice", TITLE, None)])
 
 
+def broken_image(form: str, folder: Path) -> Any:
+    Image.new("RGB", (32, 32), "red").save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:60])
+    (folder / "page.jpg").write_bytes(b"<html>404</html>")
+    (folder / "empty.jpg").write_bytes(b"")
+    if form == "closed":
+        image = Image.open(folder / "whole.png")
+        image.close()
+        return image
+    if form == "pillow":
+        return Image.open(folder / "cut.png")
+    return str(folder / form) if form == "page.jpg" else folder / form
+
+
+@pytest.mark.parametrize("form", ["cut.png", "page.jpg", "empty.jpg", "pillow", "closed"])
+def test_a_broken_image_counts_as_missing(model: LoadedModel, tmp_path: Path, form: str) -> None:
+    """With a title it is the item without image; without one the item is refused."""
+    image = broken_image(form, tmp_path)
+    for title in (None, "", " \t "):
+        with pytest.raises(
+            InputError, match=r"can be read for this model, but has an image that cannot be: "
+        ):
+            model.add_items([NewItem("new", title, image)])
+        with pytest.raises(InputError, match="item 'new' must have a title or an image"):
+            model.embed_item(title, image)
+    assert "new" not in model
+    image = broken_image(form, tmp_path)
+    torch.testing.assert_close(model.embed_item(TITLE, image), model.embed_item(TITLE, None))
+
+
 def test_items_without_content_or_file_are_told(model: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must have a title or an image, but has neither"):
+    with pytest.raises(InputError, match=r"must have a title or an image .*, but has neither"):
         model.embed_item("  ", None)
-    with pytest.raises(InputError, match="must be a file, but is"):
-        model.embed_item(TITLE, tmp_path / "no.png")
+    for path in (tmp_path / "no.png", str(tmp_path), "", "x" * 5000, "a\0b"):
+        with pytest.raises(InputError, match="`image` of item 'new' must be a file, but is"):
+            model.embed_item(TITLE, path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "LA", "CMYK"])
+def test_an_image_is_the_same_by_string_path_and_pillow(
+    model: LoadedModel, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 3), dtype=np.uint8)
+    file = tmp_path / ("photo.tiff" if mode == "CMYK" else "photo.png")
+    Image.fromarray(pixels).convert(mode).save(file)
+    monkeypatch.chdir(tmp_path)
+    by_path = model.embed_item(None, file)
+    torch.testing.assert_close(model.embed_item(None, str(file)), by_path)
+    torch.testing.assert_close(model.embed_item(None, file.name), by_path)
+    with Image.open(file) as opened:
+        torch.testing.assert_close(model.embed_item(None, opened), by_path)
+    model.add_items([NewItem("string", None, file.name), NewItem("path", None, file)])
+    scores = model.scores([model.indices(["i3"])])[0, -2:]
+    assert scores[0] == pytest.approx(float(scores[1]))
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (
+            NewItem("new", float("nan"), None),
+            "`title` of item 'new' must be text or None, but is nan",
+        ),
+        (NewItem("new", b"lamp", None), "`title` of item 'new' must be text or None"),
+        (NewItem(3, TITLE, None), "`item_id` of a new item must be text, but is 3"),
+        (NewItem("new", TITLE, b"png"), "`image` of item 'new' must be a path, .* but is a bytes"),
+        (NewItem("new", TITLE, np.zeros((8, 8, 3))), "`image` .* but is a ndarray"),
+        (("new", TITLE, None), "a new item must be a NewItem, but is"),
+    ],
+)
+def test_values_of_a_wrong_type_are_told(model: LoadedModel, item: Any, message: str) -> None:
+    before = len(model.item_ids)
+    with pytest.raises(InputError, match=message):
+        model.add_items([NewItem("good", TITLE, None), item])
+    assert len(model.item_ids) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "title", "image"), [("without_text", TITLE, None), ("without_image", None, "5.png")]
+)
+def test_what_a_model_does_not_read_is_no_content(
+    study_folder: StudyFolder,
+    finished_trial: FinishedTrial,
+    shop: Path,
+    tmp_path: Path,
+    method: Any,
+    title: str | None,
+    image: str | None,
+) -> None:
+    export_trial(study_folder, finished_trial(method, "lora"), tmp_path / "model")
+    model = perpeft_ray.load(tmp_path / "model")
+    item = NewItem("new", title, None if image is None else shop / "images" / image)
+    with pytest.raises(
+        InputError, match=r"must have (a title|an image).* for this model, but has none"
+    ):
+        model.add_items([item])
+    model.add_items([item], without_content=True)
+    assert "new" in {found.item_id for found in model.recommend(["i3"], 1000)}
 
 
 def test_ids_alone_know_nothing_of_a_new_item(
@@ -186,5 +282,5 @@ def test_a_broken_open_image_counts_as_missing(model: LoadedModel, tmp_path: Pat
         missing = model.embed_item("lamp", None)
         assert torch.equal(missing, model.embed_item("lamp", image))
         for broken in (image, tmp_path / "cut.jpg"):
-            with pytest.raises(InputError, match=r"must have a title or a readable image"):
+            with pytest.raises(InputError, match=r"must have a title or an image that can be"):
                 model.embed_item(" ", broken)

@@ -46,6 +46,19 @@ def test_recommend_prints_items_with_titles(
     assert f"group {model.group_of(['i3', 'i5'])} of" in out
 
 
+def test_unknown_items_of_a_history_are_skipped_and_counted(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perpeft(["recommend", str(exported), "--history", "i3", "i5", "-k", "3"])
+    known = capsys.readouterr().out
+    perpeft(["recommend", str(exported), "--history", "gone", "i3", "i5", "", "-k", "3"])
+    skipped, *rest = capsys.readouterr().out.splitlines()
+    assert skipped == f"skipped 2 of 4 items, which {exported} has not"
+    assert rest == known.splitlines()
+    with pytest.raises(InputError, match=r"no item 'gone' in .*; for example 'i0'"):
+        perpeft(["recommend", str(exported), "--history", "gone", "also"])
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["--users", "x"], ["--history", "i1", "--users", "x", "--out", "y"]]
 )
