@@ -185,7 +185,7 @@ def test_a_trial_keeps_what_applies_and_drops_the_rest(method: Method, variant: 
     assert config.groups == (6 if grouped else None)
     weight = {"without_group_negatives": 0.0}.get(method, 0.75 if personal else None)
     assert config.conditioning_weight == weight
-    assert config.multimodal_weight == (0.0 if method == "without_mm" else 0.5)
+    assert config.multimodal_weight == (0.0 if method == "without_mm" else 0.2)
     assert (config.seed, config.learning_rate) == (3, 5e-3)
 
 

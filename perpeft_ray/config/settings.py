@@ -21,8 +21,8 @@ class PeftSettings:
     """PEFT variant, or search. `perpeft variants` says what each is."""
     rank: int | Search = SEARCH
     """Rank, whose meaning is the variant's; ignored by variants without one. Paper: 4."""
-    last_layers: int | None = None
-    """Adapt only so many last layers of each tower; None: all. Ignored by IISAN."""
+    last_layers: int | None = 1
+    """Adapt only so many last layers of each tower; None: all (the paper's). Ignored by IISAN."""
     bottleneck: int = 32
     """Width of IISAN's bottleneck blocks. Paper: 32."""
     dropout: float = 0.1
@@ -47,7 +47,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """SASRec, the shared backbone; the defaults are the paper's."""
+    """SASRec, the shared backbone; the defaults are the paper's but for multimodal_weight."""
 
     hidden_units: int = 32
     """Width D of item embeddings and SASRec."""
@@ -59,8 +59,8 @@ class ModelSettings:
     """Attention heads."""
     dropout: float = 0.3
     """Dropout in SASRec."""
-    multimodal_weight: float = 0.5
-    """Weight w of the projected multimodal embedding beside the id embedding."""
+    multimodal_weight: float = 0.2
+    """Weight w of the projected multimodal embedding beside the id embedding. Paper: 0.5."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class TrainSettings:
     """AdamW's weight decay. Paper: 1e-5 to 5e-4, see spec."""
     batch_size: int = 64
     """Users a batch. Paper: 16."""
-    epochs: int = 10
+    epochs: int = 8
     """Epochs of stage 1, the global module. Paper: 10."""
-    personal_epochs: int = 8
+    personal_epochs: int = 16
     """Epochs of stage 3, the personalised modules; other methods train as many more. Paper: 20."""
     validate_every: int = 2
     """Epochs between two validations (the last epoch is always validated). Paper: 1."""
@@ -107,11 +107,11 @@ class SearchSettings:
     """Values of peft.variant."""
     ranks: tuple[int, ...] = (4, 8)
     """Values of peft.rank."""
-    groups: tuple[int, ...] = (4, 6, 8)
+    groups: tuple[int, ...] = (6, 8)
     """Values of grouping.groups."""
-    conditioning_weights: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    conditioning_weights: tuple[float, ...] = (0.5, 1.0)
     """Values of loss.conditioning_weight."""
-    learning_rates: tuple[float, ...] = (1.5e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (3e-3, 6e-3)
     """Values of train.lr; every baseline is tried with each of them."""
     every_method: bool = False
     """Try PerPEFT's own ablations with every learning rate too; else they take PerPEFT's."""

@@ -46,7 +46,7 @@ class StudyConfig:
     """The study's name."""
     workers: int = 0
     """Ray Train workers a trial; 0 trains in the trial's own process."""
-    parallel_workers: int = 2
+    parallel_workers: int = 0
     """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0: no such rows."""
     cpus_per_worker: int = 1
     """CPU threads of a worker (or of a trial without workers)."""

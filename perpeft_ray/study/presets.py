@@ -9,6 +9,7 @@ from perpeft_ray.config import (
     GroupingSettings,
     LossSettings,
     Method,
+    ModelSettings,
     PeftSettings,
     SearchSettings,
     StudyConfig,
@@ -42,14 +43,15 @@ def preset(name: Preset) -> StudyConfig:
         return StudyConfig(
             seeds=(0, 1, 2, 3, 4),
             methods=_ROWS,
-            train=TrainSettings(epochs=12, personal_epochs=12),
+            train=TrainSettings(epochs=12, personal_epochs=24),
             search=SearchSettings(trials=24, every_method=True),
         )
     return StudyConfig(
         methods=_ROWS,
-        peft=PeftSettings(rank=4),
+        peft=PeftSettings(rank=4, last_layers=None),
         grouping=GroupingSettings(groups=8),
         loss=LossSettings(conditioning_weight=1.0),
+        model=ModelSettings(multimodal_weight=0.5),
         train=TrainSettings(
             lr=1e-4,
             peft_lr_scale=1.0,

@@ -218,7 +218,7 @@ def test_the_other_mode_is_parallel_on_ray_train_workers() -> None:
 
 
 def test_parallel_studies_run_perpeft_sequentially_as_the_other_mode() -> None:
-    study = StudyConfig(workers=2)
+    study = StudyConfig(workers=2, parallel_workers=2)
     config = search_trials(study)[0].config
     assert config.mode == "parallel"
     [spec] = other_mode_trials(study, config)

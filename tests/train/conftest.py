@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from perpeft_ray.config import Method, Mode, StudyConfig, TrainSettings, TrialConfig, Variant
+from perpeft_ray.config import (
+    Method,
+    Mode,
+    PeftSettings,
+    StudyConfig,
+    TrainSettings,
+    TrialConfig,
+    Variant,
+)
 from perpeft_ray.train.workspace import Workspace, prepare
 from tests.small_shop import write_small_shop
 
@@ -47,7 +55,7 @@ def make_trial() -> MakeTrial:
             **{"epochs": 1, "personal_epochs": 1, "validate_every": 1, "batch_size": 8, **train},
             dtype="float32",
         )
-        return StudyConfig(train=settings).trial(
+        return StudyConfig(train=settings, peft=PeftSettings(last_layers=None)).trial(
             method,
             variant=variant,
             rank=4,

@@ -134,7 +134,7 @@ def test_asha_remembers_the_trials_of_earlier_runs() -> None:
         study,
         {
             "variant": "ia3",
-            "groups": 4,
+            "groups": 8,
             "conditioning_weight": 0.5,
             "learning_rate": study.search.learning_rates[0],
         },
