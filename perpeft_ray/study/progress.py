@@ -1,4 +1,4 @@
-"""Live progress of a study: a line for every finished trial, and a status line."""
+"""Live progress of a study: one status line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from perpeft_ray.train.outcome import EpochRecord
 
 
 class Progress:
-    """Tells how far a study is: on a terminal as a status line that is kept up to date, elsewhere
-    as plain lines, at least one every `every` seconds.
+    """Tells how far a study is.
+
+    On a terminal as one status line that is kept up to date, with a line of its own for a trial
+    that failed; elsewhere as plain lines, one per finished trial and at least one every `every`
+    seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
@@ -95,10 +98,15 @@ class Progress:
         seconds: float,
         error: str | None,
     ) -> None:
-        """A trial ended: print its line. `score` is its best validation NDCG@20."""
+        """A trial ended: print its line, on a terminal only where it failed.
+
+        `score`: its best validation NDCG@20.
+        """
         self._epochs.pop(spec.trial_id, None)
         self._done += 1
-        outcome = error or ("" if score is None else f"validation NDCG@20 {score:.4f}")
+        if self._spinner is not None and status != "FAIL":
+            return
+        outcome = error or ("" if score is None else f"validation NDCG@20 {100 * score:.2f}")
         self.say(
             f"[{self._done}/{self._planned}] {status:<8} {spec.trial_id}  "
             f"{_settings(spec)}  {seconds:.1f} s  {outcome}"
@@ -116,7 +124,7 @@ class Progress:
         elapsed = time.monotonic() - self._began
         if self._planned is None:
             return f"getting ready{self._preparing}, {_clock(elapsed)} elapsed"
-        best = "-" if self._best is None else f"{self._best:.4f}"
+        best = "-" if self._best is None else f"{100 * self._best:.2f}"
         epochs = ", ".join(f"{done}/{of}" for done, of in self._epochs.values())
         running = f"{len(self._epochs)} running" + (f" (epochs {epochs})" if epochs else "")
         left = self._seconds_left()

@@ -100,15 +100,37 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
         time.sleep(0.01)
         progress.tick()
     status, complete, failed, last = out.getvalue().splitlines()
-    assert status.startswith(
-        "0/4 trials, 1 running (epochs 2/18), best validation NDCG@20 0.2500, "
-    )
+    assert status.startswith("0/4 trials, 1 running (epochs 2/18), best validation NDCG@20 25.00, ")
     assert status.endswith(" left")
     assert complete == (
-        f"[1/4] COMPLETE {spec.trial_id}  r=4 G=4 λ=0.25 lr=0.005  2.0 s  validation NDCG@20 0.2500"
+        f"[1/4] COMPLETE {spec.trial_id}  r=4 G=4 λ=0.25 lr=0.005  2.0 s  validation NDCG@20 25.00"
     )
     assert failed.endswith("1.0 s  ValueError: [no] markup")
     assert last.startswith("2/4 trials, 0 running, ")
+
+
+def test_a_terminal_has_one_status_and_a_line_for_a_failed_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    spec, other, *_ = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
+    with Progress(out) as progress:
+        progress.plan(4, done=0)
+        progress.start(spec)
+        progress.epoch(spec, EpochRecord(1, 2, 0.5, 1.0, None, 0.25, False))
+        progress.tick()
+        progress.finish(spec, "COMPLETE", score=0.25, seconds=2.0, error=None)
+        progress.start(other)
+        progress.finish(other, "FAIL", score=None, seconds=1.0, error="ValueError: no")
+        progress.tick()
+    assert spec.trial_id not in out.getvalue()
+    assert f"FAIL     {other.trial_id}" in out.getvalue()
+    assert "2/4 trials, 0 running, best validation NDCG@20 25.00" in out.getvalue()
 
 
 def test_time_left_counts_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +150,7 @@ def test_time_left_counts_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch
     progress.tick()
     # One trial and a half in 90 s; two and a half are left.
     assert out.getvalue().splitlines()[-1] == (
-        "11/14 trials, 1 running (epochs 9/18), best validation NDCG@20 0.1000, "
+        "11/14 trials, 1 running (epochs 9/18), best validation NDCG@20 10.00, "
         "2:20 elapsed, 2:30 left"
     )
 
