@@ -306,7 +306,7 @@ def test_every_command_has_its_help(words: list[str], call: Call) -> None:
 
 def test_usage_names_the_positional_arguments(call: Call) -> None:
     for words, usage in (
-        (["tables"], "usage: perpeft tables [-h] STUDY [--paper]"),
+        (["tables"], "usage: perpeft tables [-h] STUDY [--all] [--paper]"),
         (["export"], "usage: perpeft export [-h] [EXPORT OPTIONS] STUDY OUT"),
         (["explain", "item"], "usage: perpeft explain item [-h] [ITEM OPTIONS] STUDY ID"),
     ):

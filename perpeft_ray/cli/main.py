@@ -53,7 +53,12 @@ COMMANDS: Mapping[str, Command | Commands] = {
         "perpeft_ray.cli.doctor:Doctor",
     ),
     "tables": Command(
-        "Print the tables of a study again, or the paper's.", "perpeft_ray.cli.results:Tables"
+        "Print a study's table and verdict again, every table, or the paper's.",
+        "perpeft_ray.cli.results:Tables",
+    ),
+    "power": Command(
+        "Say how many users or seeds would show an effect of PerPEFT, from a study's own spread.",
+        "perpeft_ray.cli.results:Power",
     ),
     "report": Command(
         "Write a study's tables, figures and report.html again.", "perpeft_ray.cli.results:Report"

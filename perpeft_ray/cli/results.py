@@ -1,9 +1,8 @@
-"""`perpeft tables` and `perpeft report`: a study's results again, from its Parquet files."""
+"""`perpeft tables`, `report` and `power`: what a study found, from its Parquet files."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,8 @@ from rich.console import Console
 from perpeft_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from perpeft_ray.results.text import TextTable
+    from perpeft_ray.results.tables import StudyResults
+    from perpeft_ray.results.text import StudyTable, TextTable
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Tables:
         tyro.conf.arg(metavar="STUDY", help_behavior_hint=""),
     ] = None
     """Folder of the study, or its URI: <storage>/<study>."""
+    all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print every table: HR, comparisons, best settings, learning rates and costs too."""
     paper: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print Tables 2 and 3 of the paper instead, with PerPEFT's wins counted."""
 
@@ -34,9 +36,17 @@ class Tables:
         if self.paper == (self.study is not None):
             raise InputError("either a study or --paper must be given: perpeft tables STUDY")
         if self.study is None:
-            print_paper_tables()
-        else:
-            print_tables(self.study)
+            from perpeft_ray.results.reference import paper_text_tables
+
+            for table in paper_text_tables():
+                _console().print(table.terminal())
+            return
+        from perpeft_ray.results.tables import write_tables
+
+        results = _read(self.study)
+        tables = write_tables(results)
+        results.folder.keep()
+        _print_answer(results, tables, every_table=self.all)
 
 
 @dataclass(frozen=True)
@@ -48,39 +58,84 @@ class Report:
 
     def run(self) -> None:
         """Write the report."""
-        write_report(self.study)
+        from perpeft_ray.results.report import write_report
+
+        results = _read(self.study)
+        page, _ = write_report(results)
+        results.folder.keep()
+        print(f"Report: {_shown(results, page)}")
 
 
-def print_tables(place: Path | str) -> None:
-    """Write and print the tables of a study from its Parquet files."""
+@dataclass(frozen=True)
+class Power:
+    """`perpeft power STUDY`."""
+
+    study: tyro.conf.Positional[str]
+    """Folder of the study, or its URI: <storage>/<study>."""
+    effect: float = 0.1
+    """The effect to plan for: a gain in NDCG@20 over `global`, 0.1 for 10 %."""
+
+    def run(self) -> None:
+        """Print the estimate."""
+        from perpeft_ray.results.power import power_table
+
+        if not self.effect > 0:
+            raise InputError(f"`effect` must be above 0, but is {self.effect}")
+        results = _read(self.study)
+        own = [c for c in results.compared if (c.method_a, c.method_b) == ("perpeft", "global")]
+        if not own:
+            raise InputError(
+                f"{self.study} must have complete trials of perpeft and global, but has none"
+            )
+        _console().print(power_table(own, self.effect).terminal())
+
+
+def show_results(place: Path | str) -> None:
+    """Write a study's tables, figures and page, and print the table and verdict they open with."""
+    from perpeft_ray.results.report import write_report
+
+    results = _read(place)
+    page, tables = write_report(results)
+    results.folder.keep()
+    _print_answer(results, tables)
+    print(f"Report: {_shown(results, page)}")
+
+
+def _shown(results: StudyResults, path: Path) -> str:
+    """A path in the study's folder as short as it can be, or its URI."""
+    here = Path.cwd()
+    if not results.folder.uri and path.is_relative_to(here):
+        return str(path.relative_to(here))
+    return results.folder.told(path).removesuffix("/.")
+
+
+def _read(place: Path | str) -> StudyResults:
     from perpeft_ray.results.folder import StudyFolder
-    from perpeft_ray.results.tables import write_tables
+    from perpeft_ray.results.tables import StudyResults
 
-    folder = StudyFolder.open(place)
-    _print([text for table in write_tables(folder) for text in table.printed])
-    folder.keep()
+    return StudyResults.read(StudyFolder.open(place))
 
 
-def print_paper_tables() -> None:
-    """Print Tables 2 and 3 of the paper, with PerPEFT's wins counted."""
-    from perpeft_ray.results.reference import paper_text_tables
+def _print_answer(
+    results: StudyResults, tables: dict[str, StudyTable], *, every_table: bool = False
+) -> None:
+    from perpeft_ray.results.tables import best_setting, printed_tables
 
-    _print(paper_text_tables())
+    console = _console()
+    shown: list[TextTable] = printed_tables(tables)
+    if every_table:
+        shown = [text for table in tables.values() for text in table.printed]
+    for table in shown:
+        console.print(table.terminal(bold=console.is_terminal))
+    if not results.compares:
+        return
+    best = best_setting(results)
+    lines = [f"Best setting: {best}"] if best else []
+    for line in [*lines, *results.verdict.lines(_shown(results, results.folder.path))]:
+        console.print(line)
 
 
-def write_report(place: Path | str) -> None:
-    """Write a study's tables, figures and page, and print where the page is."""
-    from perpeft_ray.results import report
-    from perpeft_ray.results.folder import StudyFolder
-
-    folder = StudyFolder.open(place)
-    page = report.write_report(folder)
-    folder.keep()
-    print(f"report: {folder.told(page)}")
-
-
-def _print(tables: Sequence[TextTable]) -> None:
-    # Where the output is no terminal, a table is as wide as it needs to be.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    for table in tables:
-        console.print(table.terminal())
+def _console() -> Console:
+    """Of a terminal as wide as it is, else of 100 characters."""
+    width = None if sys.stdout.isatty() else 100
+    return Console(width=width, highlight=False, markup=False, emoji=False)

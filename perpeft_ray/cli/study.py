@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Self, get_args
 import tyro
 
 from perpeft_ray.cli.parsing import parse, run
-from perpeft_ray.cli.results import print_tables, write_report
+from perpeft_ray.cli.results import show_results
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.host.job import check_storage_outlives_job
@@ -128,8 +128,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
             f"results in {kept}"
         )
         pkgutil.resolve_name(question.run)(study, progress)
-    print_tables(kept)
-    write_report(kept)
+    show_results(kept)
 
 
 def check_inputs(config: StudyConfig, cache: Path) -> Dataset:

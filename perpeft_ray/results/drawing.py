@@ -8,10 +8,11 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perpeft_ray.config import VARIANTS
+from perpeft_ray.config import METHODS, VARIANTS
 
-PANEL = (3.4, 2.8)
-"""Width and height of a panel in inches, with 9 point text: two to a printed page's width."""
+PANEL = (3.6, 2.4)
+"""Width and height of a panel in inches. Panels stand below one another, so that 9 point text is
+13 pixels high where the figure is shown 400 pixels wide."""
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 """Source: Okabe and Ito, Color Universal Design (2008)."""
 _TOL_MUTED = ("#882255", "#999933", "#332288", "#44AA99", "#AA4499")
@@ -25,6 +26,9 @@ VARIANT_MARKERS: dict[str | None, str] = {
     **dict(zip(VARIANTS, "os^vP*X<>phd", strict=True)),
 }
 GREY = "#767676"
+METHOD_COLOURS = dict(zip(METHODS, (*(GREY,) * 4, *_OKABE_ITO, *_TOL_MUTED[:4]), strict=True))
+"""Those without PEFT are grey, and told apart by their lines' styles."""
+METHOD_MARKERS = dict(zip(METHODS, "+xXv^<>12osPph*", strict=True))
 
 mpl.rcParams.update(
     {
@@ -51,10 +55,19 @@ class StudyFigure:
     figure: Figure
 
 
-def panels(columns: int, rows: int = 1, *, wrap: int = 3) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of `rows` × `columns` panels; one row of more than `wrap` goes on below."""
-    if rows == 1 and columns > wrap:
-        rows, columns = -(-columns // wrap), wrap
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, [list(row) for row in axes]
+def panels(count: int, height: float = PANEL[1]) -> tuple[Figure, list[Axes]]:
+    """A figure of panels below one another, each `height` inches high."""
+    figure = Figure(figsize=(PANEL[0], height * count + 0.3), layout="constrained")
+    axes = figure.subplots(count, 1, squeeze=False)
+    return figure, [row[0] for row in axes]
+
+
+def legend(figure: Figure, columns: int = 2) -> None:
+    """The figure's legend, below its panels; what has the same label is named once."""
+    entries = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles = [handle for found, _ in entries for handle in found]
+    labels = [label for _, found in entries for label in found]
+    once = dict(zip(labels, handles, strict=True))
+    rows = -(-len(once) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.19 * rows)
+    figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=columns)

@@ -6,43 +6,42 @@ from pathlib import Path
 
 from perpeft_ray.results.ablation_figures import (
     accuracy_against_parameters,
+    effects,
     groups_and_gains,
+    learning_curves,
     sensitivity_curves,
 )
 from perpeft_ray.results.drawing import StudyFigure
 from perpeft_ray.results.files import whole_file
 from perpeft_ray.results.folder import StudyFolder
-from perpeft_ray.results.search_figures import (
-    parameter_importance,
-    search_front,
-    search_history,
-    slices,
-)
-from perpeft_ray.results.statistics import read_final_trials
+from perpeft_ray.results.search_figures import parameter_importance, search_front, search_history
+from perpeft_ray.results.statistics import user_values
+from perpeft_ray.results.tables import StudyResults
 from perpeft_ray.results.user_figures import user_map
 
 
-def study_figures(folder: StudyFolder) -> list[StudyFigure]:
+def study_figures(results: StudyResults) -> list[StudyFigure]:
     """All figures that the trials so far give."""
-    trials = folder.trials()
+    trials, users, epochs = results.trials, results.users, results.folder.epochs()
     figures = (
-        accuracy_against_parameters(trials),
-        groups_and_gains(read_final_trials([folder.path])),
-        user_map(folder),
-        sensitivity_curves(trials),
-        search_history(trials, folder.epochs()),
-        search_front(trials, pareto=folder.config.search.pareto),
+        effects(results.compared),
+        learning_curves(trials, epochs, results.study),
         parameter_importance(trials),
-        slices(trials),
+        search_history(trials, epochs),
+        search_front(trials) if results.study.search.pareto else None,
+        sensitivity_curves(trials),
+        accuracy_against_parameters(trials),
+        groups_and_gains(user_values(trials, users)),
+        user_map(trials, users),
     )
     return [figure for figure in figures if figure is not None]
 
 
-def write_figures(folder: StudyFolder) -> list[StudyFigure]:
+def write_figures(results: StudyResults) -> list[StudyFigure]:
     """Write `figures/<name>.png` of a study, and return the figures."""
-    figures = study_figures(folder)
+    figures = study_figures(results)
     for figure in figures:
-        with whole_file(figure_path(folder, figure)) as temporary:
+        with whole_file(figure_path(results.folder, figure)) as temporary:
             figure.figure.savefig(temporary, format="png")
     return figures
 

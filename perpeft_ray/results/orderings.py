@@ -10,7 +10,7 @@ import pandas as pd
 
 from perpeft_ray.config import TABLE_2, TABLE_3, VARIANTS
 from perpeft_ray.results.comparisons import p_text
-from perpeft_ray.results.statistics import compare_trials, holm, read_final_trials
+from perpeft_ray.results.statistics import LEVEL, compare, holm, read_results, user_values
 from perpeft_ray.results.summary import ablation_summary
 from perpeft_ray.results.text import Cell, StudyTable, TextTable, mean_and_std
 
@@ -20,7 +20,6 @@ ORDERINGS = (
     *(("perpeft", method) for method in (*TABLE_2[1:-1], *TABLE_3[1:])),
 )
 """(above, below) in the means of the paper's Tables 2 and 3."""
-LEVEL = 0.05
 
 
 def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
@@ -31,10 +30,10 @@ def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
     data set), p_seeds, users, seeds, finding: `holds` or `reversed` where p_holm is below 0.05,
     else `undecided`.
     """
-    trials = _read(folders)
+    values = _named(user_values(*read_results(folders), metric))
     rows = [
         {"dataset": dataset, "encoder": encoder, **row}
-        for (dataset, encoder), of_data in trials.groupby(["dataset", "encoder"], sort=False)
+        for (dataset, encoder), of_data in values.groupby(["dataset", "encoder"], sort=False)
         for variant in VARIANTS
         for above, below in ORDERINGS
         if (row := _row(of_data, variant, above, below, metric)) is not None
@@ -60,7 +59,7 @@ def means(folders: Sequence[Path]) -> StudyTable:
 
     Columns: those of `ablation_summary`, and dataset, encoder.
     """
-    trials = _read(folders)
+    trials = _named(read_results(folders)[0])
     frames = [
         ablation_summary(of_data).assign(dataset=dataset, encoder=encoder)
         for (dataset, encoder), of_data in trials.groupby(["dataset", "encoder"], sort=False)
@@ -88,12 +87,12 @@ def means(folders: Sequence[Path]) -> StudyTable:
 
 
 def _row(
-    trials: pd.DataFrame, variant: str, above: str, below: str, metric: str
+    values: pd.DataFrame, variant: str, above: str, below: str, metric: str
 ) -> dict[str, object] | None:
-    found = compare_trials(trials, above, below, variant, metric)
+    found = compare(values, above, below, variant, metric)
     if found is None:
         return None
-    if (above, below) == ORDERINGS[0] and variant != _first_variant(trials):
+    if (above, below) == ORDERINGS[0] and variant != _first_variant(values):
         return None  # neither has a variant: one row is enough
     return {
         "variant": variant,
@@ -111,8 +110,8 @@ def _row(
     }
 
 
-def _first_variant(trials: pd.DataFrame) -> str:
-    there = set(trials.variant.dropna())
+def _first_variant(values: pd.DataFrame) -> str:
+    there = set(values.variant.dropna())
     return next((variant for variant in VARIANTS if variant in there), VARIANTS[0])
 
 
@@ -144,12 +143,11 @@ def _mean(row: object) -> Cell:
     return Cell("–" if row is None else mean_and_std(row.mean, row.std))  # type: ignore[attr-defined]
 
 
-def _read(folders: Sequence[Path]) -> pd.DataFrame:
-    """Final trials, data sets and encoders by what tells them apart and not by where they lie."""
-    trials = read_final_trials(folders)
-    return trials.assign(
-        dataset=trials.dataset.map(lambda name: _short(name, 1)),
-        encoder=trials.encoder.map(lambda name: _short(name, 2)),
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Data sets and encoders by what tells them apart and not by where they lie."""
+    return rows.assign(
+        dataset=rows.dataset.map(lambda name: _short(name, 1)),
+        encoder=rows.encoder.map(lambda name: _short(name, 2)),
     )
 
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import PurePosixPath
 from typing import Literal
 
 import pandas as pd
 
-from perpeft_ray.config import TABLE_2, TABLE_3, VARIANTS, VECTOR_METHODS
+from perpeft_ray.config import TABLE_2, TABLE_3, VARIANTS
 from perpeft_ray.results.text import Cell, TextTable
 
-OUR_READING = VECTOR_METHODS
-"""Rows whose exact form the paper's text was not at hand for."""
 METRICS = {
     "hr_at_20": "HR@20",
     "hr_at_30": "HR@30",
@@ -62,20 +59,6 @@ def paper_datasets() -> dict[str, str]:
     """The paper's four data sets: name in its tables here, and title."""
     table = _read("table1.csv")
     return dict(zip(table.dataset, table.title, strict=True))
-
-
-def paper_dataset(uri: str) -> str | None:
-    """Which of the paper's data sets a URI names by its last part, such as `parquet:x/arts` or
-    `release:x.zip#arts`."""
-    name = PurePosixPath(uri.partition(":")[2].replace("#", "/")).name.lower()
-    return name if name in paper_datasets() else None
-
-
-def paper_numbers(dataset: str) -> pd.DataFrame:
-    """What the paper has on one of its data sets: Table 2's rows, then those only in Table 3."""
-    both = pd.concat([paper_table(2), paper_table(3)])
-    rows = both[both.dataset == dataset].drop(columns="dataset")
-    return rows.drop_duplicates(["method", "variant", "metric"]).reset_index(drop=True)
 
 
 def count_wins(summary: pd.DataFrame, rows: tuple[str, ...]) -> Wins:

@@ -4,50 +4,41 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from perpeft_ray.config import StudyConfig
-from perpeft_ray.results.ablation_table import expected_trials
+from perpeft_ray.config import VARIED
 from perpeft_ray.results.command import fixed_to, study_command
-from perpeft_ray.results.comparisons import p_text
 from perpeft_ray.results.drawing import StudyFigure
 from perpeft_ray.results.figures import figure_path, write_figures
 from perpeft_ray.results.files import whole_file
 from perpeft_ray.results.folder import StudyFolder
-from perpeft_ray.results.summary import SELECTION, ablation_summary, best_settings
-from perpeft_ray.results.tables import write_tables
-from perpeft_ray.results.text import MISSING, StudyTable, mean_and_std
+from perpeft_ray.results.summary import SELECTION, best_settings
+from perpeft_ray.results.tables import (
+    StudyResults,
+    best_setting,
+    printed_tables,
+    write_tables,
+)
+from perpeft_ray.results.text import MISSING, StudyTable
 
 
-@dataclass(frozen=True)
-class _Best:
-    """The best setting in words."""
-
-    setting: str
-    valid: str
-    test: str | None
-    gain: str | None
-    command: str
-
-
-def write_report(folder: StudyFolder) -> Path:
-    """Write a study's tables, figures and `report.html`, and return the page's path.
+def write_report(results: StudyResults) -> tuple[Path, dict[str, StudyTable]]:
+    """Write a study's tables, figures and `report.html`; returns the page's path and the tables.
 
     Everything comes from the study's folder; a study that is not done has a page that says so.
     """
-    tables, figures = write_tables(folder), write_figures(folder)
-    path = folder.path / "report.html"
+    tables, figures = write_tables(results), write_figures(results)
+    path = results.folder.path / "report.html"
     with whole_file(path) as temporary:
-        temporary.write_text(_page(folder, tables, figures), encoding="utf-8")
-    return path
+        temporary.write_text(_page(results, tables, figures), encoding="utf-8")
+    return path, tables
 
 
-def _page(folder: StudyFolder, tables: list[StudyTable], figures: list[StudyFigure]) -> str:
+def _page(results: StudyResults, tables: dict[str, StudyTable], figures: list[StudyFigure]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("perpeft_ray.results", "."),
         autoescape=True,
@@ -55,14 +46,25 @@ def _page(folder: StudyFolder, tables: list[StudyTable], figures: list[StudyFigu
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    study, trials, description = folder.config, folder.trials(), folder.description
+    study, trials, folder = results.study, results.trials, results.folder
+    description = folder.description
+    settings = best_settings(trials)
+    first = printed_tables(tables)
+    texts = [text for table in tables.values() for text in table.printed]
     return environment.get_template("report.html.jinja").render(
         study=study,
         users=None if trials.empty else trials.users_evaluated.max(),
-        best=_best(study, trials, tables),
-        warnings=list(_warnings(study, trials, description)),
-        tables=[text for table in tables for text in table.printed],
+        verdict=results.verdict.lines(folder.uri or f"{study.storage}/{study.study}"),
+        best=best_setting(results),
+        best_command=None
+        if settings.empty
+        else study_command(fixed_to(study, settings.loc[settings[SELECTION].idxmax()])),
+        warnings=list(_warnings(results, description)),
+        first=first,
+        tables=[text for text in texts if text not in first],
         figures=[(figure, _base64(folder, figure)) for figure in figures],
+        trials=list(_trials(trials)),
+        trial_header=TRIAL_HEADER,
         command=study_command(study),
         parameters=_parameters(trials, description["parameters"]),
         machine=description["machine"] | {"created": description["created_at"]},
@@ -71,63 +73,47 @@ def _page(folder: StudyFolder, tables: list[StudyTable], figures: list[StudyFigu
     )
 
 
-def _best(study: StudyConfig, trials: pd.DataFrame, tables: list[StudyTable]) -> _Best | None:
-    """The best setting by validation, with its test metrics and its gain over `global`."""
-    settings = best_settings(trials)
-    if settings.empty:
-        return None
-    setting = settings.loc[settings[SELECTION].idxmax()]
-    summary = ablation_summary(trials)
-    own = summary[
-        (summary.method == "perpeft")
-        & (summary.variant == setting.variant)
-        & (summary["mode"] == study.mode)
-        & (summary.metric == "ndcg_at_20")
-    ]
-    rank = "" if pd.isna(setting["rank"]) else f"rank {setting['rank']:.0f}, "
-    return _Best(
-        setting=(
-            f"{setting.variant}, {rank}{setting.groups:.0f} groups, "
-            f"λ = {setting.conditioning_weight:g}, learning rate {setting.learning_rate:g}"
-        ),
-        valid=f"{100 * setting[SELECTION]:.2f}",
-        test=next(
-            (f"{mean_and_std(row.mean, row.std)} (seeds: {row.seeds})" for row in own.itertuples()),
-            None,
-        ),
-        gain=_gain(setting.variant, tables),
-        command=study_command(fixed_to(study, setting)),
-    )
+def _trials(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """A row per trial: its cells as (text, value to sort by), and which files it has."""
+    for row in trials.sort_values("started_at").itertuples():
+        seconds = (row.finished_at - row.started_at).total_seconds()
+        setting = [getattr(row, name) for name in ("rank", "groups", *_OTHER_SETTINGS, "seed")]
+        numbers = [
+            *(("" if pd.isna(value) else f"{value:g}", value) for value in setting),
+            *((_times_100(value), value) for value in (row.valid_ndcg_at_20, row.test_ndcg_at_20)),
+            (f"{seconds:.1f}", seconds),
+        ]
+        words = (row.phase, row.method, "" if pd.isna(row.variant) else row.variant)
+        yield {
+            "trial_id": row.trial_id,
+            "complete": row.status == "COMPLETE",
+            "words": (*words, row.status),
+            "numbers": [(text, "" if pd.isna(value) else value) for text, value in numbers],
+        }
 
 
-def _gain(variant: str, tables: list[StudyTable]) -> str | None:
-    (compared,) = (table.numbers for table in tables if table.name == "comparisons")
-    for row in compared[
-        (compared.method_b == "global") & (compared.variant == variant)
-    ].itertuples():
-        low, high = 100 * (row.ratio_interval_low - 1), 100 * (row.ratio_interval_high - 1)
-        return (
-            f"{100 * (row.ratio - 1):+.1f} % against global, "
-            f"95 % interval {low:+.1f} to {high:+.1f} % "
-            f"(p {p_text(row.p_holm)}, Holm-corrected, {row.users} users)"
-        )
-    return None
+_OTHER_SETTINGS = tuple(name for name in VARIED if name not in ("rank", "groups"))
+TRIAL_HEADER = (
+    *("trial", "phase", "method", "variant", "status", "rank", "groups"),
+    *(name.replace("_", " ") for name in _OTHER_SETTINGS),
+    *("seed", "valid NDCG@20", "test NDCG@20", "seconds"),
+)
+"""Columns of the table of all trials."""
 
 
-def _warnings(
-    study: StudyConfig, trials: pd.DataFrame, description: dict[str, Any]
-) -> Iterator[str]:
-    """What a reader has to know before believing the tables."""
-    ablation = trials[trials.phase == "ablation"]
-    done, expected = int((ablation.status == "COMPLETE").sum()), expected_trials(study)
-    if done < expected:
-        yield f"The study is not done: {done} of {expected} trials of the ablation are complete."
+def _times_100(value: float) -> str:
+    return "" if pd.isna(value) else f"{100 * value:.2f}"
+
+
+def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[str]:
+    """What a reader has to know besides the verdict's notes."""
+    trials = results.trials
     for row in trials[trials.status == "FAIL"].itertuples():
         yield f"Failed: {row.trial_id}: {row.error}"
     pruned = int((trials.status == "PRUNED").sum())
     if pruned:
         yield f"{pruned} trials of the search were stopped early (ASHA); they are in no table."
-    if len(study.seeds) == 1:
+    if len(results.study.seeds) == 1:
         yield "One seed: nothing here says how much a result changes from seed to seed."
     if str(description["git_revision"]).endswith("-dirty"):
         yield "The code had changes that were not committed."

@@ -31,7 +31,7 @@ _ARROW: dict[type, pa.DataType] = {
 }
 _WITHOUT_PREFIX = (TrialConfig, TrialOutcome)
 """Records whose fields are columns of the record that has them, under their own names."""
-_NOT_OF_TRAINING = ("dataset", "encoder", "method", "seed")
+_NOT_OF_TRAINING = ("dataset", "encoder", "method", "seed", "mode")
 _OF_TRAINING = [f.name for f in fields(TrialConfig) if f.name not in _NOT_OF_TRAINING]
 """Settings that mean nothing to a method without training."""
 _OWN_TABLE = (Sequence, UserRanks)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from perpeft_ray.config import VARIANTS, VARIED
+from perpeft_ray.config import VARIED
 from perpeft_ray.results.drawing import (
     GREY,
     VARIANT_COLOURS,
     VARIANT_MARKERS,
     StudyFigure,
+    legend,
     panels,
 )
 from perpeft_ray.results.summary import SELECTION
@@ -30,8 +31,7 @@ def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | 
         return None
     reached = epochs.groupby("trial_id")["best_valid_ndcg_at_20"].max()
     tried["score"] = 100 * tried[SELECTION].fillna(tried.trial_id.map(reached))
-    figure, [[axes]] = panels(1)
-    figure.set_size_inches(5.2, 3.0)
+    figure, [axes] = panels(1)
     for variant, rows in tried.groupby("variant"):
         done, pruned = (rows[rows.status == status] for status in ("COMPLETE", "PRUNED"))
         colour = VARIANT_COLOURS[variant]
@@ -45,7 +45,7 @@ def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | 
         axes.scatter([], [], color=GREY, marker="x", label="pruned")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial of the search", ylabel="validation NDCG@20 × 100")
-    figure.legend(loc="outside right upper")
+    legend(figure, columns=3)
     return StudyFigure(
         "search_history",
         "The search",
@@ -55,16 +55,15 @@ def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | 
     )
 
 
-def search_front(trials: pd.DataFrame, *, pareto: bool) -> StudyFigure | None:
+def search_front(trials: pd.DataFrame) -> StudyFigure | None:
     """The search's complete trials by size and accuracy, and their Pareto front.
 
-    `pareto`: whether the search was for both. None where all trials have the same size.
+    None where all trials have the same size.
     """
     done = _complete(trials)
     if done.trainable_parameters.nunique() < 2:
         return None
-    figure, [[axes]] = panels(1)
-    figure.set_size_inches(5.2, 3.2)
+    figure, [axes] = panels(1)
     for variant, rows in done.groupby("variant"):
         axes.scatter(
             rows.trainable_parameters,
@@ -85,12 +84,11 @@ def search_front(trials: pd.DataFrame, *, pareto: bool) -> StudyFigure | None:
     )
     axes.set_xscale("log")
     axes.set(xlabel="trainable parameters of PEFT modules", ylabel="validation NDCG@20 × 100")
-    figure.legend(loc="outside right upper")
-    aim = "accuracy and few parameters together" if pareto else "accuracy alone"
+    legend(figure, columns=3)
     return StudyFigure(
         "search_front",
         "Accuracy against size in the search",
-        f"{len(done)} complete trials of a search for {aim}; {len(front)} are on the front, from "
+        f"{len(done)} complete trials; {len(front)} are on the front, from "
         f"{front.trainable_parameters.min():,.0f} parameters ({100 * front[SELECTION].min():.2f}) "
         f"to {front.trainable_parameters.max():,.0f} ({100 * front[SELECTION].max():.2f}).",
         figure,
@@ -114,8 +112,8 @@ def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
     shares = setting_importances(settings, done[SELECTION].tolist())
     if not shares:
         return None
-    figure, [[axes]] = panels(1)
     names = list(reversed(shares))
+    figure, [axes] = panels(1, height=0.6 + 0.3 * len(names))
     bars = axes.barh(
         [_LABELS.get(name, name) for name in names],
         [100 * shares[name] for name in names],
@@ -123,55 +121,12 @@ def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
     )
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.grid(visible=False)
-    axes.set(xlabel="share of the variance, %", xlim=(0, 112))
-    figure.set_size_inches(5.2, 0.9 + 0.35 * len(names))
+    axes.set(xlabel="share of the variance, %", xlim=(0, 115))
     return StudyFigure(
         "parameter_importance",
         "Which settings matter",
         f"Share of the variance of validation NDCG@20 over {len(done)} complete trials of the "
         "search that each setting explains (fANOVA). With few trials it says little.",
-        figure,
-    )
-
-
-def slices(trials: pd.DataFrame) -> StudyFigure | None:
-    """Validation NDCG@20 of the search's complete trials against each setting that varies."""
-    done = _complete(trials)
-    names = [name for name in VARIED if done[name].nunique() > 1]
-    if not names:
-        return None
-    figure, grid = panels(len(names), wrap=2)
-    places = [axes for row in grid for axes in row]
-    variants = [variant for variant in VARIANTS if (done.variant == variant).any()]
-    # Variants stand beside one another.
-    apart = min(0.12, 0.8 / len(variants))
-    shifts = {v: apart * (k - (len(variants) - 1) / 2) for k, v in enumerate(variants)}
-    for axes, name in zip(places, names, strict=False):
-        values = sorted(done[name].dropna().unique())
-        for variant, rows in done.dropna(subset=name).groupby("variant"):
-            x = rows[name].map(values.index) + shifts[variant]
-            axes.scatter(
-                x,
-                100 * rows[SELECTION],
-                color=VARIANT_COLOURS[variant],
-                marker=VARIANT_MARKERS[variant],
-                s=22,
-            )
-        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axes.set(xlabel=_LABELS.get(name, name), xlim=(-0.5, len(values) - 0.5))
-    for row in grid:
-        row[0].set_ylabel("valid NDCG@20 × 100")
-    for axes in places[len(names) :]:
-        axes.remove()
-    for variant in variants:
-        places[0].scatter(
-            [], [], color=VARIANT_COLOURS[variant], marker=VARIANT_MARKERS[variant], label=variant
-        )
-    figure.legend(loc="outside upper center", ncols=3)
-    return StudyFigure(
-        "slices",
-        "The search, setting by setting",
-        "Each point is a complete trial of the search; the other settings differ too.",
         figure,
     )
 

@@ -12,20 +12,21 @@ show the same is another question: the paired t test over seeds answers it, with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from perpeft_ray import metrics
-from perpeft_ray.config import PERSONAL_METHODS, SIMPLE_METHODS
+from perpeft_ray.config import METHODS, SIMPLE_METHODS, VARIANTS
 from perpeft_ray.errors import InputError
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.summary import final_trials
 
+LEVEL = 0.05
+"""Significance level of corrected tests."""
 _RESAMPLES = 2000
 _PAIR = ["dataset", "seed"]
 
@@ -54,12 +55,26 @@ class Comparison:
     """Two-sided, of Wilcoxon's signed-rank test over users."""
     p_seeds: float
     """Two-sided, paired t over (data set, seed); not a number with fewer than two."""
+    deviation: float
+    """Standard deviation (ddof 1) of the users' differences, which are means over seeds."""
+    seed_deviation: float
+    """Standard deviation of one user's difference from seed to seed, pooled over users; not a
+    number with one seed."""
     effect_size: float
     """Cohen's d of the users' differences: their mean by their standard deviation (ddof 1)."""
     users: int
     """Users compared; a user of two data sets is two users."""
     seeds: int
     """Pairs of trials, that is, of (data set, seed)."""
+    p_holm: float = float("nan")
+    """`p_value`, corrected for its family of comparisons (`compare_all`)."""
+    p_seeds_holm: float = float("nan")
+    """`p_seeds`, corrected likewise."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected primary test finds a difference."""
+        return self.p_holm < LEVEL
 
 
 def compare_methods(
@@ -75,8 +90,7 @@ def compare_methods(
     ignored for methods without PEFT. `metric`: `hr@K` or `ndcg@K` for K in 10, 20, 30. Raises
     `InputError` where no data set and seed has both methods' trials.
     """
-    trials = read_final_trials(folders)
-    comparison = compare_trials(trials, method_a, method_b, variant, metric)
+    comparison = compare(read_values(folders, metric), method_a, method_b, variant, metric)
     if comparison is None:
         raise InputError(
             f"{method_a} and {method_b} ({variant}) must have a complete trial of the same data "
@@ -85,12 +99,46 @@ def compare_methods(
     return comparison
 
 
-def compare_trials(
-    trials: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
+def compare(
+    values: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
 ) -> Comparison | None:
-    """As `compare_methods`, on what `read_final_trials` gave; None where there is no pair."""
-    values = paired_users(trials, method_a, method_b, variant, metric)
-    return None if values.empty else compare_users(values, (method_a, method_b, variant), metric)
+    """Compare two methods on `user_values`; None where no data set and seed has both."""
+    pairs = paired_users(values, method_a, method_b, variant)
+    return None if pairs.empty else compare_users(pairs, (method_a, method_b, variant), metric)
+
+
+def compare_all(values: pd.DataFrame, metric: str = "ndcg@20") -> list[Comparison]:
+    """PerPEFT with every other method, then every other method with `global`, by variant.
+
+    `values`: of `user_values`; methods without a variant stand under every one. p values are
+    corrected by Holm over PerPEFT's comparisons and, apart, over the others.
+    """
+    others = [method for method in METHODS if method != "perpeft"]
+    families = (
+        [("perpeft", method) for method in others],
+        [(method, "global") for method in others if method != "global"],
+    )
+    there = set(values.variant.dropna())
+    variants = [variant for variant in VARIANTS if variant in there]
+    return [
+        comparison
+        for pairs in families
+        for comparison in _corrected(
+            [compare(values, a, b, variant, metric) for variant in variants for a, b in pairs]
+        )
+    ]
+
+
+def _corrected(family: Sequence[Comparison | None]) -> list[Comparison]:
+    found = [comparison for comparison in family if comparison is not None]
+    p_holm, p_seeds_holm = (
+        holm(np.array([getattr(comparison, name) for comparison in found]))
+        for name in ("p_value", "p_seeds")
+    )
+    return [
+        replace(comparison, p_holm=float(p), p_seeds_holm=float(p_seeds))
+        for comparison, p, p_seeds in zip(found, p_holm, p_seeds_holm, strict=True)
+    ]
 
 
 def compare_users(
@@ -102,8 +150,9 @@ def compare_users(
     """
     from scipy import stats
 
+    users = [values.dataset, values.user_id]
     of_seeds = values.groupby(_PAIR)[["a", "b"]].mean()
-    of_users = values.groupby(["dataset", "user_id"])[["a", "b"]].mean()
+    of_users = values.groupby(users)[["a", "b"]].mean()
     a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
     differences = a - b
     spread = float(np.std(differences, ddof=1)) if len(a) > 1 else 0.0
@@ -126,6 +175,8 @@ def compare_users(
             if len(of_seeds) > 1
             else float("nan")
         ),
+        deviation=spread,
+        seed_deviation=float(np.sqrt((values.a - values.b).groupby(users).var(ddof=1).mean())),
         effect_size=float(differences.mean() / spread) if spread else 0.0,
         users=len(of_users),
         seeds=len(of_seeds),
@@ -133,36 +184,66 @@ def compare_users(
 
 
 def paired_users(
-    trials: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
+    values: pd.DataFrame, method_a: str, method_b: str, variant: str | None
 ) -> pd.DataFrame:
-    """The metric of each evaluated user under both methods, a row a user, data set and seed.
+    """The values of each user under both methods, a row per user, data set and seed.
 
-    Columns: dataset, seed, user_id, a, b, and group, the user's in a while testing (null for
-    methods without groups).
+    `values`: of `user_values`. Columns: dataset, seed, user_id, a, b, and group, the user's in a
+    while testing (null for methods without groups). A method that has no seeds is paired with all.
     """
-    pairs = _paired(trials, method_a, method_b, variant)
-    frames = [
-        _values_of_users(pair, metric).assign(dataset=pair.dataset, seed=pair.seed)
-        for pair in pairs.itertuples()
-    ]
-    names = [*_PAIR, "user_id", "a", "b", "group"]
-    return pd.concat(frames, ignore_index=True)[names] if frames else pd.DataFrame(columns=names)
+    sides = []
+    for method in (method_a, method_b):
+        has_variant = values.variant.isna() | (values.variant == variant)
+        rows = values[(values.method == method) & has_variant]
+        sides.append(rows[[*_PAIR, "user_id", "value", "group"]])
+    a, b = sides[0], sides[1].drop(columns="group")
+    if method_a in SIMPLE_METHODS:
+        a = a.drop(columns="seed")
+    elif method_b in SIMPLE_METHODS:
+        b = b.drop(columns="seed")
+    keys = [name for name in (*_PAIR, "user_id") if name in a and name in b]
+    pairs = a.merge(b, on=keys, suffixes=("_a", "_b"))
+    pairs = pairs.rename(columns={"value_a": "a", "value_b": "b"})
+    return pairs.reindex(columns=[*_PAIR, "user_id", "a", "b", "group"])
 
 
-def read_final_trials(folders: Sequence[Path]) -> pd.DataFrame:
-    """The trials that a comparison is made of, with a column `folder` (Path).
+def user_values(
+    trials: pd.DataFrame, users: pd.DataFrame, metric: str = "ndcg@20", *, own_mode: bool = True
+) -> pd.DataFrame:
+    """Each evaluated user's test metric in every final trial.
 
-    They are complete ones of the ablation; of a personal method, in its study's own mode.
+    `trials`, `users`: of `read_results`. Columns: dataset, encoder, method, variant, mode, seed,
+    user_id, value, group. `own_mode`: leave out trials in another training mode than
+    their study's.
     """
-    frames = []
+    final = final_trials(trials)
+    if own_mode:
+        final = final[final["mode"] == final.study_mode]
+    cells = ["trial_id", "dataset", "encoder", "method", "variant", "mode", "seed"]
+    ranked = users.loc[users.test_rank.notna(), ["trial_id", "user_id", "test_rank", "test_group"]]
+    values = ranked.merge(final[cells], on="trial_id")
+    values["value"] = user_metric(values.test_rank.to_numpy(np.int64), metric)
+    return values.rename(columns={"test_group": "group"}).drop(columns=["trial_id", "test_rank"])
+
+
+def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All trials of some studies, with a column study_mode, and the users of their final trials."""
     if not folders:
         raise InputError("a comparison must have at least one study folder, but has none")
+    trials, users = [], []
     for path in folders:
         folder = StudyFolder.open(Path(path))
-        trials = final_trials(folder.trials())
-        other_mode = trials.method.isin(PERSONAL_METHODS) & (trials["mode"] != folder.config.mode)
-        frames.append(trials[~other_mode].assign(folder=folder.path))
-    return pd.concat(frames, ignore_index=True)
+        trials.append(folder.trials().assign(study_mode=folder.config.mode))
+        users += [folder.users_of(trial_id) for trial_id in final_trials(trials[-1]).trial_id]
+    no_users = pd.DataFrame(columns=["trial_id", "user_id", "test_rank", "test_group"])
+    both = pd.concat(users or [no_users], ignore_index=True)
+    once = both.drop_duplicates(["trial_id", "user_id"], keep="last")  # a trial of two studies
+    return pd.concat(trials, ignore_index=True), once
+
+
+def read_values(folders: Sequence[Path], metric: str = "ndcg@20") -> pd.DataFrame:
+    """`user_values` of some studies."""
+    return user_values(*read_results(folders), metric)
 
 
 def user_metric(ranks: NDArray[np.floating], metric: str) -> NDArray[np.float64]:
@@ -178,43 +259,15 @@ def user_metric(ranks: NDArray[np.floating], metric: str) -> NDArray[np.float64]
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Holm's adjusted p values of a family, in the order given; [n] -> [n].
 
-    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    Those that are not numbers stay so and do not count. Source: Holm, Scandinavian Journal of
+    Statistics 6 (1979).
     """
-    order = np.argsort(p_values, kind="stable")
-    steps = np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
+    adjusted = np.full(len(p_values), np.nan)
+    known = np.flatnonzero(~np.isnan(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    steps = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps * p_values[order]), 1.0)
     return adjusted
-
-
-def _paired(
-    trials: pd.DataFrame, method_a: str, method_b: str, variant: str | None
-) -> pd.DataFrame:
-    """Trials of a and b side by side; columns dataset, seed, folder_a, trial_id_a, …"""
-    sides = []
-    for method in (method_a, method_b):
-        has_variant = trials.variant.isna() | (trials.variant == variant)
-        rows = trials[(trials.method == method) & has_variant]
-        rows = rows.sort_values("finished_at").drop_duplicates(_PAIR, keep="last")
-        sides.append(rows[[*_PAIR, "folder", "trial_id"]])
-    a, b = sides
-    if method_a in SIMPLE_METHODS:  # the same with every seed
-        a = a.drop(columns="seed")
-    elif method_b in SIMPLE_METHODS:
-        b = b.drop(columns="seed")
-    keys = [name for name in _PAIR if name in a and name in b]
-    return a.merge(b, on=keys, suffixes=("_a", "_b"))
-
-
-def _values_of_users(pair: Any, metric: str) -> pd.DataFrame:
-    """The metric of each evaluated user under both trials; columns user_id, a, b, group."""
-    a, b = (
-        StudyFolder(folder).users_of(trial_id).dropna(subset="test_rank").set_index("user_id")
-        for folder, trial_id in ((pair.folder_a, pair.trial_id_a), (pair.folder_b, pair.trial_id_b))
-    )
-    ranks = pd.concat({"a": a.test_rank, "b": b.test_rank}, axis=1, join="inner")
-    values = ranks.apply(lambda column: user_metric(column.to_numpy(), metric))
-    return values.assign(group=a.test_group).reset_index()
 
 
 def _bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from perpeft_ray.config import METHODS, VARIANTS, VARIED
+from perpeft_ray.config import (
+    METHODS,
+    PEFT_METHODS,
+    SIMPLE_METHODS,
+    VARIANTS,
+    VARIED,
+    StudyConfig,
+    exists,
+)
 from perpeft_ray.metrics import CUTOFFS
 
 METRICS = tuple(f"{name}_at_{k}" for name in ("hr", "ndcg") for k in CUTOFFS)
@@ -44,22 +52,27 @@ def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def final_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """The COMPLETE trials of the ablation, one a method, variant, mode and seed: the latest."""
+    """The COMPLETE trials of the ablation, one per data set, cell and seed: the latest."""
     done = trials[(trials.phase == "ablation") & (trials.status == "COMPLETE")]
-    return done.sort_values("finished_at").drop_duplicates([*_CELL, "seed"], keep="last")
+    place = ["dataset", "encoder", *_CELL, "seed"]
+    return done.sort_values("finished_at").drop_duplicates(place, keep="last")
 
 
-def gains_over_global(summary: pd.DataFrame) -> pd.DataFrame:
-    """How much more `perpeft` has than `global`, in percent of `global`'s mean.
+def expected_trials(study: StudyConfig) -> int:
+    """Trials that a study's ablation has when it is done."""
+    variants = study.values("variant")
+    cells = sum(
+        sum(exists(method, variant) for variant in variants) if method in PEFT_METHODS else 1
+        for method in study.methods
+        if method not in SIMPLE_METHODS
+    )
+    simple = sum(method in SIMPLE_METHODS for method in study.methods)
+    return simple + len(study.seeds) * (cells + has_other_mode(study))
 
-    `summary`: of `ablation_summary`. Columns: variant, mode (of perpeft), metric, gain; one row
-    where both methods have a mean.
-    """
-    keys = ["variant", "metric"]
-    of_global = summary.loc[summary.method == "global", [*keys, "mean"]]
-    both = summary[summary.method == "perpeft"].merge(of_global, on=keys, suffixes=("", "_global"))
-    both["gain"] = 100.0 * (both["mean"] / both["mean_global"] - 1.0)
-    return both[["variant", "mode", "metric", "gain"]]
+
+def has_other_mode(study: StudyConfig) -> bool:
+    """Whether the study runs PerPEFT in the other training mode too."""
+    return study.parallel_workers > 0 and "perpeft" in study.methods
 
 
 def best_settings(trials: pd.DataFrame) -> pd.DataFrame:

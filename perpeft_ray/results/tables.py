@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from perpeft_ray.config import StudyConfig
 from perpeft_ray.results.ablation_table import ablation_table
-from perpeft_ray.results.comparisons import comparisons
+from perpeft_ray.results.comparisons import comparisons_table
 from perpeft_ray.results.files import whole_file
 from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.results.statistics import Comparison, compare_all, read_results, user_values
 from perpeft_ray.results.summary import (
     SELECTION,
     baseline_learning_rates,
@@ -20,32 +23,82 @@ from perpeft_ray.results.summary import (
     sensitivity,
 )
 from perpeft_ray.results.text import MISSING, Cell, StudyTable, TextTable, mean_and_std
+from perpeft_ray.results.verdict import Verdict, verdict
 
 
-def study_tables(folder: StudyFolder) -> list[StudyTable]:
-    """All tables that the trials so far give, from the study's Parquet files alone."""
-    trials = folder.trials()
-    tables = [costs_table(trials)]
-    if set(trials.phase) != {"settings"}:
-        tables = [
-            ablation_table(trials, folder.config),
-            comparisons([folder.path]),
+@dataclass(frozen=True)
+class StudyResults:
+    """What a study has found so far, read once."""
+
+    folder: StudyFolder
+    study: StudyConfig
+    trials: pd.DataFrame
+    """All rows of `trials/`, and study_mode."""
+    users: pd.DataFrame
+    """The users of the final trials."""
+    compared: tuple[Comparison, ...]
+    """Of `compare_all`."""
+    verdict: Verdict
+
+    @classmethod
+    def read(cls, folder: StudyFolder) -> StudyResults:
+        """From the study's Parquet files alone."""
+        study = folder.config
+        trials, users = read_results([folder.path])
+        compared = tuple(compare_all(user_values(trials, users)))
+        return cls(folder, study, trials, users, compared, verdict(study, trials, compared))
+
+    @property
+    def compares(self) -> bool:
+        """Whether methods are compared; else the study is about given settings alone."""
+        return set(self.trials.phase) != {"settings"}
+
+
+def study_tables(results: StudyResults) -> dict[str, StudyTable]:
+    """All tables that the trials so far give, by name; the study's answer comes first."""
+    trials = results.trials
+    tables = []
+    if results.compares:
+        tables.append(ablation_table(trials, results.users, results.study, results.compared))
+    if results.study.search.pareto:
+        tables.append(front_table(trials))
+    elif len((varied := sensitivity_table(trials)).numbers):
+        tables.append(varied)
+    if results.compares:
+        tables += [
+            comparisons_table(results.compared),
             best_settings_table(trials),
             learning_rates_table(trials),
-            *tables,
         ]
-    if folder.config.search.pareto:
-        return [*tables, front_table(trials)]
-    varied = sensitivity_table(trials)
-    return [*tables, varied] if len(varied.numbers) else tables
+    tables.append(costs_table(trials))
+    return {table.name: table for table in tables}
 
 
-def write_tables(folder: StudyFolder) -> list[StudyTable]:
+def printed_tables(tables: dict[str, StudyTable]) -> list[TextTable]:
+    """The tables that answer the study's question: at most two."""
+    answers = [tables[name] for name in ("ablation_peft", "front", "sensitivity") if name in tables]
+    return [table.printed[0] for table in answers or [tables["costs"]]]
+
+
+def write_tables(results: StudyResults) -> dict[str, StudyTable]:
     """Write `tables/<name>.parquet`, `.csv`, `.md` and `.tex` of a study, and return the tables."""
-    tables = study_tables(folder)
-    for table in tables:
-        write_table(table, folder.path / "tables")
+    tables = study_tables(results)
+    for table in tables.values():
+        write_table(table, results.folder.path / "tables")
     return tables
+
+
+def best_setting(results: StudyResults) -> str | None:
+    """The search's best setting of PerPEFT by validation, in words; None before there is one."""
+    settings = best_settings(results.trials)
+    if settings.empty:
+        return None
+    row = settings.loc[settings[SELECTION].idxmax()]
+    rank = "" if pd.isna(row["rank"]) else f"rank {row['rank']:.0f}, "
+    return (
+        f"{row.variant}, {rank}{row.groups:.0f} groups, λ = {row.conditioning_weight:g}, "
+        f"learning rate {row.learning_rate:g} (validation NDCG@20 {100 * row[SELECTION]:.2f})"
+    )
 
 
 def write_table(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 MISSING = "–"
+BEST = "▸"
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class TextTable:
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
         return "\n".join(lines) + "\n"
 
-    def terminal(self) -> Table:
-        """For `rich.print`."""
+    def terminal(self, *, bold: bool = True) -> Table:
+        """For `rich.print`; without `bold`, the best are marked by ▸, as in a log."""
         table = Table(
             title=self.title,
-            caption=self.caption,
+            caption=self.caption if bold else self.caption.replace("bold:", f"{BEST}:"),
             box=rich.box.SIMPLE_HEAD,
             pad_edge=False,
             show_edge=False,
@@ -75,7 +76,9 @@ class TextTable:
         for number, row in enumerate(self.rows):
             if number in self.rules:
                 table.add_section()
-            table.add_row(*(Text(c.text, style="bold green" if c.best else "") for c in row))
+            texts = (c.text if bold or not c.best else f"{BEST}{c.text}" for c in row)
+            styles = ("bold green" if c.best else "" for c in row)
+            table.add_row(*map(Text, texts, styles))
         return table
 
 

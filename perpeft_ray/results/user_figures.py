@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import pandas as pd
 from matplotlib import colormaps
 
 from perpeft_ray.results.drawing import StudyFigure, panels
-from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.summary import final_trials
 
 _TEN = colormaps["tab10"]
 _TWENTY = colormaps["tab20"]
 
 
-def user_map(folder: StudyFolder) -> StudyFigure | None:
+def user_map(trials: pd.DataFrame, all_users: pd.DataFrame) -> StudyFigure | None:
     """Each user by the first two principal components of what was grouped, coloured by group.
 
-    One panel a variant, of PerPEFT's first seed. None where no such trial has ended.
+    `trials`, `all_users`: of `read_results`. One panel per variant, of PerPEFT's first seed.
+    None where no such trial has ended.
     """
-    trials = final_trials(folder.trials())
-    firsts = trials[trials.method == "perpeft"].sort_values("seed").drop_duplicates("variant")
+    final = final_trials(trials)
+    firsts = final[final.method == "perpeft"].sort_values("seed").drop_duplicates("variant")
     if firsts.empty:
         return None
-    figure, grid = panels(len(firsts))
-    for axes, trial in zip((a for row in grid for a in row), firsts.itertuples(), strict=False):
-        users = folder.users_of(trial.trial_id).dropna(subset=["group", "map_x"])
+    figure, places = panels(len(firsts))
+    for axes, trial in zip(places, firsts.itertuples(), strict=True):
+        own_users = all_users[all_users.trial_id == trial.trial_id]
+        users = own_users.dropna(subset=["group", "map_x"])
         sizes = users.group.value_counts()
         colours = _TEN if len(sizes) <= 10 else _TWENTY
         for number, group in enumerate(sizes.index):
@@ -40,8 +42,6 @@ def user_map(folder: StudyFolder) -> StudyFigure | None:
                 bbox={"boxstyle": "circle", "facecolor": "white", "alpha": 0.8, "linewidth": 0.5},
             )
         axes.set(title=trial.variant, xlabel="first component", ylabel="second component")
-    for axes in [a for row in grid for a in row][len(firsts) :]:
-        axes.remove()
     return StudyFigure(
         "user_map",
         "Users and their groups",

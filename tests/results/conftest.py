@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from perpeft_ray.config import Method, Mode, StudyConfig, Variant
-from perpeft_ray.metrics import RankingMetrics
+from perpeft_ray.metrics import RankingMetrics, ndcg
+from perpeft_ray.results.schema import trial_table, users_table
 from perpeft_ray.study.record import Phase, Status, TrialRecord
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
 
 Record = Callable[..., TrialRecord]
+Frames = tuple[pd.DataFrame, pd.DataFrame]
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 USERS = UserRanks(
@@ -57,6 +60,7 @@ def record() -> Record:
         learning_rate: float = 1e-2,
         rank: int = 4,
         minute: int = 0,
+        still_improving: bool = False,
         trial_id: str | None = None,
     ) -> TrialRecord:
         config = (study or StudyConfig()).trial(
@@ -71,7 +75,7 @@ def record() -> Record:
         )
         outcome = TrialOutcome(
             selected_epoch=21,
-            still_improving=False,
+            still_improving=still_improving,
             valid=metrics(score),
             test=metrics(score) if phase == "ablation" else None,
             users_evaluated=2,
@@ -107,3 +111,39 @@ def record() -> Record:
         )
 
     return make
+
+
+def with_ranks(
+    made: TrialRecord, ranks: Sequence[float], valid: float | None = None
+) -> TrialRecord:
+    """A record whose users u0, u1, … have these test ranks, -1 where they are not evaluated.
+
+    Its validation NDCG@20 is `valid` or else the same as its test NDCG@20.
+    """
+    assert made.outcome is not None
+    count = len(ranks)
+    values = np.asarray(ranks, dtype=np.int64)
+    users = UserRanks(
+        user_id=np.array([f"u{number}" for number in range(count)], dtype=object),
+        group=np.full(count, -1, np.int32),
+        test_group=np.full(count, -1, np.int32),
+        valid_rank=values,
+        test_rank=values,
+        map_x=np.full(count, np.nan, np.float32),
+        map_y=np.full(count, np.nan, np.float32),
+    )
+    test = metrics(float(ndcg(values[values >= 0], 20).mean()))
+    chosen = test if valid is None else metrics(valid)
+    changed = replace(made.outcome, users=users, test=test, valid=chosen)
+    return replace(made, outcome=changed)
+
+
+def frames_of(records: Sequence[TrialRecord], mode: Mode = "sequential") -> Frames:
+    """The rows of `trials/` and of `users/`, as `read_results` gives them."""
+    trials = [trial_table(made).to_pandas() for made in records]
+    users = [
+        users_table(made.trial_id, made.outcome.users).to_pandas()
+        for made in records
+        if made.outcome is not None
+    ]
+    return pd.concat(trials, ignore_index=True).assign(study_mode=mode), pd.concat(users)

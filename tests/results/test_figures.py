@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,16 +12,19 @@ from PIL import Image
 
 from perpeft_ray.config import VARIANTS, StudyConfig
 from perpeft_ray.results.ablation_figures import (
+    effects,
     group_gains,
     groups_and_gains,
     sensitivity_curves,
 )
-from perpeft_ray.results.drawing import VARIANT_COLOURS, VARIANT_MARKERS
+from perpeft_ray.results.drawing import PANEL, VARIANT_COLOURS, VARIANT_MARKERS
 from perpeft_ray.results.figures import study_figures, write_figures
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.search_figures import parameter_importance, search_history
-from perpeft_ray.results.statistics import paired_users, read_final_trials
+from perpeft_ray.results.statistics import compare_all, paired_users, read_values, user_values
+from perpeft_ray.results.tables import StudyResults
 from perpeft_ray.study.questions.front import on_front
+from tests.results.conftest import frames_of, with_ranks
 
 
 @pytest.fixture
@@ -53,21 +57,22 @@ def test_every_variant_can_be_drawn_and_told_apart(record, tmp_path: Path) -> No
             folder.write_trial(record("perpeft", variant, phase="search", learning_rate=rate))
         folder.write_trial(record("global", variant))
         folder.write_trial(record("perpeft", variant))
-    drawn = {figure.name for figure in write_figures(folder)}
-    assert drawn >= {"accuracy_against_parameters", "groups", "search_history", "slices"}
+    drawn = {figure.name for figure in write_figures(StudyResults.read(folder))}
+    assert drawn >= {"accuracy_against_parameters", "groups", "search_history", "effects"}
     for looks in (VARIANT_COLOURS, VARIANT_MARKERS):
         assert len({looks[variant] for variant in (None, *VARIANTS)}) == 1 + len(VARIANTS)
 
 
 def test_figures_are_written_as_images(folder: StudyFolder) -> None:
-    figures = write_figures(folder)
+    figures = write_figures(StudyResults.read(folder))
     assert [figure.name for figure in figures] == [
+        "effects",
+        "learning_curves",
+        "parameter_importance",
+        "search_history",
         "accuracy_against_parameters",
         "groups",
         "user_map",
-        "search_history",
-        "parameter_importance",
-        "slices",
     ]
     for figure in figures:
         with Image.open(folder.path / "figures" / f"{figure.name}.png") as image:
@@ -76,7 +81,10 @@ def test_figures_are_written_as_images(folder: StudyFolder) -> None:
 
 
 def test_a_study_without_trials_has_no_figures(tmp_path: Path) -> None:
-    assert study_figures(StudyFolder.create(StudyConfig(storage=str(tmp_path)))) == []
+    assert (
+        study_figures(StudyResults.read(StudyFolder.create(StudyConfig(storage=str(tmp_path)))))
+        == []
+    )
 
 
 def test_the_history_shows_the_best_so_far_and_the_pruned(folder: StudyFolder) -> None:
@@ -112,10 +120,10 @@ def test_group_gains_by_hand() -> None:
 
 
 def test_groups_are_those_of_the_test(folder: StudyFolder) -> None:
-    trials = read_final_trials([folder.path])
-    users = paired_users(trials, "perpeft", "global", "lora", "ndcg@20")
+    values = read_values([folder.path])
+    users = paired_users(values, "perpeft", "global", "lora")
     assert users.group.tolist() == [0, 0, 0, 0]  # `test_group` of conftest's two evaluated users
-    assert groups_and_gains(trials[trials.method == "perpeft"]) is None
+    assert groups_and_gains(values[values.method == "perpeft"]) is None
 
 
 def test_sensitivity_has_a_panel_for_each_setting_that_varies(record, tmp_path: Path) -> None:
@@ -129,3 +137,32 @@ def test_sensitivity_has_a_panel_for_each_setting_that_varies(record, tmp_path: 
     assert labels == ["rank", "learning rate"]
     (line,) = (line for line in figure.figure.axes[0].lines if len(line.get_xdata()))
     assert np.asarray(line.get_xdata()).tolist() == [2, 4, 8]
+
+
+def test_no_interval_of_the_effects_is_cut_and_no_text_leaves_the_figure(record) -> None:
+    rng = np.random.default_rng(0)
+    records = [
+        with_ranks(record(method, variant), rng.integers(0, 40, 80))
+        for method in ("without_mm", "global", "without_group_negatives", "perpeft")
+        for variant in (("lora", "ia3") if method != "without_mm" else (None,))
+    ]
+    compared = compare_all(user_values(*frames_of(records)))
+    drawn = effects(compared)
+    assert drawn is not None
+    [axes] = drawn.figure.axes
+    left, right = axes.get_xlim()
+    for comparison in compared:
+        if comparison.method_a == "perpeft":
+            assert left < 100 * comparison.interval[0] < 100 * comparison.interval[1] < right
+    drawn.figure.draw_without_rendering()
+    whole = drawn.figure.get_tightbbox()
+    assert whole.x0 >= -0.02
+    assert whole.x1 <= PANEL[0] + 0.02
+
+
+@pytest.mark.parametrize("name", ["effects", "learning_curves", "groups", "user_map"])
+def test_figures_are_narrow_enough_to_be_read_on_a_phone(folder: StudyFolder, name: str) -> None:
+    figures = {figure.name: figure for figure in study_figures(StudyResults.read(folder))}
+    # 9 point text in 3.6 inches is 9/72 · 400/3.6 = 14 pixels high at 400 pixels.
+    assert figures[name].figure.get_figwidth() == PANEL[0]
+    assert mpl.rcParams["font.size"] == 9

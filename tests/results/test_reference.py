@@ -8,8 +8,6 @@ from rich.console import Console
 from perpeft_ray.config import METHODS, SIMPLE_METHODS, TABLE_2, TABLE_3
 from perpeft_ray.results.reference import (
     count_wins,
-    paper_dataset,
-    paper_numbers,
     paper_table,
     paper_text_tables,
 )
@@ -49,16 +47,8 @@ def test_numbers_are_the_papers() -> None:
     ]
     assert row[["mean", "std"]].round(6).values.tolist() == [[0.0864, 0.0006]]
     assert table[table.method == "frozen_mm"].variant.isna().all()
-    arts = paper_numbers("arts")
-    assert not arts.duplicated(["method", "variant", "metric"]).any()
-    assert set(arts.method) == set(METHODS) - SIMPLE_METHODS
-
-
-def test_a_uri_names_a_data_set_of_the_paper_by_its_last_part() -> None:
-    assert paper_dataset("parquet:../data/toys_games/") == "toys_games"
-    assert paper_dataset("amazon2023:arts") == "arts"
-    assert paper_dataset("toyshop") is None
-    assert paper_dataset("parquet:../arts/small") is None
+    both = {*table.method, *paper_table(3).method}
+    assert both == set(METHODS) - SIMPLE_METHODS
 
 
 def test_all_tables_are_printed_in_80_characters(tmp_path) -> None:

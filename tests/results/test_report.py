@@ -19,6 +19,7 @@ from perpeft_ray.results.command import fixed_to, study_command
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.report import write_report
 from perpeft_ray.results.summary import best_settings
+from perpeft_ray.results.tables import StudyResults
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -46,7 +47,7 @@ def page(study: StudyConfig, record) -> Path:
         folder.write_trial(written)
     failed = record("perpeft", "ia3", status="FAIL", trial_id="bad")
     folder.write_trial(replace(failed, error="ValueError: <script>alert(1)</script>"))
-    return write_report(folder)
+    return write_report(StudyResults.read(folder))[0]
 
 
 def words(command: str) -> list[str]:
@@ -54,14 +55,21 @@ def words(command: str) -> list[str]:
     return shlex.split(command.replace("\\\n", ""))
 
 
-def test_the_best_setting_comes_first_with_its_command_and_uncertainty(
+def test_the_table_and_verdict_come_first(page: Path) -> None:
+    text = html.unescape(page.read_text())
+    first = text[: text.index("<nav")]
+    assert "Test NDCG@20 × 100 on toyshop" in first
+    assert "over global" in first
+    assert "perpeft export" in first
+    assert first.index("<table") < first.index("over global")
+
+
+def test_the_best_setting_has_the_command_that_gives_it_alone(
     page: Path, study: StudyConfig
 ) -> None:
     text = page.read_text()
-    best = html.unescape(text[text.index('class="best"') : text.index('class="warnings"')])
-    assert "lora, rank 8, 6 groups, λ = 0.5, learning rate 0.005" in best
-    assert "11.00 ± 1.41 (seeds: 2)" in best
-    assert "% against global, 95 % interval" in best
+    best = html.unescape(text[text.index('id="best"') : text.index('class="warnings"')])
+    assert "lora, rank 8, 6 groups, λ = 0.5, learning rate 0.005 (validation NDCG@20 9.00)" in best
     command = words(re.search(r"<code>(.*?)</code>", best, re.DOTALL)[1])
     assert command[:2] == ["perpeft", "study"]
     given = parse_study(command[2:])
@@ -71,22 +79,37 @@ def test_the_best_setting_comes_first_with_its_command_and_uncertainty(
     assert given.seeds == study.seeds
 
 
+def test_the_contents_link_to_what_is_there(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r'href="#([^"]*)"', text)
+    assert {"verdict", "best", "effects", "learning_curves", "tables", "trials"} <= set(links)
+    assert all(f'id="{link}"' in text for link in links)
+
+
+def test_every_trial_has_links_to_its_files(page: Path) -> None:
+    links = re.findall(r'href="((?:trials|epochs|users)/[^"]*)"', page.read_text())
+    assert len(links) == 3 * 6 + 2 * 2  # a pruned and a failed trial have no users
+    assert all((page.parent / link).is_file() for link in links)
+
+
 def test_warnings_are_told_and_escaped(page: Path) -> None:
     text = page.read_text()
-    assert "The study is not done: 4 of 32 trials of the ablation are complete." in text
+    assert "4 of 32 compared trials are complete, 1 failed" in text
     assert "Failed: bad: ValueError: &lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert "<script" not in text
+    assert text.count("<script") == 1  # the page's own
     assert "1 trials of the search were stopped early" in text
 
 
 def test_the_page_needs_nothing_beside_it(page: Path) -> None:
     sources = re.findall(r'(?:src|href)="([^"]*)"', page.read_text())
     assert len(sources) > 3
-    assert all(source.startswith("data:") for source in sources)
+    own = ("data:", "#", "trials/", "epochs/", "users/")
+    assert all(source.startswith(own) for source in sources)
 
 
 def test_a_study_without_trials_has_a_page(tmp_path: Path) -> None:
-    page = write_report(StudyFolder.create(StudyConfig(storage=str(tmp_path))))
+    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
+    page, _ = write_report(StudyResults.read(folder))
     assert "No trial of the search is complete yet." in page.read_text()
 
 
@@ -114,13 +137,21 @@ def test_a_browser_shows_it_on_a_narrow_screen(page: Path, tmp_path: Path) -> No
     outer.write_text(
         f"""<iframe style="width:400px;height:800px;border:0" srcdoc="{srcdoc}"></iframe>
         <script>
+        const sorted = (inner) => {{
+            const table = inner.querySelector("table.sortable");
+            const at = [...table.tHead.rows[0].cells].findIndex(
+                (head) => head.textContent === "valid NDCG@20");
+            table.tHead.rows[0].cells[at].querySelector("button").click();
+            return [...table.tBodies[0].rows].map((row) => row.cells[at].textContent);
+        }};
         document.querySelector("iframe").onload = (event) => {{
             const inner = event.target.contentDocument;
             document.title = JSON.stringify({{
                 width: inner.documentElement.scrollWidth,
                 images: [...inner.images].map((image) => image.naturalWidth),
                 widest: Math.max(...[...inner.images].map((image) => image.clientWidth)),
-                best: inner.querySelector(".best").getBoundingClientRect().bottom,
+                best: inner.querySelector(".best table").getBoundingClientRect().bottom,
+                order: sorted(inner),
             }});
         }}</script>"""
     )
@@ -142,3 +173,4 @@ def test_a_browser_shows_it_on_a_narrow_screen(page: Path, tmp_path: Path) -> No
     assert min(seen["images"]) > 600
     assert 300 < seen["widest"] <= 400
     assert seen["best"] < 800  # the first screen has the answer
+    assert seen["order"] == ["7.00", "8.00", "8.00", "9.00", "10.00", "12.00", "", ""]

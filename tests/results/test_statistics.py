@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.results.comparisons import comparisons, p_text
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.results.statistics import compare_methods, holm, user_metric
-from perpeft_ray.train.outcome import UserRanks
+from tests.results.conftest import with_ranks
 
 Write = Callable[..., StudyFolder]
 
@@ -30,16 +29,7 @@ def write(record, tmp_path: Path) -> Write:
         for minute, ((method, seed), values) in enumerate(ranks.items()):
             variant = None if method in ("popularity", "without_mm") else "lora"
             made = record(method, variant, seed=seed, study=study, minute=minute, **options)
-            users = UserRanks(
-                user_id=np.array([f"u{n}" for n in range(len(values))], dtype=object),
-                group=np.full(len(values), -1, np.int32),
-                test_group=np.full(len(values), -1, np.int32),
-                valid_rank=np.array(values, np.int64),
-                test_rank=np.array(values, np.int64),
-                map_x=np.full(len(values), np.nan, np.float32),
-                map_y=np.full(len(values), np.nan, np.float32),
-            )
-            folder.write_trial(replace(made, outcome=replace(made.outcome, users=users)))
+            folder.write_trial(with_ranks(made, values))
         return folder
 
     return make
@@ -151,9 +141,14 @@ def test_comparisons_are_corrected_over_the_table(write: Write) -> None:
     folder = write("toyshop", ranks)
     table = comparisons([folder.path])
     numbers = table.numbers
-    assert numbers.method_b.tolist() == ["without_mm", "global", "random_grouping"]
-    assert numbers.p_holm.to_numpy() == pytest.approx(holm(numbers.p_value.to_numpy()))
-    assert numbers.p_seeds_holm.to_numpy() == pytest.approx(holm(numbers.p_seeds.to_numpy()))
+    assert numbers.method_b.tolist() == [
+        *("without_mm", "global", "random_grouping"),
+        *("global", "global"),
+    ]
+    assert numbers.method_a.tolist()[3:] == ["without_mm", "random_grouping"]
+    for family in (slice(0, 2), slice(3, 4)):  # PerPEFT's, and the others with `global`
+        rows = numbers.loc[family]
+        assert rows.p_holm.to_numpy() == pytest.approx(holm(numbers.p_value[rows.index].to_numpy()))
     assert (numbers.interval_low < numbers.difference).all()
     assert (numbers.difference < numbers.interval_high).all()
     single = compare_methods([folder.path], "perpeft", "random_grouping", "lora")

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from perpeft_ray.config import METHODS, PeftSettings, StudyConfig, TrainSettings
-from perpeft_ray.results.ablation_table import ablation_table, expected_trials
+from perpeft_ray.cli.main import perpeft
+from perpeft_ray.cli.results import show_results
+from perpeft_ray.config import METHODS, PEFT_METHODS, PeftSettings, StudyConfig, TrainSettings
+from perpeft_ray.results.ablation_table import ablation_table
 from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.results.statistics import compare_all, user_values
 from perpeft_ray.results.summary import (
     ablation_summary,
     baseline_learning_rates,
     best_settings,
     costs,
-    gains_over_global,
+    expected_trials,
     sensitivity,
 )
 from perpeft_ray.results.tables import (
+    StudyResults,
     best_settings_table,
     learning_rates_table,
     study_tables,
     write_tables,
 )
 from perpeft_ray.results.text import Cell, TextTable
+from tests.results.conftest import frames_of, with_ranks
 
 
 @pytest.fixture
@@ -85,52 +92,66 @@ def test_a_seed_that_was_run_again_counts_once_with_the_later_trial(record, tmp_
     assert summary[summary.metric == "ndcg_at_20"][["mean", "seeds"]].values.tolist() == [[0.3, 1]]
 
 
-def test_gain_is_in_percent_of_global(folder: StudyFolder) -> None:
-    gains = gains_over_global(ablation_summary(folder.trials()))
-    ndcg = gains[gains.metric == "ndcg_at_20"].set_index("mode").gain
-    assert ndcg["sequential"] == pytest.approx(100 * (0.11 / 0.09 - 1))
-    assert ndcg["parallel"] == pytest.approx(100 * (0.115 / 0.09 - 1))
-    assert len(ndcg) == 2
-
-
-def test_printed_table_of_a_study_half_done(folder: StudyFolder, study: StudyConfig) -> None:
-    ndcg, hits = ablation_table(folder.trials(), study).printed
+def test_printed_table_of_a_study_half_done(study: StudyConfig, record) -> None:
+    # NDCG@20 of rank 0 is 1, of rank 2 is 1/2, and of rank 40 is 0.
+    records = [
+        with_ranks(record("without_mm", None, seed=0), [40, 0]),
+        with_ranks(record("without_mm", None, seed=1), [0, 0]),
+        with_ranks(record("global", "lora", seed=0), [2, 0]),
+        with_ranks(record("perpeft", "lora", seed=0), [0, 0]),
+        with_ranks(record("perpeft", "lora", seed=0, mode="parallel"), [2, 2]),
+        record("perpeft", "ia3", status="FAIL"),
+    ]
+    trials, users = frames_of(records)
+    ndcg, hits = ablation_table(trials, users, study, ()).printed
+    # A user's value is the mean over seeds: 1/2 and 1, whose standard error is 1/4.
     assert ndcg.markdown() == (
-        "### Test NDCG@20 on toyshop\n"
+        "### Test NDCG@20 × 100 on toyshop\n"
         "\n"
-        "| method | lora | ia3 | seeds |\n"
-        "| --- | ---: | ---: | ---: |\n"
-        "| without_mm | 5.00 ± 0.00 | **5.00 ± 0.00** | 2 |\n"
-        "| global | 9.00 ± 1.41 | 4.00 | 1–2 |\n"
-        "| perpeft | 11.00 ± 1.41 | – | 2 |\n"
-        "| perpeft (parallel) | **11.50** | – | 1 |\n"
-        "| perpeft gain | +22.2 % | – |  |\n"
-        "| perpeft (parallel) gain | +27.8 % | – |  |\n"
+        "| method | lora | ia3 |\n"
+        "| --- | ---: | ---: |\n"
+        "| without_mm | 75.00 ± 25.00 | **75.00 ± 25.00** |\n"
+        "| global | 75.00 ± 25.00 | – |\n"
+        "| perpeft | **100.00 ± 0.00** | – |\n"
+        "| perpeft (parallel) | 50.00 ± 0.00 | – |\n"
         "\n"
-        "Test metrics × 100, mean ± standard deviation over seeds; the best of each column is "
-        "bold. Methods without PEFT have one value, shown under every variant. Gain: over "
-        "global. perpeft beats the other methods in 4 of 4 comparisons (variants × HR and NDCG at "
-        "20 and 30). 8 of 12 trials are complete, 1 failed.\n"
+        "mean ± standard error over users; seeds: 1; bold: best of the column.\n"
     )
-    assert hits.rows[0][1] == Cell("10.00 ± 0.00")
+    assert hits.title == "Test HR@20 × 100 on toyshop"
 
 
-def test_a_study_in_parallel_mode_names_the_other_mode(record, tmp_path: Path) -> None:
+def test_what_is_significantly_better_than_global_is_marked(study: StudyConfig, record) -> None:
+    rng = np.random.default_rng(0)
+    worse, better = rng.integers(5, 60, 400), rng.integers(0, 8, 400)
+    ranks = {"without_mm": better, "global": worse, "perpeft": better + 1, "frozen_mm": worse + 1}
+    records = [
+        with_ranks(record(m, "lora" if m in ("global", "perpeft") else None), own)
+        for m, own in ranks.items()
+    ]
+    trials, users = frames_of(records)
+    compared = compare_all(user_values(trials, users))
+    ndcg, _ = ablation_table(trials, users, study, compared).printed
+    marked = {row[0].text for row in ndcg.rows if row[1].text.endswith("*")}
+    assert marked == {"without_mm", "perpeft"}
+    assert ndcg.caption.endswith("; * better than global, p < 0.05 (Holm).")
+
+
+def test_a_study_in_parallel_mode_names_the_other_mode(record) -> None:
     study = StudyConfig(
         methods=("perpeft",),
         peft=PeftSettings(variant="lora"),
         train=TrainSettings(mode="parallel"),
         workers=2,
     )
-    folder = StudyFolder(tmp_path)
-    folder.write_trial(record("perpeft", "lora", 0.1, mode="parallel"))
-    folder.write_trial(record("perpeft", "lora", 0.2, mode="sequential"))
-    table = ablation_table(folder.trials(), study).printed[0]
-    assert [[cell.text for cell in row] for row in table.rows] == [
-        ["perpeft", "10.00", "1"],
-        ["perpeft (sequential)", "20.00", "1"],
+    records = [
+        with_ranks(record("perpeft", "lora", mode="parallel"), [0, 0]),
+        with_ranks(record("perpeft", "lora", mode="sequential"), [2, 2]),
     ]
-    assert table.caption.endswith("2 of 2 trials are complete.")
+    table = ablation_table(*frames_of(records, "parallel"), study, ()).printed[0]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["perpeft", "100.00 ± 0.00"],
+        ["perpeft (sequential)", "50.00 ± 0.00"],
+    ]
 
 
 def test_expected_trials() -> None:
@@ -183,8 +204,8 @@ def test_each_baseline_and_variant_has_its_own_learning_rate(record, tmp_path: P
 
 
 def test_tables_are_written_in_all_forms(folder: StudyFolder) -> None:
-    tables = write_tables(folder)
-    assert [table.name for table in tables] == [
+    tables = write_tables(StudyResults.read(folder))
+    assert list(tables) == [
         "ablation_peft",
         "comparisons",
         "best_settings",
@@ -192,26 +213,21 @@ def test_tables_are_written_in_all_forms(folder: StudyFolder) -> None:
         "costs",
     ]
     assert {path.name for path in (folder.path / "tables").iterdir()} == {
-        f"{table.name}{ending}"
-        for table in tables
-        for ending in (".parquet", ".csv", ".md", ".tex")
+        f"{table}{ending}" for table in tables for ending in (".parquet", ".csv", ".md", ".tex")
     }
     written = pd.read_parquet(folder.path / "tables" / "ablation_peft.parquet")
-    of_paper = ["paper_mean", "paper_std"]
-    pd.testing.assert_frame_equal(written.drop(columns=of_paper), ablation_summary(folder.trials()))
-    assert written[of_paper].isna().all(axis=None)
+    pd.testing.assert_frame_equal(written.drop(columns="error"), ablation_summary(folder.trials()))
     assert len(pd.read_csv(folder.path / "tables" / "ablation_peft.csv")) == len(written)
     assert "HR@20" in (folder.path / "tables" / "ablation_peft.md").read_text()
 
 
 def test_a_study_without_trials_has_empty_tables(study: StudyConfig) -> None:
-    folder = StudyFolder.create(study)
-    ablation, comparisons, settings, rates, costs = write_tables(folder)
-    assert {cell.text for row in ablation.printed[0].rows for cell in row[1:]} == {"–", "0", ""}
-    assert ablation.printed[0].caption.endswith("0 of 12 trials are complete.")
-    for table in (settings, rates, costs):
-        assert table.printed[0].rows == ()
-    assert comparisons.printed == ()
+    tables = write_tables(StudyResults.read(StudyFolder.create(study)))
+    printed = tables["ablation_peft"].printed[0]
+    assert {cell.text for row in printed.rows for cell in row[1:]} == {"–"}
+    for name in ("best_settings", "learning_rates", "costs"):
+        assert tables[name].printed[0].rows == ()
+    assert tables["comparisons"].printed == ()
 
 
 def test_latex_escapes_and_marks_the_best() -> None:
@@ -239,62 +255,71 @@ def test_latex_escapes_and_marks_the_best() -> None:
     )
 
 
-def test_terminal_tables_fit_80_characters(record, tmp_path: Path) -> None:
+def test_every_table_fits_80_characters(record, tmp_path: Path) -> None:
     folder = StudyFolder.create(StudyConfig(storage=str(tmp_path), seeds=(0, 1, 2, 3, 4)))
-    for seed in range(5):
-        folder.write_trial(record("without_group_negatives", "iisan", 0.2, seed=seed))
+    rng = np.random.default_rng(0)
     for variant in ("lora", "ia3", "iisan"):
-        for seed in range(5):
-            for mode in ("sequential", "parallel"):
-                folder.write_trial(
-                    record("perpeft", variant, 0.21 + 0.02 * seed, seed=seed, mode=mode)
-                )
+        for method, mode in (
+            *(("without_group_negatives", "sequential"), ("global", "sequential")),
+            *(("perpeft", "sequential"), ("perpeft", "parallel")),
+        ):
+            made = record(method, variant, mode=mode)
+            folder.write_trial(with_ranks(made, rng.integers(0, 60, 50)))
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    for table in study_tables(folder):
+    for table in study_tables(StudyResults.read(folder)).values():
         for text in table.printed:
             console.print(text.terminal())
     out = console.export_text()
     assert "without_group_negatives" in out
-    assert out.count("25.00 ± 3.16") == 6
     assert "…" not in out
 
 
-def test_any_method_of_the_paper_appears_in_the_papers_order(record, tmp_path: Path) -> None:
-    folder = StudyFolder(tmp_path)
-    for method in ("random_grouping", "perpeft", "global"):
-        folder.write_trial(record(method, "lora", 0.1))
-    trials = folder.trials()
+def test_what_is_printed_is_one_table_and_about_25_lines(
+    record, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = StudyConfig()
+    folder = StudyFolder.create(study)
+    rng = np.random.default_rng(0)
+    for method in study.methods:
+        for variant in ("lora", "ia3", "iisan") if method in PEFT_METHODS else (None,):
+            made = record(method, variant, study=study, still_improving=True)
+            folder.write_trial(with_ranks(made, rng.integers(0, 30, 300)))
+    folder.write_trial(record("perpeft", "lora", phase="search", study=study))
+    show_results(folder.path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 27
+    assert sum(set(line) == {"─"} for line in lines) == 1
+    assert any(line.startswith("Best setting: lora, rank 4") for line in lines)
+    assert lines[-1] == "Report: results/ablation_peft/report.html"
+    perpeft(["tables", str(folder.path)])
+    again = capsys.readouterr().out.splitlines()
+    assert again == lines[:-1]
+    perpeft(["tables", str(folder.path), "--all"])
+    every = capsys.readouterr().out
+    assert "What a trial costs" in every
+    assert "Test HR@20" in every
+
+
+def test_a_log_marks_what_a_terminal_shows_bold(study: StudyConfig, record) -> None:
+    records = [with_ranks(record(m, "lora"), [at]) for m, at in (("global", 2), ("perpeft", 0))]
+    table = ablation_table(*frames_of(records), study, ()).printed[0]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table.terminal(bold=False))
+    out = console.export_text()
+    assert "▸100.00" in out
+    assert "▸: best of the column" in out
+
+
+def test_any_method_of_the_paper_appears_in_the_papers_order(record) -> None:
+    trials, users = frames_of([record(m, "lora") for m in ("random_grouping", "global")])
     others = [method for method in METHODS if method not in set(trials.method)]
     rows = [trials.iloc[[0]].assign(method=method) for method in reversed(others)]
     study = StudyConfig(methods=("global",), parallel_workers=0, peft=PeftSettings(variant="lora"))
-    table = ablation_table(pd.concat([*rows, trials]), study)
-    rows = table.printed[0].rows
-    assert [row[0].text for row in rows] == [*METHODS, "perpeft gain"]
+    table = ablation_table(pd.concat([*rows, trials]), users, study, ())
+    assert [row[0].text for row in table.printed[0].rows] == list(METHODS)
     assert table.numbers.method.drop_duplicates().tolist() == list(METHODS)
     assert "our reading of the paper's rows" in table.printed[0].caption
-
-
-def test_the_papers_numbers_stand_beside_its_own_data_sets(record, tmp_path: Path) -> None:
-    study = StudyConfig(
-        dataset="parquet:data/arts",
-        methods=("frozen_mm", "global", "perpeft"),
-        peft=PeftSettings(variant="lora"),
-        parallel_workers=0,
-    )
-    folder = StudyFolder(tmp_path)
-    folder.write_trial(record("perpeft", "lora", 0.03, study=study))
-    table = ablation_table(folder.trials(), study)
-    own, paper = table.printed[:2]
-    assert [row[1].text for row in own.rows[:3]] == ["–", "–", "3.00"]
-    assert paper.title == "The paper's NDCG@20 on Arts, Crafts & Sewing"
-    assert [[cell.text for cell in row] for row in paper.rows] == [
-        ["frozen_mm", "1.89"],
-        ["global", "2.42"],
-        ["perpeft", "2.76 ± 0.04"],
-    ]
-    numbers = table.numbers.set_index("metric")
-    assert numbers.paper_mean["ndcg_at_20"] == pytest.approx(0.0276)
-    assert pd.isna(numbers.paper_mean["ndcg_at_10"])
 
 
 def test_costs_are_means_over_seeds(folder: StudyFolder) -> None:

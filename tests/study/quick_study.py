@@ -121,7 +121,7 @@ def start(arguments: list[str]) -> None:
     command._open_study = open_study(fault)
     command.check_inputs = lambda *_: None
     fingerprints.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")
-    command.print_tables = command.write_report = lambda _: None  # type: ignore[attr-defined]  # not public there
+    command.show_results = lambda _: None  # type: ignore[attr-defined]  # not public there
     small = (
         "--train.epochs 1 --train.personal-epochs 4 --train.validate-every 1 --parallel-workers 0 "
         "--search.grace-epochs 1 --search.trials 9 --search.max-concurrent 1 "
