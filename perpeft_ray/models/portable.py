@@ -80,6 +80,6 @@ def _gone(folder: StudyFolder, what: str, part: str, key: str) -> str:
         f"{folder.path} must have {what} for its data and encoder as they are now, but neither "
         f"its {WEIGHTS}/ nor {folder.kept} has: if the study was copied, run `perpeft pack` on it "
         f"where it was run and copy its folder again, or copy .cache/{part}/{key} of the storage "
-        f"there to {subfolder(folder.kept, part, key)}; if the data or the encoder changed, put "
-        "them back"
+        f"there to {subfolder(folder.kept, part, key)}; if data, encoder or perpeft-ray changed, "
+        "put them back"
     )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import perpeft_ray
+from perpeft_ray.cli import Question, run_study
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.loaded import Recommendation
 from perpeft_ray.models.pack import keep_weights, pack
 from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.study.trainable import run_spec
 from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import new_study, trials_of
 
@@ -94,7 +100,7 @@ def test_what_a_copy_lacks_is_told_with_what_to_copy(machine: Machine, tmp_path:
 def test_weights_of_other_data_are_not_taken(machine: Machine, tmp_path: Path) -> None:
     pack(machine.folder)
     (machine.folder.path / "data" / "images" / "5.png").write_bytes(b"another image")
-    with pytest.raises(InputError, match="if the data or the encoder changed, put them back"):
+    with pytest.raises(InputError, match="if data, encoder or perpeft-ray changed, put them back"):
         machine.exported(machine.folder.path, tmp_path / "model")
 
 
@@ -106,3 +112,26 @@ def test_weights_are_links_and_survive_the_cache(machine: Machine, tmp_path: Pat
     assert all(file.stat().st_nlink == 2 for file in kept)
     shutil.rmtree(machine.folder.cache)
     assert machine.exported(machine.folder.path, tmp_path / "model") == machine.expected
+
+
+def train_one(study: Any, progress: Any) -> None:
+    """A question that trains one trial of the ablation in this process."""
+    trial = study.config.trial("without_mm", seed=0, learning_rate=1e-3)
+    run_spec(study, TrialSpec("ablation", trial, workers=0), lambda result: None)
+
+
+def test_a_run_leaves_weights_in_the_studys_folder_even_where_it_is_stopped(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = new_study(shop, tmp_path / "results").config
+    config = dataclasses.replace(config, study="run", methods=("perpeft", "without_mm"))
+    monkeypatch.setattr("perpeft_ray.study.host.runtime.ray_for", lambda *_: nullcontext())
+
+    def stopped(place: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("perpeft_ray.cli.study.print_tables", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, Question(run="tests.models.test_portable:train_one"))
+    kept = tmp_path / "results" / "run" / "weights" / "trials"
+    assert [file.name for file in kept.rglob("*.safetensors")] == ["best.safetensors"]
