@@ -42,11 +42,22 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
-# torch first and alone: every later resolution then starts from the build that is there.
+# The CPU build of PyTorch unless a GPU is there; TORCH=torch takes what the package index has.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+ifeq ($(HAS_GPU),yes)
+TORCH ?= torch
+else
+TORCH ?= torch --index-url $(CPU_INDEX)
+endif
+
+# torch first and alone: every later resolution then starts from the build that is there. Where
+# PyTorch's own index does not answer, it comes from the usual one.
 $(VENV)/runtime.stamp: $(INPUTS)
 	@echo "Setting up $(VENV): PyTorch (1 of 2)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) torch setuptools
+	@$(INSTALL) setuptools
+	@$(INSTALL) --retries 0 --timeout 10 $(TORCH) 2>/dev/null || $(INSTALL) torch
 	@echo "Setting up $(VENV): Ray, transformers and the rest (2 of 2)"
 	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from perpeft_ray.cli.study import StudyCommand, check_inputs, check_settings
 from perpeft_ray.config import StudyConfig
+from perpeft_ray.screen import console as console_on
 from perpeft_ray.study.host.job import check_storage_outlives_job
 
 if TYPE_CHECKING:
@@ -52,9 +51,7 @@ def doctor(config: StudyConfig) -> None:
         else:
             data = check_inputs(config, Path(scratch))
         checks = diagnose(config, storage, data)
-    # In a job's log a table may be wider than rich's 80 columns.
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    Console(width=None if known else 200).print(checks_table(checks))
+    console_on().print(checks_table(checks))
     if not all(check.ok for check in checks):
         sys.exit(1)
 

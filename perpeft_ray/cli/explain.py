@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import console as console_on
 
 if TYPE_CHECKING:
     from perpeft_ray.data.interactions import Dataset
@@ -171,4 +171,4 @@ def _plain(text: str) -> str:
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return console_on(highlight=False)

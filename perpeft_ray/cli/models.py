@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -92,11 +91,11 @@ class Recommend:
 
 
 def _recommend_one(command: Recommend) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     import perpeft_ray
+    from perpeft_ray.screen import console as console_on
 
     model = perpeft_ray.load(command.model)
     history = [item for item in command.history if item in model]
@@ -109,7 +108,7 @@ def _recommend_one(command: Recommend) -> None:
     best = model.recommend(history, command.k, exclude_seen=command.exclude_seen)
     if skipped:
         print(f"skipped {skipped} of {len(command.history)} items, which {command.model} has not")
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = console_on()
     if model.config.trial.groups is not None:
         console.print(f"group {model.group_of(history)} of {model.config.groups}")
     table = Table("", "item", "title", "score", box=None, pad_edge=False)

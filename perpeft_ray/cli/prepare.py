@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
@@ -22,6 +20,7 @@ from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.paper import PAPER_DATASETS
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
 from perpeft_ray.data.prepare.report import findings, report_on, table_1
+from perpeft_ray.screen import console as console_on
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _telling() -> Iterator[None]:
 def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], started: float) -> None:
     dataset = load_folder(command.out, f"parquet:{command.out}")
     report = report_on(dataset)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = console_on()
     for line in (*findings(report), *told):
         console.print(line, highlight=False, markup=False)
     failures = read_failures(command.out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import console as console_on
 
 if TYPE_CHECKING:
     from perpeft_ray.results.tables import StudyResults
@@ -92,12 +92,14 @@ class Power:
 
 def show_results(place: Path | str) -> None:
     """Write a study's tables, figures and page, and print the table and verdict they open with."""
-    from perpeft_ray.results.report import write_report
+    from perpeft_ray.results.report import empty_groups, write_report
 
     results = _read(place)
     page, tables = write_report(results)
     results.folder.keep()
     _print_answer(results, tables)
+    for warning in empty_groups(results.folder):
+        print(f"Warning: {warning}")
     print(f"Report: {_shown(results, page)}")
 
 
@@ -137,5 +139,4 @@ def _print_answer(
 
 def _console() -> Console:
     """Of a terminal as wide as it is, else of 100 characters."""
-    width = None if sys.stdout.isatty() else 100
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    return console_on(width_elsewhere=100, highlight=False, markup=False, emoji=False)

@@ -87,6 +87,8 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     Raises InputError before anything is written.
     """
     from perpeft_ray.data.places import reached
+    from perpeft_ray.data.split import repeat_shares
+    from perpeft_ray.results.description import repeat_warnings
     from perpeft_ray.results.folder import StudyFolder, storage_folder, study_place
     from perpeft_ray.study.host.disk import telling_a_full_disk
     from perpeft_ray.study.host.owner import owned
@@ -117,7 +119,10 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
                     stack.enter_context(owned_at(kept, progress.say))
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             now = fingerprints(dataset, config.encoder)
-            folder = StudyFolder.create(config, now, scientific=question.scientific)
+            repeats = repeat_shares(dataset)
+            for warning in repeat_warnings(dataclasses.asdict(repeats)):
+                progress.say(f"warning: {warning}")
+            folder = StudyFolder.create(config, now, repeats, scientific=question.scientific)
             stack.callback(folder.keep)
             stack.enter_context(ray_for(config, log_file))
             study = _open_study(config, folder, dataset, cache, progress)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from perpeft_ray.config import FACTS, Variant
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import console as console_on
 
 if TYPE_CHECKING:
     from perpeft_ray.results.text import TextTable
@@ -30,7 +28,7 @@ class Variants:
 
     def run(self) -> None:
         """Print the table, and what each variant is."""
-        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        console = console_on(highlight=False)
         table, limits = _table(self)
         console.print(table.terminal())
         for variant, facts in FACTS.items():

@@ -8,6 +8,7 @@ Letters: I items (row 0 is padding), K hidden states, W width.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, s
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.iisan import kept_layers
 from perpeft_ray.encoder.items import batch_on
+from perpeft_ray.screen import console as console_on
 
 CHUNK = 256
 """Items encoded at a time."""
@@ -123,7 +124,7 @@ def _fill(
     ]
     # Longest titles first: what is too large for the memory is so at once.
     order = np.argsort(-catalogue.token_counts[1:].astype(np.int64), kind="stable") + 1  # [I]
-    console = Console(stderr=True)
+    console = console_on(sys.stderr)
     for start in track(
         range(done, len(order), CHUNK),
         "encoding items",

@@ -15,6 +15,10 @@ NO_PART = {"storage", "checkpoints", "start_timeout_s", "log"}
 """Settings of a study that may change when it goes on: they are no part of its results."""
 
 
+TOLD_FROM = 0.001
+"""The least share of repeats that is told."""
+
+
 def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dict[str, list[str]]:
     """The fields of `TrialConfig` by their part in a study.
 
@@ -69,6 +73,22 @@ def check_unchanged(
             f"`dataset` and `encoder` must stay as they were when the study in {path} began, but "
             f"{changed} changed since; put back what was there, or choose a new --study"
         )
+
+
+def repeat_warnings(repeats: dict[str, float] | None) -> list[str]:
+    """What to know of repeats in the data; `repeats`: shares as in `study.json`, None: unknown."""
+    told = []
+    if repeats and repeats["targets_in_history"] >= TOLD_FROM:
+        told.append(
+            f"{repeats['targets_in_history']:.1%} of the test targets are already in the user's "
+            "history; they are easy to rank, so every metric is higher than for new items alone."
+        )
+    if repeats and repeats["repeated_rows"] >= TOLD_FROM:
+        told.append(
+            f"{repeats['repeated_rows']:.1%} of the interactions are repeated rows (same user, "
+            "item and time); was a file concatenated twice?"
+        )
+    return told
 
 
 def from_json(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import is_uri, reached, subfolder
+from perpeft_ray.data.split import RepeatShares
 from perpeft_ray.errors import InputError
 from perpeft_ray.results.description import (
     check_same,
@@ -56,14 +57,16 @@ class StudyFolder:
         cls,
         config: StudyConfig,
         fingerprints: Fingerprints | None = None,
+        repeats: RepeatShares | None = None,
         *,
         scientific: tuple[str, ...] = ("method", "variant", "mode"),
     ) -> StudyFolder:
         """Make the folder of a study and its `study.json`, or take up the one that is there.
 
-        `fingerprints`: of the data and the encoder as they are now. `scientific`: fields of
-        `TrialConfig` whose effect the study is about. Raises `InputError` where the folder has
-        another study, one that began with other data or another encoder, or cannot be made.
+        `fingerprints`: of the data and the encoder as they are now; `repeats`: of the data.
+        `scientific`: fields of `TrialConfig` whose effect the study is about. Raises `InputError`
+        where the folder has another study, one that began with other data or another encoder, or
+        cannot be made.
         """
         path = storage_folder(config.storage).resolve() / config.study
         kept = study_place(config.storage, config.study)
@@ -82,6 +85,7 @@ class StudyFolder:
             "config": values,
             "parameters": declared_parameters(config, scientific),
             "fingerprints": fingerprints and dataclasses.asdict(fingerprints),
+            "repeats": repeats and dataclasses.asdict(repeats),
             "versions": versions(),
             "git_revision": git_revision(),
             "machine": machine(),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from perpeft_ray.config import VARIED
 from perpeft_ray.results.command import fixed_to, study_command
+from perpeft_ray.results.description import repeat_warnings
 from perpeft_ray.results.drawing import StudyFigure
 from perpeft_ray.results.figures import figure_path, write_figures
 from perpeft_ray.results.files import whole_file
@@ -108,6 +109,10 @@ def _times_100(value: float) -> str:
 def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[str]:
     """What a reader has to know besides the verdict's notes."""
     trials = results.trials
+    yield from repeat_warnings(description.get("repeats"))
+    if any(trials[f"{part}_fingerprint"].nunique() > 1 for part in ("tables", "images", "encoder")):
+        yield "The trials were trained on different data or encoders: their rows do not compare."
+    yield from empty_groups(results.folder)
     for row in trials[trials.status == "FAIL"].itertuples():
         yield f"Failed: {row.trial_id}: {row.error}"
     pruned = int((trials.status == "PRUNED").sum())
@@ -120,6 +125,19 @@ def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[st
     devices = sorted(trials.device.dropna().unique())
     if len(devices) > 1:
         yield f"Trials ran on different devices, so times differ: {', '.join(devices)}."
+
+
+def empty_groups(folder: StudyFolder) -> Iterator[str]:
+    """A sentence for every trial that has groups without users."""
+    trials = folder.trials()
+    with_groups = trials[(trials.status == "COMPLETE") & trials.groups.notna()]
+    for row in with_groups.itertuples():
+        used = folder.users_of(row.trial_id).group.nunique()
+        if used < row.groups:
+            yield (
+                f"{row.groups - used:.0f} of the {row.groups:.0f} groups of {row.trial_id} have no "
+                "users: too many users are alike; ask for fewer groups."
+            )
 
 
 def _parameters(trials: pd.DataFrame, declared: dict[str, list[str]]) -> list[tuple[str, str]]:

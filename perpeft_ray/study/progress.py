@@ -7,9 +7,9 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
 from rich.status import Status as Spinner
 
+from perpeft_ray.screen import console as console_on
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.record import Status
 from perpeft_ray.train.outcome import EpochRecord
@@ -34,7 +34,7 @@ class Progress:
         self._first_trial: float | None = None
         self._best: float | None = None
         self._spinner: Spinner | None = None
-        self._console = Console(file=self._stream, highlight=False, soft_wrap=True, markup=False)
+        self._console = console_on(self._stream, highlight=False, soft_wrap=True, markup=False)
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:

@@ -7,6 +7,7 @@ offline mode) it takes from its own environment variables. Called in the study's
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -68,12 +69,14 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / TENSORBOARD
         self._files: dict[str, Any] = {}
+        self._numbers = _Numbers()
 
     def begin(self, spec: TrialSpec) -> None:
         """Open the trial's file, and remove that of an earlier run."""
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
 
+        self._numbers.begin(spec)
         folder = self._folder / spec.trial_id
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -86,7 +89,7 @@ class TensorBoard:
         """Write the epoch's numbers."""
         from tensorboardX import summary
 
-        for name, value in _numbers(record):
+        for name, value in self._numbers.of(spec, record):
             self._write(spec, summary.scalar(name, value), record.epoch)
         self._files[spec.trial_id].flush()
 
@@ -118,9 +121,11 @@ class MLflow:
         found = self._client.get_experiment_by_name(study)
         self._experiment = found.experiment_id if found else self._client.create_experiment(study)
         self._runs: dict[str, str] = {}
+        self._numbers = _Numbers()
 
     def begin(self, spec: TrialSpec) -> None:
         """Start a run, and delete that of an earlier time."""
+        self._numbers.begin(spec)
         name = f"attributes.run_name = '{spec.trial_id}'"
         for old in self._client.search_runs([self._experiment], name):
             self._client.delete_run(old.info.run_id)
@@ -131,7 +136,7 @@ class MLflow:
 
     def epoch(self, spec: TrialSpec, record: EpochRecord) -> None:
         """Log the epoch's numbers."""
-        for name, value in _numbers(record):
+        for name, value in self._numbers.of(spec, record):
             self._client.log_metric(self._runs[spec.trial_id], name, value, step=record.epoch)
 
     def end(self, spec: TrialSpec, status: Status) -> None:
@@ -146,11 +151,13 @@ class WandB:
     def __init__(self, study: str, folder: Path) -> None:
         self._study, self._folder = study, folder
         self._runs: dict[str, Any] = {}
+        self._numbers = _Numbers()
 
     def begin(self, spec: TrialSpec) -> None:
         """Start a run."""
         import wandb
 
+        self._numbers.begin(spec)
         self._runs[spec.trial_id] = wandb.init(
             project=self._study,
             group=spec.phase,
@@ -163,7 +170,7 @@ class WandB:
 
     def epoch(self, spec: TrialSpec, record: EpochRecord) -> None:
         """Log the epoch's numbers."""
-        self._runs[spec.trial_id].log(dict(_numbers(record)), step=record.epoch)
+        self._runs[spec.trial_id].log(dict(self._numbers.of(spec, record)), step=record.epoch)
 
     def end(self, spec: TrialSpec, status: Status) -> None:
         """End the run."""
@@ -172,10 +179,26 @@ class WandB:
         run.finish(exit_code=1 if status == "FAIL" else 0)
 
 
-def _numbers(record: EpochRecord) -> Iterator[tuple[str, float]]:
-    yield "loss", record.loss
-    if record.valid is not None:
-        for name, value in asdict(record.valid).items():
-            yield f"valid/{name}", value
-    if record.best_valid_ndcg_at_20 is not None:
-        yield "valid/best_ndcg_at_20", record.best_valid_ndcg_at_20
+class _Numbers:
+    """What trackers show of an epoch; the best so far is of the whole trial, and never falls.
+
+    Stage 3 selects among its own epochs, so a record's best begins anew with it.
+    """
+
+    def __init__(self) -> None:
+        self._best: dict[str, float] = {}
+
+    def begin(self, spec: TrialSpec) -> None:
+        """A trial begins."""
+        self._best.pop(spec.trial_id, None)
+
+    def of(self, spec: TrialSpec, record: EpochRecord) -> Iterator[tuple[str, float]]:
+        """Names and values of an epoch."""
+        yield "loss", record.loss
+        if record.valid is not None:
+            for name, value in asdict(record.valid).items():
+                yield f"valid/{name}", value
+        if record.best_valid_ndcg_at_20 is not None:
+            best = max(record.best_valid_ndcg_at_20, self._best.get(spec.trial_id, -math.inf))
+            self._best[spec.trial_id] = best
+            yield "valid/best_ndcg_at_20", best

@@ -13,6 +13,21 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+_LOST = (
+    "gloo/transport",
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "socket closed",
+    "remote process exited",
+    "read error",
+    "write error",
+    "timed out waiting",
+)
+"""What gloo and NCCL say, in lower case, where a peer's process or its connection is gone."""
+
+
 class PeerLostError(RuntimeError):
     """Another worker of the trial ended while this one waited for it."""
 
@@ -80,8 +95,15 @@ class TorchCollective:
 
 @contextmanager
 def _naming_lost_peers() -> Iterator[None]:
-    """gloo raises a bare RuntimeError where a peer is gone, as it does for much else."""
+    """Raise PeerLostError where a peer is gone.
+
+    gloo raises a bare RuntimeError then, as it does for much else: its message tells them apart.
+    """
     try:
         yield
     except RuntimeError as error:
+        text = str(error).lower()
+        lost = isinstance(error, dist.DistNetworkError) or any(sign in text for sign in _LOST)
+        if not lost:
+            raise
         raise PeerLostError("another worker of the trial was lost") from error

@@ -15,9 +15,11 @@ import pytest
 
 from perpeft_ray.cli import parse_study
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings
+from perpeft_ray.data.split import RepeatShares
 from perpeft_ray.results.command import fixed_to, study_command
+from perpeft_ray.results.description import repeat_warnings
 from perpeft_ray.results.folder import StudyFolder
-from perpeft_ray.results.report import write_report
+from perpeft_ray.results.report import empty_groups, write_report
 from perpeft_ray.results.summary import best_settings
 from perpeft_ray.results.tables import StudyResults
 
@@ -174,3 +176,27 @@ def test_a_browser_shows_it_on_a_narrow_screen(page: Path, tmp_path: Path) -> No
     assert 300 < seen["widest"] <= 400
     assert seen["best"] < 800  # the first screen has the answer
     assert seen["order"] == ["7.00", "8.00", "8.00", "9.00", "10.00", "12.00", "", ""]
+
+
+def test_repeats_in_the_data_are_told(tmp_path: Path, record) -> None:
+    study, repeats = StudyConfig(storage=str(tmp_path)), RepeatShares(0.25, 0.5)
+    folder = StudyFolder.create(study, None, repeats)
+    folder.write_trial(record("perpeft", "lora"))
+    page = write_report(StudyResults.read(folder))[0].read_text()
+    assert "25.0% of the test targets are already in the user&#39;s history" in page
+    assert "50.0% of the interactions are repeated rows" in page
+
+
+def test_data_without_repeats_has_no_warning() -> None:
+    assert repeat_warnings({"targets_in_history": 0.0, "repeated_rows": 0.0}) == []
+
+
+def test_groups_without_users_are_told(tmp_path: Path, record) -> None:
+    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
+    written = record("perpeft", "lora")
+    folder.write_trial(written)
+    used = len({group for group in written.outcome.users.group.tolist() if group >= 0})
+    assert list(empty_groups(folder)) == [
+        f"{6 - used} of the 6 groups of {written.trial_id} have no users: too many users are "
+        "alike; ask for fewer groups."
+    ]

@@ -29,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from perpeft_ray.cli import parse_study, run, run_study
 from perpeft_ray.cli import study as command
 from perpeft_ray.config import StudyConfig, TrialConfig
+from perpeft_ray.data import split
+from perpeft_ray.data.split import RepeatShares
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.train import fingerprints
@@ -120,6 +122,7 @@ def start(arguments: list[str]) -> None:
     fault = Fault(runs, os.getpid(), kind, place)
     command._open_study = open_study(fault)
     command.check_inputs = lambda *_: None
+    split.repeat_shares = lambda _: RepeatShares(0.0, 0.0)
     fingerprints.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")
     command.show_results = lambda _: None  # type: ignore[attr-defined]  # not public there
     small = (

@@ -9,7 +9,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from perpeft_ray.train.collective import PeerLostError
+from perpeft_ray.train.collective import PeerLostError, _naming_lost_peers
 from perpeft_ray.train.ray_train import _cause, _EndsAtOwnErrors, _OwnError
 
 OWN = [
@@ -34,6 +34,21 @@ def test_lost_workers_are_tried_again_and_told_when_there_are_too_many() -> None
         "workers were lost 4 times; killed for want of memory, or with their node (ActorDiedError)"
     )
     assert told.__cause__ is lost[1]
+
+
+def test_a_closed_connection_is_a_lost_peer() -> None:
+    told = "[/__w/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2"
+    with pytest.raises(PeerLostError), _naming_lost_peers():
+        raise RuntimeError(told)
+
+
+@pytest.mark.parametrize(
+    "told", ["shape '[2, 3]' is invalid for input of size 4", "CUDA out of memory. Tried to"]
+)
+def test_other_errors_of_a_collective_stay_what_they_are(told: str) -> None:
+    with pytest.raises(RuntimeError) as raised, _naming_lost_peers():
+        raise RuntimeError(told)
+    assert type(raised.value) is RuntimeError
 
 
 def test_workers_that_rays_memory_monitor_kills_are_told() -> None:

@@ -6,6 +6,7 @@ import csv
 import itertools
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import console as console_on
 
 FAILURES_FILE = "images_failed.csv"
 
@@ -126,7 +127,7 @@ def check_file_name(what: str, name: str) -> None:
 @contextmanager
 def image_progress(total: int) -> Iterator[Callable[[int], None]]:
     """Yield the function that moves a progress bar of images, shown where there is a terminal."""
-    console = Console(stderr=True)
+    console = console_on(sys.stderr)
     with Progress(
         TextColumn("images"),
         BarColumn(),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -56,6 +58,10 @@ class Suggestions(OptunaSearch):
             study_name=optuna_study_name(study),
             storage=open_journal(journal),
         )
+        with warnings.catch_warnings():  # optuna-dashboard shows the names
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            names = ["validation NDCG@20", "trainable parameters"]
+            self._ot_study.set_metric_names(names if pareto else names[:1])  # type: ignore[attr-defined]  # set by Tune
         self._study = study
         settings = {search_trial(study, s).config.config_hash: s for s in all_settings(study)}
         self._untried = {key: s for key, s in settings.items() if key not in tried}
@@ -126,6 +132,8 @@ class Suggestions(OptunaSearch):
         self._hashes[trial_id] = self._key(setting)
         del self._untried[self._hashes[trial_id]]
         self._tries[setting["variant"]] += 1
+        spec = search_trial(self._study, setting)
+        self._ot_trials[trial_id].set_user_attr("trial_id", spec.trial_id)
 
     def _key(self, setting: Setting) -> str:
         return search_trial(self._study, setting).config.config_hash

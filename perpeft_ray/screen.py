@@ -1,0 +1,39 @@
+"""Whether output goes to a screen: colours and a line that is written over are for screens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+
+_NO_SCREEN = ("", "dumb", "unknown")
+"""Values of `TERM`."""
+
+
+def is_screen(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that somebody looks at and that knows control sequences.
+
+    A notebook's `!command` has a terminal without one (`JPY_PARENT_PID` is Jupyter's), as has a CI
+    job with `TERM=dumb` or a terminal of no width. `NO_COLOR` asks for plain lines.
+    """
+    if not stream.isatty() or os.environ.get("TERM", "") in _NO_SCREEN:
+        return False
+    if os.environ.get("NO_COLOR") or "JPY_PARENT_PID" in os.environ:
+        return False
+    return os.get_terminal_size(stream.fileno()).columns > 0
+
+
+def console(stream: TextIO | None = None, *, width_elsewhere: int = 200, **options: Any) -> Console:
+    """rich's console on a stream, standard output by default: plain text where it is no screen.
+
+    Where it is none, and `COLUMNS` does not say otherwise, it has `width_elsewhere` columns.
+    """
+    stream = stream or sys.stdout
+    screen = is_screen(stream)
+    if not screen:
+        options = {"color_system": None, **options}
+        if "COLUMNS" not in os.environ:
+            options = {"width": width_elsewhere, **options}
+    return Console(file=stream, force_terminal=screen, **options)
