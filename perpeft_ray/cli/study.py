@@ -89,7 +89,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     from perpeft_ray.data.places import reached
     from perpeft_ray.data.split import repeat_shares
     from perpeft_ray.results.description import repeat_warnings
-    from perpeft_ray.results.folder import StudyFolder, storage_folder, study_place
+    from perpeft_ray.results.folder import DESCRIPTION, StudyFolder, storage_folder, study_place
     from perpeft_ray.study.host.disk import telling_a_full_disk
     from perpeft_ray.study.host.owner import owned
     from perpeft_ray.study.host.remote_owner import owned_at
@@ -111,7 +111,8 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     ):
         with _leaving_nothing_behind(storage, log_file.parent):
             cache = storage / ".cache"
-            dataset = check_inputs(config, cache)
+            begun = (log_file.parent / DESCRIPTION).exists()
+            dataset = check_inputs(config, cache, again=not begun)
             check_trackers(config)
             stack.enter_context(owned(log_file.parent, progress.say))
             if isinstance(kept, str):
@@ -136,16 +137,17 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
     show_results(kept)
 
 
-def check_inputs(config: StudyConfig, cache: Path) -> Dataset:
+def check_inputs(config: StudyConfig, cache: Path, *, again: bool = True) -> Dataset:
     """Open the dataset and the encoder's preprocessing. Raises InputError for unusable ones.
 
+    `again`: as in `open_dataset`; a study that has begun keeps the data that it began with.
     Also where a variant does not fit the encoder: its trials would all fail.
     """
     from perpeft_ray.data.sources import open_dataset
     from perpeft_ray.data.split import leave_one_out
     from perpeft_ray.study.check import check_histories
 
-    dataset = open_dataset(config.dataset, cache)
+    dataset = open_dataset(config.dataset, cache, again=again)
     split = leave_one_out(dataset)
     check_settings(config, split.num_users)
     check_histories(split, config.dataset)

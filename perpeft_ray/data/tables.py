@@ -100,7 +100,7 @@ def open_table(
     for a missing or unreadable file, other files or folders among the parts, columns that are
     missing, doubled or of another type, and where there are no rows.
     """
-    files = _parts(where, path)
+    files = _parts(where, path.absolute())  # Arrow takes `s3:` and `~` at the front for no folders
     rows, units = 0, {"s"}
     forms: dict[str, Path] = {}
     for file in files:

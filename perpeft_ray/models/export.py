@@ -73,7 +73,10 @@ def export_trial(
     """
     options = options or ExportOptions()
     if out.exists():
-        raise InputError(f"the folder to export to must not be there yet, but {out} is")
+        raise InputError(
+            f"the folder to export to must not be there yet, but {out} is; "
+            "remove it or choose another"
+        )
     trial = open_trained(folder, trial_id)
     method = trial.config.method
     if method not in EXPORTED_METHODS:

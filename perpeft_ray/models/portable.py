@@ -38,7 +38,7 @@ def open_workspace(folder: StudyFolder) -> tuple[Dataset, Workspace]:
         if packed.is_dir():
             dataset = load_folder(packed, config.dataset)
         else:
-            dataset = open_dataset(config.dataset, folder.cache)
+            dataset = open_dataset(config.dataset, folder.cache, again=False)
         encoder = config.encoder
         if (folder.path / ENCODER).is_dir():
             encoder = located_encoder(encoder_inside(encoder), folder.path)

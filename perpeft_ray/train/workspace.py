@@ -76,7 +76,7 @@ def prepare(
 
     Raises InputError for a dataset or encoder that cannot be used.
     """
-    dataset = open_dataset(uri, cache.resolve())
+    dataset = open_dataset(uri, cache.resolve(), again=False)
     return prepare_dataset(dataset, encoder, cache, item_map, kept=kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -18,7 +19,7 @@ from perpeft_ray.data.sources import absolute_dataset, open_dataset, raw_files
 from perpeft_ray.data.split import leave_one_out
 from perpeft_ray.errors import InputError
 from tests.data.prepare.test_amazon2023 import drawn, write_raw
-from tests.data.prepare.test_release import write_release
+from tests.data.prepare.test_release import write_release, zipped
 
 FORMS = (
     "`dataset` must be toyshop[:SEED], parquet:PATH, release:PATH#NAME or "
@@ -224,3 +225,38 @@ def test_a_name_may_be_left_out_where_the_path_has_a_hash(tmp_path, monkeypatch)
     dataset = open_dataset("release:v#2/arts", tmp_path / "cache")
     named = open_dataset("release:v#2/arts#arts", tmp_path / "cache")
     assert dataset.fingerprint == named.fingerprint
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_another_image_makes_another_prepared_folder(tmp_path, archive):
+    """Also of the same size and time of change."""
+
+    def release() -> Path:
+        if not archive:
+            return tmp_path / "arts"
+        return zipped(tmp_path / "arts", tmp_path / "arts.zip")
+
+    write_release(tmp_path / "arts")
+    image = tmp_path / "arts" / "arts_images" / "B001.jpg"
+    first = open_dataset(f"release:{release()}#arts", tmp_path / "cache")
+    stats = [path.stat() for path in (image, release())]
+    whole = bytearray(image.read_bytes())
+    whole[-3] ^= 1
+    image.write_bytes(whole)
+    for path, stat in zip((image, release()), stats, strict=True):
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = open_dataset(f"release:{release()}#arts", tmp_path / "cache")
+    assert first.root != second.root
+    assert first.fingerprint != second.fingerprint
+    assert load_folder(first.root, first.uri).fingerprint == first.fingerprint
+
+
+def test_what_a_stopped_preparation_of_other_files_has_left_is_removed(tmp_path):
+    write_release(tmp_path / "arts")
+    prepared = tmp_path / "cache" / "prepared"
+    for name in (".arts-0123abcd.unfinished", ".arts-x.unfinished", ".other-0123abcd.unfinished"):
+        (prepared / name / "images").mkdir(parents=True)
+    (prepared / ".arts-0123abcd.lock").touch()
+    dataset = open_dataset(f"release:{tmp_path / 'arts'}#arts", tmp_path / "cache")
+    left = {path.name for path in prepared.iterdir()} - {dataset.root.name}
+    assert left == {".arts-x.unfinished", ".other-0123abcd.unfinished"}

@@ -94,7 +94,7 @@ def prepare_amazon2023(
     with preparing(out, recipe) as working:
         if working is None:
             if images and again:
-                _fetch_again(out, limits or Limits())
+                _fetch_again(out.absolute(), limits or Limits())
             return
         with Database(working / SCRATCH / "tables.duckdb", memory_gb) as database:
             reviews, meta = _raw_files(raw, category)

@@ -32,27 +32,29 @@ class MemoryBoundError(InputError):
 class Database:
     """A DuckDB file of named tables, each of which is there whole or not at all.
 
-    `memory_gb` bounds what DuckDB holds; the rest lies in the file and beside it.
+    `memory_gb` bounds what DuckDB holds; the rest lies in the file and beside it. Where the path of
+    the file has `?` or `\\`, which DuckDB cannot open, it is a temporary one.
     """
 
     def __init__(self, file: Path, memory_gb: float) -> None:
         # DuckDB reads `?`, `*`, `[`, `\` and `~` in paths in its own ways, so it is given none of
-        # the user's: only links to them in a folder of ours.
+        # the user's: only links to them in a folder of ours. It follows a link to its own file.
         self._links = tempfile.TemporaryDirectory(prefix="perpeft-")
         self._linked: dict[str, Path] = {}
-        file = self.plain_path(file.parent) / file.name
+        if set("?\\") & set(str(file.resolve())):
+            file = Path(self._links.name, file.name)
         if not file.exists():
             # A kill while DuckDB makes a file leaves one that it cannot open; later ones do not.
             new = file.with_suffix(".new")
             new.unlink(missing_ok=True)
-            duckdb.connect(str(new)).close()
+            duckdb.connect(str(new.absolute())).close()
             new.rename(file)
         self._memory_gb = memory_gb
         self._connection = duckdb.connect(
-            str(file),
+            str(file.absolute()),
             config={
                 "memory_limit": f"{round(memory_gb * 1000)}MB",
-                "temp_directory": str(file.with_suffix(".spill")),
+                "temp_directory": str(file.absolute().with_suffix(".spill")),
             },
         )
         # Its bar goes to standard output, where Python seems interactive.

@@ -33,7 +33,7 @@ def preparing(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path | None]:
     """
     _check(out, recipe)
     text = json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
-    with resumed_folder(out) as working:
+    with resumed_folder(out.absolute()) as working:
         if working is None:
             _check(out, recipe)  # another process may just have made it
             yield None

@@ -314,3 +314,108 @@ def test_table_1_is_the_papers(shared_data):
         assert row.density == expected["density"]
         fraction = expected["user_subsample"]
         assert row.user_fraction == (1.0 if np.isnan(fraction) else fraction)
+
+
+QUICK = Limits(attempts=1, first_pause=0.01, timeout=5)
+
+
+def shop_of(web, folder: Path, names: tuple[str, ...]) -> Path:
+    """Raw files of one user with items that have images of these names."""
+    metas = [meta(name, name, [picture(f"{web.address}/{name}.jpg")]) for name in names]
+    return write_raw(folder, [review("U", name, 1) for name in names], metas)
+
+
+def test_what_failed_for_a_passing_reason_is_fetched_by_the_same_command(tmp_path, web):
+    names = ("down", "good", "gone", "page", "slow")
+    raw, out = shop_of(web, tmp_path / "raw", names), tmp_path / "out"
+    web.files = {f"/{name}.jpg": jpeg(1) for name in ("down", "good", "slow")}
+    web.files["/page.jpg"] = b"<html>"
+    web.statuses = {"/down.jpg": [503], "/slow.jpg": [503, 503]}
+
+    def images() -> dict[str, bool]:
+        prepare_amazon2023(raw, CATEGORY, out, Selection(core=1), limits=QUICK)
+        items = load_folder(out, "").items
+        return dict(zip(items.item_id, items.image.notna(), strict=True))
+
+    assert images() == dict.fromkeys(names, False) | {"good": True}
+    web.requests.clear()
+    assert images() == dict.fromkeys(names, False) | {"good": True, "down": True}
+    assert web.requests == {"/down.jpg": 1, "/slow.jpg": 1}
+    assert images()["slow"]
+    web.requests.clear()
+    images()
+    assert web.requests == {}  # what failed for good is not asked for again
+    lines = (out / "images_failed.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["item_id", "gone", "page"]
+    whole = ["images", "images_failed.csv", "interactions.parquet", "items.parquet", "prepare.json"]
+    assert sorted(path.name for path in out.iterdir()) == whole
+    assert (out / "images" / "down.jpg").read_bytes() == jpeg(1)
+
+
+def test_without_again_a_prepared_folder_stays(tmp_path, web):
+    raw, out = shop_of(web, tmp_path / "raw", ("a",)), tmp_path / "out"
+    web.statuses = {"/a.jpg": [503]}
+    web.files = {"/a.jpg": jpeg(1)}
+    prepare_amazon2023(raw, CATEGORY, out, Selection(core=1), limits=QUICK)
+    prepare_amazon2023(raw, CATEGORY, out, Selection(core=1), limits=QUICK, again=False)
+    assert web.requests == {"/a.jpg": 1}
+
+
+def renamed(rows: list[dict], **names: str) -> list[dict]:
+    return [{names.get(field, field): value for field, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda reviews, metas: (
+                renamed(reviews, user_id="reviewerID", timestamp="unixReviewTime"),
+                metas,
+            ),
+            f"file {CATEGORY}{{ending}} must have lines of Amazon Reviews 2023 with the field "
+            "`user_id`, but has rating, title, .* as in the release of 2018",
+        ),
+        (
+            lambda reviews, metas: (reviews, renamed(metas, parent_asin="asin")),
+            f"file meta_{CATEGORY}{{ending}} must have .* with the field `parent_asin`, but has",
+        ),
+        (
+            lambda reviews, metas: (renamed(reviews, timestamp="time"), metas),
+            "with the field `timestamp`, but has",
+        ),
+        (
+            lambda reviews, metas: (
+                reviews,
+                [{**row, "parent_asin": f"X{row['parent_asin']}"} for row in metas],
+            ),
+            f"^meta_{CATEGORY}{{ending}} must have the metadata of {CATEGORY}{{ending}}, but none",
+        ),
+        (lambda reviews, metas: (reviews, []), "`parent_asin`, but has no lines"),
+        (lambda reviews, metas: ([], metas), "`user_id`, but has no lines"),
+        (lambda reviews, metas: (reviews, [metas]), "but line 1 is no JSON object"),
+    ],
+)
+def test_files_of_another_release_or_category_are_refused(tmp_path, ending, change, message):
+    reviews = [review(f"U{user}", f"B{item}", item) for user in range(8) for item in range(6)]
+    metas = [meta(f"B{item}", f"lamp {item}", []) for item in range(6)]
+    raw = write_raw(tmp_path / "raw", *change(reviews, metas), ending)
+    with pytest.raises(InputError, match=message.format(ending=re.escape(ending))) as error:
+        prepare_amazon2023(raw, CATEGORY, tmp_path / "new" / "out", Selection(), images=False)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+@pytest.mark.parametrize("name", ["raw[1]", "r*w", "r?w", "timestamp=3", "a\\b[1]", "%41 #;'", "~"])
+def test_a_folder_name_is_no_pattern_or_partition(tmp_path, monkeypatch, name):
+    reviews = [review(f"U{user}", f"B{item}", item) for user in range(8) for item in range(6)]
+    metas = [meta(f"B{item}", f"lamp {item}", []) for item in range(6)]
+    monkeypatch.chdir(tmp_path)
+    write_raw(Path("raw1"), reviews[:30], metas)
+    write_raw(Path(name), reviews, metas)
+    prepare_amazon2023(Path(name), CATEGORY, Path(name, "out"), Selection(), images=False)
+    dataset = load_folder(Path(name, "out"), "")
+    assert dataset.interactions.user_id.nunique() == 8
+    assert sorted(dataset.interactions.timestamp.unique()) == list(range(6))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["raw1", name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -203,4 +204,101 @@ def test_missing_and_broken_tables(tmp_path):
         prepare_parquet(source, tmp_path / "out")
     (source / "items.parquet").unlink()
     with pytest.raises(InputError, match=r"^the folder must have the file items\.parquet, but"):
+        prepare_parquet(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["in[1]", "i*n", "i?n", "title=short", "image=x", "a\\b[1]", "s3:"]
+)
+def test_a_folder_name_is_no_pattern_or_partition(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    source = write(Path(name))
+    other = {"user_id": ["x"] * 3, "item_id": ["a"] * 3, "timestamp": [1, 2, 3]}
+    write(Path("in1"), other)
+    assert prepare_parquet(source, Path(name, "out")) == NONE
+    before, after = load_folder(source, ""), load_folder(Path(name, "out"), "")
+    assert before.fingerprint == after.fingerprint
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in1", name])
+
+
+def test_microseconds_decide_the_order(tmp_path):
+    times = pd.Timestamp("2024-01-01") + pd.to_timedelta([900, 800, 700], unit="us")
+    source = write(
+        tmp_path / "in", {"user_id": ["u"] * 3, "item_id": ["a", "b", "a"], "timestamp": times}
+    )
+    prepare_parquet(source, tmp_path / "out")
+    dataset = load_folder(tmp_path / "out", "")
+    assert dataset.interactions["timestamp"].diff().dropna().tolist() == [-100, -100]
+    assert report_on(dataset).ties == 0
+
+
+def test_floats_with_missing_values_are_ids_and_times(tmp_path):
+    source = write(
+        tmp_path / "in",
+        {
+            "user_id": [7.0, None, 8.0, 8.0],
+            "item_id": [1.0, 1.0, None, 2.0],
+            "timestamp": [1.6e9, 1.0, 2.0, float("nan")],
+        },
+        {"item_id": [1.0, 2.0, None], "title": ["Ant", None, "x"]},
+    )
+    repairs = prepare_parquet(source, tmp_path / "out")
+    assert (repairs.incomplete_interactions, repairs.incomplete_items) == (3, 1)
+    rows = load_folder(tmp_path / "out", "").interactions.values.tolist()
+    assert rows == [["7", "1", 1_600_000_000]]
+
+
+def test_parts_as_spark_writes_them_are_a_table(tmp_path):
+    source = write(tmp_path / "in")
+    rows = pd.read_parquet(source / "interactions.parquet")
+    (source / "interactions.parquet").unlink()
+    (source / "interactions.parquet").mkdir()
+    for at in range(3):
+        rows.iloc[[at]].to_parquet(source / "interactions.parquet" / f"part-0000{at}.parquet")
+        (source / "interactions.parquet" / f".part-0000{at}.parquet.crc").write_bytes(b"crc")
+    (source / "interactions.parquet" / "_SUCCESS").touch()
+    prepare_parquet(source, tmp_path / "out")
+    assert load_folder(tmp_path / "out", "").interactions.equals(rows)
+    assert load_folder(source, "").interactions.equals(rows)
+
+
+@pytest.mark.parametrize("change", ["other bytes", "missing", "found", "table"])
+def test_other_bytes_make_another_folder(tmp_path, change):
+    """Also of the same size, written at the same time."""
+    source = write(tmp_path / "in")
+    image, table = source / "images" / "a.jpg", source / "items.parquet"
+    if change == "found":
+        image.rename(source / "away")
+    prepare_parquet(source, tmp_path / "out")
+    for file in (image, table):
+        stat = file.stat() if file.exists() else None
+        if file == table and change == "table":
+            frame = pd.read_parquet(table)
+            frame.loc[0, "title"] = "Any"
+            frame.to_parquet(table)
+        elif file == image and change == "other bytes":
+            image.write_bytes(image.read_bytes()[:-1] + b"x")
+        elif file == image and change == "missing":
+            image.unlink()
+        elif file == image and change == "found":
+            (source / "away").rename(image)
+        if stat and file.exists():
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    expected = r"was made from others; remove it or choose another$"
+    with pytest.raises(InputError, match=expected):
+        prepare_parquet(source, tmp_path / "out")
+
+
+def test_bad_input_leaves_nothing(tmp_path):
+    source = write(tmp_path / "in", items={"item_id": ["z"]})
+    for out in (tmp_path / "out", tmp_path / "new" / "deep" / "out"):
+        with pytest.raises(InputError, match="must have interactions with its items"):
+            prepare_parquet(source, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_folder_that_is_there_is_told_with_what_to_do(tmp_path):
+    source = write(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"out' is there; remove it or choose another$"):
         prepare_parquet(source, tmp_path / "out")
