@@ -24,8 +24,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`, renamed to it when the block ends.
 
     Where another process was faster, its folder stays and the temporary one is removed, as it is
-    when the block raises. Parents are made.
+    when the block raises. Parents are made, and removed again when the block raises.
     """
+    made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     # Not tempfile.mkdtemp: its mode 0700 would hide a shared cache from other users.
@@ -40,6 +41,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:
@@ -75,9 +77,7 @@ def resumed_folder(folder: Path) -> Iterator[Path | None]:
     finally:
         if not working.exists():
             Path(lock.lock_file).unlink(missing_ok=True)
-            with suppress(OSError):  # another process has put something there
-                for parent in made:
-                    parent.rmdir()
+            _remove_empty(made)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -86,6 +86,13 @@ def remove_unfinished(folder: Path) -> None:
     with suppress(Timeout), lock:
         shutil.rmtree(folder.with_name(f".{folder.name}.unfinished"), ignore_errors=True)
         Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, innermost first, up to the first that has something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _remove_stale(folder: Path) -> None:

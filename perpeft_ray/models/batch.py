@@ -114,7 +114,7 @@ def recommend_all(
 
 
 def _gather(table: ParquetTable, items: list[str], out: Path, memory_gb: float) -> tuple[int, int]:
-    """Write one row per user, with the history in order of time, then of the file.
+    """Write one row per user, as they first appear, with the history in order of time, then row.
 
     Columns user_id and history: indices 1..I of the known items. How many rows the table has, and
     how many of them with an unknown item.
@@ -132,7 +132,7 @@ def _gather(table: ParquetTable, items: list[str], out: Path, memory_gb: float) 
         rows = database.load("interactions", batches())
         database.write_parquet(
             "SELECT user_id, list(item ORDER BY timestamp, row) FILTER (item IS NOT NULL) "
-            "AS history FROM interactions GROUP BY user_id",
+            "AS history FROM interactions GROUP BY user_id ORDER BY min(row)",
             out,
             row_group=_USERS_TOGETHER,
         )

@@ -153,14 +153,14 @@ def _check_fields(file: Path, needed: tuple[str, ...]) -> None:
     rule = f"`raw` file {file.name} must have lines of Amazon Reviews 2023"
     fields: dict[str, None] = {}
     try:
-        with opened(file, "rt", encoding="utf-8", errors="replace") as stream:
+        with opened(file, "rt", encoding="utf-8-sig", errors="replace") as stream:
             for number, line in enumerate(itertools.islice(stream, _LOOKED_AT), start=1):
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise InputError(f"{rule}, but line {number} is no JSON object")
                     fields.update(dict.fromkeys(row))
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise InputError(f"{rule}, but line {number} is no JSON: {error}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{str(file)!r} must be a readable file, but {error}") from error

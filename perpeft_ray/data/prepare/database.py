@@ -37,12 +37,10 @@ class Database:
     """
 
     def __init__(self, file: Path, memory_gb: float) -> None:
-        # DuckDB reads `?`, `*`, `[`, `\` and `~` in paths in its own ways, so it is given none of
-        # the user's: only links to them in a folder of ours. It follows a link to its own file.
-        self._links = tempfile.TemporaryDirectory(prefix="perpeft-")
+        self._links: tempfile.TemporaryDirectory[str] | None = None
         self._linked: dict[str, Path] = {}
-        if set("?\\") & set(str(file.resolve())):
-            file = Path(self._links.name, file.name)
+        if _special(file.resolve(), "?\\"):  # also where a link leads to it
+            file = self._own_folder() / file.name
         if not file.exists():
             # A kill while DuckDB makes a file leaves one that it cannot open; later ones do not.
             new = file.with_suffix(".new")
@@ -65,18 +63,27 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
-        self._links.cleanup()
+        if self._links is not None:
+            self._links.cleanup()
 
     def plain_path(self, path: Path) -> Path:
-        """A link to a file or folder, whose path has no character that DuckDB would interpret.
+        """The path of a file or folder, or of a link to it where DuckDB would read it as a pattern.
 
-        The link keeps the endings `.jsonl` and `.gz`.
+        A link keeps the endings `.jsonl` and `.gz`.
         """
+        path = path.absolute()
+        if not _special(path, "?\\*["):
+            return path
         endings = "".join(ending for ending in path.suffixes if ending in (".jsonl", ".gz"))
-        link = Path(self._links.name, f"{len(self._linked)}{endings}")
-        link.symlink_to(path.resolve())
+        link = self._own_folder() / f"{len(self._linked)}{endings}"
+        link.symlink_to(path)
         self._linked[str(link)] = path
         return link
+
+    def _own_folder(self) -> Path:
+        if self._links is None:
+            self._links = tempfile.TemporaryDirectory(prefix="perpeft-")
+        return Path(self._links.name)
 
     def has(self, name: str) -> bool:
         """Whether a table is there."""
@@ -169,6 +176,10 @@ class Database:
             raise MemoryBoundError(
                 f"`memory_gb` must be more for these data, but is {self._memory_gb:g}"
             ) from error
+
+
+def _special(path: Path, characters: str) -> bool:
+    return bool(set(characters) & set(str(path)))
 
 
 def quoted(text: str | Path) -> str:
