@@ -4,8 +4,7 @@ Two trials are a pair where data set and seed are the same; a user's value is th
 seeds, so that a user counts once however many seeds there are. The primary test is the paired t
 test over users: it is about the difference of means, which is what the tables show, and with the
 hundreds of users of a study it agrees with the permutation test (Smucker et al., CIKM 2007; Urbano
-et al., SIGIR 2019). Wilcoxon's test stands beside it; most users' differences are exactly 0, which
-it handles by Pratt's rule. Both take the trained models as given. Whether the next seed would
+et al., SIGIR 2019). It takes the trained models as given. Whether the next seed would
 show the same is another question: the paired t test over seeds answers it, with few of them.
 """
 
@@ -51,8 +50,6 @@ class Comparison:
     """95 % bootstrap interval of the ratio, over users."""
     p_value: float
     """Two-sided, of the primary test: paired t over users."""
-    p_wilcoxon: float
-    """Two-sided, of Wilcoxon's signed-rank test over users."""
     p_seeds: float
     """Two-sided, paired t over (data set, seed); not a number with fewer than two."""
     deviation: float
@@ -167,9 +164,6 @@ def compare_users(
         ratio=_ratio(a.mean(), b.mean()),
         ratio_interval=(low[1], high[1]),
         p_value=float(stats.ttest_rel(a, b).pvalue) if spread else 1.0,
-        p_wilcoxon=(
-            float(stats.wilcoxon(differences, zero_method="pratt").pvalue) if spread else 1.0
-        ),
         p_seeds=(
             float(stats.ttest_rel(of_seeds.a, of_seeds.b).pvalue)
             if len(of_seeds) > 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -118,125 +119,118 @@ def write_table(
 
 def best_settings_table(trials: pd.DataFrame) -> StudyTable:
     """The search's best setting of each variant."""
-    settings = best_settings(trials)
-    top = settings[SELECTION].max()
-    rows = tuple(
-        (
-            Cell(row.variant),
-            Cell(f"{row.groups:.0f}"),
-            Cell(_or_missing(row.rank, ".0f")),
-            Cell(f"{row.conditioning_weight:g}"),
-            Cell(f"{row.learning_rate:g}"),
-            Cell(f"{100 * row.valid_ndcg_at_20:.2f}", best=row.valid_ndcg_at_20 == top),
-            Cell(f"{row.trials}"),
-        )
-        for row in settings.itertuples()
+    rows = best_settings(trials)
+    columns = {
+        "variant": (rows.variant, ""),
+        "groups": (rows.groups, ".0f"),
+        "rank": (rows["rank"], ".0f"),
+        "λ": (rows.conditioning_weight, "g"),
+        "learning rate": (rows.learning_rate, "g"),
+        "valid NDCG@20": (100 * rows[SELECTION], ".2f"),
+        "trials": (rows.trials, ""),
+    }
+    caption = (
+        "Chosen in the search by validation NDCG@20 (× 100) among the variant's complete trials."
     )
-    text = TextTable(
-        title="Best settings of PerPEFT",
-        header=("variant", "groups", "rank", "λ", "learning rate", "valid NDCG@20", "trials"),
-        rows=rows,
-        caption="Chosen in the search by validation NDCG@20 (× 100) among the variant's complete "
-        "trials.",
-    )
-    return StudyTable("best_settings", settings, (text,))
+    best = ("valid NDCG@20", rows[SELECTION] == rows[SELECTION].max())
+    text = _text("Best settings of PerPEFT", columns, caption, best)
+    return StudyTable("best_settings", rows, (text,))
 
 
 def learning_rates_table(trials: pd.DataFrame) -> StudyTable:
     """Every learning rate of every baseline."""
-    rates = baseline_learning_rates(trials)
-    rows = tuple(
-        (
-            Cell(row.method),
-            Cell(MISSING if pd.isna(row.variant) else row.variant),
-            Cell(f"{row.learning_rate:g}"),
-            Cell(f"{100 * row.valid_ndcg_at_20:.2f}", best=row.chosen),
-        )
-        for row in rates.itertuples()
-    )
-    text = TextTable(
-        title="Learning rates of the baselines",
-        header=("method", "variant", "learning rate", "valid NDCG@20"),
-        rows=rows,
-        caption="Validation NDCG@20 (× 100); the rate in bold is the one the ablation uses.",
-    )
-    return StudyTable("learning_rates", rates, (text,))
+    rows = baseline_learning_rates(trials)
+    columns = {
+        "method": (rows.method, ""),
+        "variant": (rows.variant, ""),
+        "learning rate": (rows.learning_rate, "g"),
+        "valid NDCG@20": (100 * rows[SELECTION], ".2f"),
+    }
+    caption = "Validation NDCG@20 (× 100); the rate in bold is the one the ablation uses."
+    best = ("valid NDCG@20", rows.chosen)
+    text = _text("Learning rates of the baselines", columns, caption, best)
+    return StudyTable("learning_rates", rows, (text,))
 
 
 def costs_table(trials: pd.DataFrame) -> StudyTable:
     """Trainable parameters, time and memory of each method and variant."""
-    numbers = costs(trials)
-    rows = tuple(
-        (
-            Cell(row.method if row.mode == "sequential" else f"{row.method} ({row.mode})"),
-            Cell(MISSING if pd.isna(row.variant) else row.variant),
-            Cell(_or_missing(row.rank, ".0f")),
-            Cell(f"{row.trainable_parameters:,.0f}"),
-            Cell(_or_missing(100 * row.trainable_fraction, ".2f")),
-            Cell(f"{row.stage1_seconds + row.stage2_seconds + row.stage3_seconds:.0f}"),
-            Cell(f"{row.epoch_seconds:.2f}"),
-            Cell(f"{row.peak_memory_mb:,.0f}"),
-        )
-        for row in numbers.itertuples()
+    rows = costs(trials)
+    in_parallel = rows.method + " (" + rows["mode"] + ")"
+    columns = {
+        "method": (rows.method.where(rows["mode"] == "sequential", in_parallel), ""),
+        "variant": (rows.variant, ""),
+        "rank": (rows["rank"], ".0f"),
+        "parameters": (rows.trainable_parameters, ",.0f"),
+        "%": (100 * rows.trainable_fraction, ".2f"),
+        "s": (rows.stage1_seconds + rows.stage2_seconds + rows.stage3_seconds, ".0f"),
+        "s/epoch": (rows.epoch_seconds, ".2f"),
+        "MB": (rows.peak_memory_mb, ",.0f"),
+    }
+    caption = (
+        "Medians over complete trials: trainable parameters of the PEFT modules, also in % of the "
+        "frozen encoder's; seconds of training, with those of a stage 1 that is shared, and of an "
+        "epoch of stage 3; peak memory."
     )
-    text = TextTable(
-        title="What a trial costs",
-        header=("method", "variant", "rank", "parameters", "%", "s", "s/epoch", "MB"),
-        rows=rows,
-        caption="Medians over complete trials: trainable parameters of the PEFT modules, also in % "
-        "of the frozen encoder's; seconds of training, with those of a stage 1 that is shared, and "
-        "of an epoch of stage 3; peak memory.",
-    )
-    return StudyTable("costs", numbers, (text,))
+    return StudyTable("costs", rows, (_text("What a trial costs", columns, caption),))
 
 
 def front_table(trials: pd.DataFrame) -> StudyTable:
     """The settings on the search's Pareto front, with what they reach in test."""
-    numbers = front(trials)
-    rows = tuple(
-        (
-            Cell(row.variant),
-            Cell(_or_missing(row.rank, ".0f")),
-            Cell(f"{row.groups:.0f}"),
-            Cell(f"{row.conditioning_weight:g}"),
-            Cell(f"{row.learning_rate:g}"),
-            Cell(f"{row.trainable_parameters:,.0f}"),
-            Cell(f"{100 * row.valid_ndcg_at_20:.2f}"),
-            Cell(mean_and_std(row.mean, row.std)),
-        )
-        for row in numbers.itertuples()
+    rows = front(trials)
+    columns = {
+        "variant": (rows.variant, ""),
+        "rank": (rows["rank"], ".0f"),
+        "groups": (rows.groups, ".0f"),
+        "λ": (rows.conditioning_weight, "g"),
+        "lr": (rows.learning_rate, "g"),
+        "parameters": (rows.trainable_parameters, ",.0f"),
+        "valid": (100 * rows[SELECTION], ".2f"),
+        "test NDCG@20": (_means(rows), ""),
+    }
+    caption = (
+        "PerPEFT's settings that no other of the search beats in both validation NDCG@20 and "
+        "trainable parameters; × 100, means over seeds. The front is chosen by validation."
     )
-    text = TextTable(
-        title="Pareto front of accuracy and size",
-        header=("variant", "rank", "groups", "λ", "lr", "parameters", "valid", "test NDCG@20"),
-        rows=rows,
-        caption="PerPEFT's settings that no other of the search beats in both validation NDCG@20 "
-        "and trainable parameters; × 100, means over seeds. The front is chosen by validation.",
-    )
-    return StudyTable("front", numbers, (text,))
+    text = _text("Pareto front of accuracy and size", columns, caption)
+    return StudyTable("front", rows, (text,))
 
 
 def sensitivity_table(trials: pd.DataFrame) -> StudyTable:
     """Test NDCG@20 of PerPEFT against one setting at a time."""
-    numbers = sensitivity(trials)
+    rows = sensitivity(trials)
+    columns = {
+        "setting": (rows.parameter, ""),
+        "variant": (rows.variant, ""),
+        "value": (rows.value, "g"),
+        "test NDCG@20": (_means(rows), ""),
+        "seeds": (rows.seeds, ""),
+    }
+    caption = "× 100, mean ± standard deviation over seeds; the other settings are held."
+    text = _text("Sensitivity of PerPEFT", columns, caption)
+    return StudyTable("sensitivity", rows, (text,))
+
+
+def _text(
+    title: str,
+    columns: dict[str, tuple[Iterable[Any], str]],
+    caption: str,
+    best: tuple[str, pd.Series] | None = None,
+) -> TextTable:
+    """A table for reading from columns by header, each with its format; `best`: what is bold."""
+    texts = {
+        header: [MISSING if pd.isna(value) else format(value, form) for value in values]
+        for header, (values, form) in columns.items()
+    }
+    bold = {best[0]: list(best[1])} if best else {}
     rows = tuple(
-        (
-            Cell(row.parameter),
-            Cell(row.variant),
-            Cell(f"{row.value:g}"),
-            Cell(mean_and_std(row.mean, row.std)),
-            Cell(f"{row.seeds}"),
+        tuple(
+            Cell(text, best=header in bold and bool(bold[header][number]))
+            for header, text in zip(texts, row, strict=True)
         )
-        for row in numbers.itertuples()
+        for number, row in enumerate(zip(*texts.values(), strict=True))
     )
-    text = TextTable(
-        title="Sensitivity of PerPEFT",
-        header=("setting", "variant", "value", "test NDCG@20", "seeds"),
-        rows=rows,
-        caption="× 100, mean ± standard deviation over seeds; the other settings are held.",
-    )
-    return StudyTable("sensitivity", numbers, (text,))
+    return TextTable(title, tuple(texts), rows, caption)
 
 
-def _or_missing(value: float, form: str) -> str:
-    return MISSING if pd.isna(value) else format(value, form)
+def _means(rows: pd.DataFrame) -> list[str]:
+    return [mean_and_std(mean, std) for mean, std in zip(rows["mean"], rows["std"], strict=True)]

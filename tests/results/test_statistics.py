@@ -52,7 +52,6 @@ def test_a_comparison_is_of_users_averaged_over_seeds(write: Write) -> None:
     assert result.effect_size == pytest.approx((a - b).mean() / (a - b).std(ddof=1))
     t = (a - b).mean() / ((a - b).std(ddof=1) / 300**0.5)
     assert result.p_value == pytest.approx(2 * stats.t.sf(abs(t), 299))
-    assert result.p_wilcoxon == pytest.approx(stats.wilcoxon(a, b, zero_method="pratt").pvalue)
     of_seeds = [gains["perpeft", s].mean() - gains["global", s].mean() for s in (0, 1, 2)]
     assert result.p_seeds == pytest.approx(stats.ttest_1samp(of_seeds, 0).pvalue)
 
