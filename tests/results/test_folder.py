@@ -74,7 +74,7 @@ def test_every_column_of_a_complete_trial_with_all_settings_is_filled(folder, re
     folder.write_trial(record("perpeft", "lora"))
     row = folder.trials().iloc[0]
     empty = {name for name in TRIALS.names if pd.isna(row[name])}
-    assert empty == {"error", "bottleneck", "last_layers"}
+    assert empty == {"error", "bottleneck"}
 
 
 def test_epochs_and_users_read_back(folder: StudyFolder, record) -> None:

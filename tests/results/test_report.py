@@ -96,7 +96,7 @@ def test_every_trial_has_links_to_its_files(page: Path) -> None:
 
 def test_warnings_are_told_and_escaped(page: Path) -> None:
     text = page.read_text()
-    assert "4 of 32 compared trials are complete, 1 failed" in text
+    assert "4 of 30 compared trials are complete, 1 failed" in text
     assert "Failed: bad: ValueError: &lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert text.count("<script") == 1  # the page's own
     assert "1 trials of the search were stopped early" in text

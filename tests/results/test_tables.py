@@ -156,7 +156,9 @@ def test_a_study_in_parallel_mode_names_the_other_mode(record) -> None:
 
 def test_expected_trials() -> None:
     # 2 without training; 2 without a variant, 4 × 3 with one, the best variant's other mode.
-    assert expected_trials(StudyConfig(seeds=(0, 1, 2), parallel_workers=2)) == 2 + 3 * (2 + 4 * 3 + 1)
+    assert expected_trials(StudyConfig(seeds=(0, 1, 2), parallel_workers=2)) == 2 + 3 * (
+        2 + 4 * 3 + 1
+    )
     fixed = StudyConfig(peft=PeftSettings(variant="lora"), parallel_workers=0)
     assert expected_trials(fixed) == 8
     assert expected_trials(replace(fixed, methods=("without_mm", "global"))) == 2
