@@ -150,8 +150,10 @@ def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> in
         if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's own log folder
             handler.setLevel(logging.ERROR)
     groups = int(pq.ParquetFile(histories).metadata.num_row_groups)
+    # Of `range`, a task would make the numbers, and wait for a processor where workers have all.
+    numbers = [{"id": group} for group in range(groups)]
     scored = (
-        ray.data.range(groups, override_num_blocks=groups)
+        ray.data.from_items(numbers, override_num_blocks=groups)
         .map_batches(
             _Scorer,
             fn_constructor_args=(model, histories, out, options),
