@@ -98,7 +98,7 @@ def show_results(place: Path | str) -> None:
     page, tables = write_report(results)
     results.folder.keep()
     _print_answer(results, tables)
-    for warning in empty_groups(results.folder):
+    for warning in empty_groups(results):
         print(f"Warning: {warning}")
     print(f"Report: {_shown(results, page)}")
 

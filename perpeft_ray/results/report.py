@@ -112,7 +112,7 @@ def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[st
     yield from repeat_warnings(description.get("repeats"))
     if any(trials[f"{part}_fingerprint"].nunique() > 1 for part in ("tables", "images", "encoder")):
         yield "The trials were trained on different data or encoders: their rows do not compare."
-    yield from empty_groups(results.folder)
+    yield from empty_groups(results)
     for row in trials[trials.status == "FAIL"].itertuples():
         yield f"Failed: {row.trial_id}: {row.error}"
     pruned = int((trials.status == "PRUNED").sum())
@@ -127,17 +127,19 @@ def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[st
         yield f"Trials ran on different devices, so times differ: {', '.join(devices)}."
 
 
-def empty_groups(folder: StudyFolder) -> Iterator[str]:
-    """A sentence for every trial that has groups without users."""
-    trials = folder.trials()
-    with_groups = trials[(trials.status == "COMPLETE") & trials.groups.notna()]
-    for row in with_groups.itertuples():
-        used = folder.users_of(row.trial_id).group.nunique()
-        if used < row.groups:
-            yield (
-                f"{row.groups - used:.0f} of the {row.groups:.0f} groups of {row.trial_id} have no "
-                "users: too many users are alike; ask for fewer groups."
-            )
+def empty_groups(results: StudyResults) -> Iterator[str]:
+    """A sentence where compared trials have groups without users."""
+    used = results.users.groupby("trial_id").group.nunique()
+    trials = results.trials[results.trials.groups.notna()].set_index("trial_id")
+    empty = (trials.groups - used).dropna()
+    empty = empty[empty > 0]
+    if len(empty):
+        worst = empty.idxmax()
+        yield (
+            f"{len(empty)} of the compared trials have groups without users, such as {worst} "
+            f"({empty[worst]:.0f} of {trials.groups[worst]:.0f} groups): too many users are alike; "
+            "ask for fewer groups."
+        )
 
 
 def _parameters(trials: pd.DataFrame, declared: dict[str, list[str]]) -> list[tuple[str, str]]:

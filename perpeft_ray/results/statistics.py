@@ -22,6 +22,7 @@ from perpeft_ray import metrics
 from perpeft_ray.config import METHODS, SIMPLE_METHODS, VARIANTS
 from perpeft_ray.errors import InputError
 from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.results.schema import USERS
 from perpeft_ray.results.summary import final_trials
 
 LEVEL = 0.05
@@ -229,8 +230,7 @@ def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
         folder = StudyFolder.open(Path(path))
         trials.append(folder.trials().assign(study_mode=folder.config.mode))
         users += [folder.users_of(trial_id) for trial_id in final_trials(trials[-1]).trial_id]
-    no_users = pd.DataFrame(columns=["trial_id", "user_id", "test_rank", "test_group"])
-    both = pd.concat(users or [no_users], ignore_index=True)
+    both = pd.concat(users or [USERS.empty_table().to_pandas()], ignore_index=True)
     once = both.drop_duplicates(["trial_id", "user_id"], keep="last")  # a trial of two studies
     return pd.concat(trials, ignore_index=True), once
 
