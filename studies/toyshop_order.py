@@ -25,9 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 
-from perpeft_ray.cli import run
+from perpeft_ray.cli import parse, run
 from perpeft_ray.config import Method, TrialConfig, Variant
 from perpeft_ray.study.presets import preset
 
@@ -66,7 +65,7 @@ class Order:
 
 def main() -> None:
     """Run the trials and print the comparison."""
-    order = tyro.cli(Order, description=__doc__)
+    order = parse(Order, description=__doc__)
     users, catalogues = zip(*(one_catalogue(order, seed) for seed in order.seeds), strict=True)
     text = report(pd.concat(users, ignore_index=True), pd.DataFrame(catalogues))
     print(text)

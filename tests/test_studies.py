@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from perpeft_ray.config import TABLE_2, TABLE_3
@@ -24,6 +26,7 @@ def load(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -78,3 +81,22 @@ def test_an_unknown_option_of_a_script_is_told_in_one_line(
     assert ended.value.code == 2
     near = "" if name == "findings" else "; did you mean `seeds`?"
     assert capsys.readouterr().err == f"error: unknown field `sede`{near}\n"
+
+
+def test_the_order_on_fresh_catalogues_counts_catalogues_and_corrects_p() -> None:
+    order = load("toyshop_order")
+    rng = np.random.default_rng(0)
+    users = pd.DataFrame({"dataset": np.repeat(["toyshop:1", "toyshop:2"], 50), "seed": 0})
+    users["user_id"] = [f"user{n}" for n in range(100)]
+    for method in ("without_mm", "frozen_mm", *(below for _, below in order.ORDERINGS)):
+        users[method] = rng.uniform(0, 0.1, size=100)
+    users["perpeft"] = users["global"] + np.repeat([0.3, -0.1], 50) + rng.normal(0, 0.01, 100)
+    text = order.report(users, pd.DataFrame([{"catalogue": "toyshop:1", "global": "5.00"}]))
+    assert "| toyshop:1 | 5.00 |" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| perpeft > global |"))
+    _, _, difference, _, p, corrected, catalogues, _ = map(str.strip, line.split("|"))
+    expected = 100 * (users["perpeft"] - users["global"])
+    assert difference.startswith(f"{expected.mean():+.2f} [")
+    assert float(p) < 0.001
+    assert corrected == "<.001"
+    assert catalogues == "1 of 2"
