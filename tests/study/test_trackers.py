@@ -115,3 +115,14 @@ def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
     assert str(told.value) == (
         "`log` must name installed packages, but mlflow is not: pip install 'perpeft-ray[mlflow]'"
     )
+
+
+def test_the_best_so_far_of_a_trial_never_falls(tmp_path: Path) -> None:
+    [spec, *_] = search_trials(STUDY)
+    tracker = TensorBoard(tmp_path)
+    tracker.begin(spec)
+    for epoch, (stage, best) in enumerate([(1, 0.5), (3, 0.25), (3, 0.75)], start=1):
+        tracker.epoch(spec, EpochRecord(stage, epoch, 0.5, 1.0, VALID, best, False))
+    tracker.end(spec, "COMPLETE")
+    found = scalars(tmp_path / "tensorboard" / spec.trial_id)
+    assert found["valid/best_ndcg_at_20"] == [(1, 0.5), (2, 0.5), (3, 0.75)]

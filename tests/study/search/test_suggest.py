@@ -115,3 +115,12 @@ def test_states_are_complete_pruned_and_fail(tmp_path: Path) -> None:
     loaded = optuna.load_study(study_name=optuna_study_name(STUDY), storage=open_journal(journal))
     assert [trial.value for trial in loaded.trials[:2]] == [0.3, 0.2]
     assert loaded.trials[1].intermediate_values == {3: 0.1, 4: 0.2}
+
+
+def test_the_journal_names_objectives_and_trials(tmp_path: Path) -> None:
+    setting = run(STUDY, tmp_path / "journal", 1)[0]
+    name, storage = optuna_study_name(STUDY), open_journal(tmp_path / "journal")
+    loaded = optuna.load_study(study_name=name, storage=storage)
+    assert loaded.metric_names == ["validation NDCG@20"]
+    (trial,) = loaded.trials
+    assert trial.user_attrs["trial_id"] == search_trial(STUDY, setting).trial_id  # type: ignore[arg-type]
