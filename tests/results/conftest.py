@@ -123,10 +123,12 @@ def with_ranks(
     assert made.outcome is not None
     count = len(ranks)
     values = np.asarray(ranks, dtype=np.int64)
+    number = made.config.groups
+    groups = (np.arange(count) % number if number else np.full(count, -1)).astype(np.int32)
     users = UserRanks(
         user_id=np.array([f"u{number}" for number in range(count)], dtype=object),
-        group=np.full(count, -1, np.int32),
-        test_group=np.full(count, -1, np.int32),
+        group=groups,
+        test_group=groups,
         valid_rank=values,
         test_rank=values,
         map_x=np.full(count, np.nan, np.float32),
