@@ -111,7 +111,7 @@ class SearchSettings:
     """Values of grouping.groups."""
     conditioning_weights: tuple[float, ...] = (0.5, 1.0)
     """Values of loss.conditioning_weight."""
-    learning_rates: tuple[float, ...] = (3e-3, 6e-3)
+    learning_rates: tuple[float, ...] = (6e-3, 1e-2)
     """Values of train.lr; every baseline is tried with each of them."""
     every_method: bool = False
     """Try PerPEFT's own ablations with every learning rate too; else they take PerPEFT's."""
