@@ -12,6 +12,11 @@ _NO_SCREEN = ("", "dumb", "unknown")
 """Values of `TERM`."""
 
 
+def note(text: str) -> None:
+    """Print a line about what was done, beside the result: on standard error."""
+    print(text, file=sys.stderr)
+
+
 def is_screen(stream: TextIO) -> bool:
     """Whether a stream is a terminal that somebody looks at and that knows control sequences.
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import note
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Export:
         trial_id = choose_trial(folder, self.trial, self.method)
         options = ExportOptions(self.embeddings, self.with_encoder)
         export_trial(folder, trial_id, self.out, options)
-        print(f"{trial_id} exported to {self.out}")
+        note(f"{trial_id} exported to {self.out}")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Pack:
 
         packed = pack(StudyFolder.open(self.study))
         parts = ["data", *["encoder"] * packed.encoder]
-        print(f"{self.study} has {', '.join(parts)} and the weights of {packed.trials} trials")
+        note(f"{self.study} has {', '.join(parts)} and the weights of {packed.trials} trials")
         if packed.without_weights:
-            print(f"the weights of {packed.without_weights} trials are gone")
+            note(f"the weights of {packed.without_weights} trials are gone")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _recommend_one(command: Recommend) -> None:
         )
     best = model.recommend(history, command.k, exclude_seen=command.exclude_seen)
     if skipped:
-        print(f"skipped {skipped} of {len(command.history)} items, which {command.model} has not")
+        note(f"skipped {skipped} of {len(command.history)} items, which {command.model} has not")
     console = console_on()
     if model.config.trial.groups is not None:
         console.print(f"group {model.group_of(history)} of {model.config.groups}")
@@ -122,9 +123,9 @@ def _recommend_all(command: Recommend, users: Path, out: Path) -> None:
 
     options = BatchOptions(k=command.k, exclude_seen=command.exclude_seen, workers=command.workers)
     counts = recommend_all(command.model, users, out, options)
-    print(f"{counts.scored:,} of {counts.users:,} users in {out}")
+    note(f"{counts.scored:,} of {counts.users:,} users in {out}")
     if counts.skipped:
-        print(
+        note(
             f"skipped {counts.skipped:,} of {counts.interactions:,} interactions, with items that "
             f"{command.model} has not"
         )

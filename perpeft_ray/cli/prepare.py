@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from perpeft_ray.data.prepare.paper import PAPER_DATASETS
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
 from perpeft_ray.data.prepare.report import findings, report_on, table_1
 from perpeft_ray.screen import console as console_on
+from perpeft_ray.screen import note
 
 
 @dataclass(frozen=True)
@@ -146,5 +148,5 @@ def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], star
         name = command.category if isinstance(command, Amazon2023) else command.name
         console.print(table_1(report, name, PAPER_DATASETS.get(name)))
     seconds = time.perf_counter() - started
-    print(f"next: perpeft study --dataset {dataset.uri}")
-    print(f"{dataset.uri} in {seconds:.0f} s, fingerprint {dataset.fingerprint}")
+    print(f"{dataset.uri}, fingerprint {dataset.fingerprint}")
+    note(f"{seconds:.0f} s; next: perpeft study --dataset {shlex.quote(dataset.uri)}")

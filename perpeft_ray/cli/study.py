@@ -118,12 +118,12 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
             if isinstance(kept, str):
                 with reached(kept):
                     stack.enter_context(owned_at(kept, progress.say))
-            progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             now = fingerprints(dataset, config.encoder)
             repeats = repeat_shares(dataset)
+            folder = StudyFolder.create(config, now, repeats, scientific=question.scientific)
+            progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             for warning in repeat_warnings(dataclasses.asdict(repeats)):
                 progress.say(f"warning: {warning}")
-            folder = StudyFolder.create(config, now, repeats, scientific=question.scientific)
             stack.callback(folder.keep)
             stack.enter_context(ray_for(config, log_file))
             study = _open_study(config, folder, dataset, cache, progress)

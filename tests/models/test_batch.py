@@ -146,4 +146,4 @@ def test_the_command_says_how_many_users_it_wrote(
         ["recommend", str(exported), "--users", users, "--out", str(tmp_path / "out"), "-k", "2"]
     )
     assert len(pd.read_parquet(tmp_path / "out")) == 2 * 40
-    assert "40 of 40 users" in capsys.readouterr().out
+    assert "40 of 40 users" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def blocks(document: Path) -> list[tuple[str, str]]:
 
 
 def run(language: str, code: str, folder: Path) -> str:
-    """What a block prints; the test fails with its errors where it does."""
+    """What a block prints, on both streams; the test fails with its errors where it does."""
     if language == "bash":
         lines = [line for line in code.splitlines() if not any(part in line for part in NOT_RUN)]
         command = ["bash", "-c", PROGRAMS + "\n".join(lines)]
@@ -77,7 +77,7 @@ def run(language: str, code: str, folder: Path) -> str:
         timeout=1200,
     )
     assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    return done.stderr + done.stdout
 
 
 @BOTH

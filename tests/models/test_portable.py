@@ -61,7 +61,7 @@ def test_a_packed_study_needs_nothing_of_the_machine_it_was_run_on(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     perpeft(["pack", str(machine.folder.path)])
-    assert "and the weights of 2 trials" in capsys.readouterr().out
+    assert "and the weights of 2 trials" in capsys.readouterr().err
     copy = tmp_path / "elsewhere" / "study"
     shutil.copytree(machine.folder.path, copy)
     shutil.rmtree(machine.root)
@@ -130,7 +130,7 @@ def test_a_run_leaves_weights_in_the_studys_folder_even_where_it_is_stopped(
     def stopped(place: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("perpeft_ray.cli.study.print_tables", stopped)
+    monkeypatch.setattr("perpeft_ray.cli.study.show_results", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_study(config, Question(run="tests.models.test_portable:train_one"))
     kept = tmp_path / "results" / "run" / "weights" / "trials"

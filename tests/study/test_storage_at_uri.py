@@ -47,8 +47,8 @@ def test_killed_on_two_machines_and_ended_on_a_third(
         shutil.rmtree(tmp_path / machine)  # the machine is gone
     last = on("third")
     assert last.returncode == 0, last.stderr
-    assert "continuing: " in last.stdout
-    assert f"results in {storage}/ablation_peft" in last.stdout
+    assert "continuing: " in last.stderr
+    assert f"results in {storage}/ablation_peft" in last.stderr
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
     folder = StudyFolder.open(f"{storage}/ablation_peft")

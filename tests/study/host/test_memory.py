@@ -131,7 +131,7 @@ def test_the_killed_trial_is_a_row_the_study_goes_on_and_so_does_the_same_comman
 
     again = run(tmp_path, *eat)
     assert again.returncode == 0, again.stderr
-    assert f"continuing: {len(trials) - 1} of {len(trials)} trials are done" in again.stdout
+    assert f"continuing: {len(trials) - 1} of {len(trials)} trials are done" in again.stderr
     trials = rows(tmp_path)
     assert set(trials.status) == {"COMPLETE", "PRUNED"}
     assert not trials.duplicated(["phase", "config_hash"]).any()

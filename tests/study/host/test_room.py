@@ -64,13 +64,12 @@ def _ended(address: str, storage: Path, options: str) -> str:
     command = [sys.executable, str(SCRIPT), str(storage), "--start-timeout-s", "3"]
     with subprocess.Popen(
         [*command, *options.split()],
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "RAY_ADDRESS": address},
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("study ablation_peft")
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("study ablation_peft")
         began = time.monotonic()
         _, errors = process.communicate(timeout=300)
     assert time.monotonic() - began < 30
