@@ -18,9 +18,9 @@ from perpeft_ray.train.outcome import EpochRecord
 class Progress:
     """Tells how far a study is.
 
-    On standard error: standard output has the results. On a terminal as one status line that is kept up to date, with a line of its own for a trial
-    that failed; elsewhere as plain lines, one per finished trial and at least one every `every`
-    seconds.
+    On standard error, since standard output has the results. On a terminal as one status line that
+    is kept up to date, with a line of its own for a trial that failed; elsewhere as plain lines,
+    one per finished trial and at least one every `every` seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
