@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class Verdict:
         what = (
             "it counts, so there is nothing to export"
             if method in SIMPLE_METHODS
-            else f"perpeft export {study} my_model"
+            else f"perpeft export {shlex.quote(study)} my_model"
             + ("" if method == "perpeft" else f" --method {method}")
         )
         lead = f"Use {named}" if self.decided else f"Not decided; best in validation is {named}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-
 import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
@@ -13,6 +11,7 @@ from perpeft_ray.data.places import remove_folder, subfolder, subfolders
 from perpeft_ray.study.agenda import Agenda
 from perpeft_ray.study.host.memory import take_memory_kills_as_deaths
 from perpeft_ray.study.host.room import resources_of_worker
+from perpeft_ray.study.host.scratch import scratch_folder
 from perpeft_ray.study.plan import is_one_of
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.trainable import Study, make_trainable
@@ -37,7 +36,7 @@ def run_tune(
     take_memory_kills_as_deaths()
     trainable = tune.with_resources(make_trainable(study), _resources(study.config, workers))
     # Rows are ours; what Tune keeps about the trials is thrown away.
-    with tempfile.TemporaryDirectory(prefix="perpeft-tune-") as scratch:
+    with scratch_folder("perpeft-tune-") as scratch:
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -51,7 +50,7 @@ def run_tune(
             ),
             run_config=tune.RunConfig(
                 name=study.config.study,
-                storage_path=scratch,
+                storage_path=str(scratch),
                 callbacks=[Watch(study, progress)],
                 verbose=0,
             ),

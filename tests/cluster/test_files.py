@@ -106,6 +106,26 @@ def test_launcher_clusters_are_closed_and_share_a_folder(name: str) -> None:
         subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_a_token_that_is_copied_is_its_owners_alone(name: str) -> None:
+    config = load(name)
+    for file in config["file_mounts"]:
+        assert f"chmod 600 {file}" in config["setup_commands"]
+
+
+def test_a_token_that_is_made_is_its_owners_alone() -> None:
+    files = [path for path in (ROOT / "cluster").rglob("*") if path.is_file()]
+    files.append(ROOT / "perpeft_ray" / "study" / "doctor" / "diagnosis.py")
+    made = [
+        line
+        for file in files
+        for line in file.read_text().splitlines()
+        if "get-auth-token --generate" in line
+    ]
+    assert len(made) >= 5
+    assert all("(umask 077; ray get-auth-token --generate)" in line for line in made)
+
+
 @pytest.mark.parametrize("name", KUBERAY)
 def test_kuberay_files_name_fields_that_exist(name: str) -> None:
     resource = load(name)

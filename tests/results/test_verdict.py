@@ -66,6 +66,7 @@ def test_a_win_has_its_effect_test_and_sample(judge: Judge) -> None:
     assert sentence.startswith("LoRA: PerPEFT beats one global module by ")
     assert "(p < 0.001, 600 users, 1 seed), and the frozen encoder by " in sentence
     assert (found.use, found.decided) == (("perpeft", "lora"), True)
+    assert "perpeft export 'my results/x$' my_model" in found.lines("my results/x$")[1]
     assert found.lines("results/x")[1] == (
         "Use `perpeft` with LoRA: perpeft export results/x my_model"
     )

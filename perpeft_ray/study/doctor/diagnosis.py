@@ -66,10 +66,14 @@ def check_versions(own: Mapping[str, str], reports: Reports) -> Check:
     )
 
 
-def check_resources(study: StudyConfig, parallel_workers: int, nodes: Resources) -> Check:
+def check_resources(
+    study: StudyConfig, parallel_workers: int, nodes: Resources, *, joined: bool = True
+) -> Check:
     """There must be room for the study's trials at a time, each worker on one node.
 
     `parallel_workers`: Ray Train workers of the extra rows in parallel mode; 0: no such rows.
+    `joined`: whether it is a cluster that may grow; on the Ray that a study starts itself it runs
+    as many trials at a time as fit, so room for one is enough.
     """
     places = sum(_places(study, node) for node in nodes.values())
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes.values()) for kind in ("CPU", "GPU"))
@@ -79,6 +83,8 @@ def check_resources(study: StudyConfig, parallel_workers: int, nodes: Resources)
     )
     of_trial = max(study.workers, 1)
     at_a_time = study.search.max_concurrent
+    if not joined:
+        at_a_time = max(1, min(at_a_time, places // of_trial))
     needed = max(of_trial * at_a_time, parallel_workers)
     if places >= needed:
         return Check("resources", found)
@@ -177,7 +183,8 @@ def check_authentication(status: int | None) -> Check:
     if status in (401, 403):
         return Check("authentication", "a request without a token is refused")
     change = (
-        "whoever reaches this Ray can run code on it: `ray get-auth-token --generate`, copy "
+        "whoever reaches this Ray can run code on it: "
+        "`(umask 077; ray get-auth-token --generate)`, copy "
         "~/.ray/auth_token to every node, set RAY_AUTH_MODE=token and start Ray again"
     )
     if status is None:

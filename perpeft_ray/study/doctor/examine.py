@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ def _checks(
     yield diagnosis.check_versions(own, reports)
     resources = {name: node["Resources"] for name, node in nodes.items()}
     parallel = worker_counts(study).get("parallel_workers", 0)
-    yield diagnosis.check_resources(study, parallel, resources)
+    yield diagnosis.check_resources(study, parallel, resources, joined="RAY_ADDRESS" in os.environ)
     sign = _sign(meeting).encode()
     arrived = {name: read_file(subfolder(meeting, node)) == sign for name, node in ids.items()}
     yield diagnosis.check_storage(str(storage), reports, arrived)

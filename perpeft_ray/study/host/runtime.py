@@ -135,6 +135,17 @@ def _init() -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    hide_token()
+
+
+def hide_token(file: Path | None = None) -> None:
+    """Let none but its owner read the token that Ray 2.60 writes where it finds none.
+
+    `file`: by default where Ray writes it.
+    """
+    file = file or Path.home() / ".ray" / "auth_token"
+    if file.exists() and file.stat().st_mode & 0o077:
+        file.chmod(0o600)
 
 
 def _check_answers(address: str) -> None:

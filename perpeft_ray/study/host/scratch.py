@@ -1,4 +1,4 @@
-"""Where Ray's own files lie while a study runs: a folder short enough for its sockets."""
+"""Where Ray's and Tune's own files lie while a study runs; Ray's is short enough for sockets."""
 
 from __future__ import annotations
 
@@ -41,15 +41,27 @@ def ray_folder() -> Iterator[None]:
             )
         yield
         return
-    base = _base()
-    _remove_left(base)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-    os.environ[_VARIABLE] = str(folder)
+    with scratch_folder(_PREFIX, _base()) as folder:
+        os.environ[_VARIABLE] = str(folder)
+        try:
+            yield
+        finally:
+            del os.environ[_VARIABLE]
+
+
+@contextmanager
+def scratch_folder(prefix: str, base: str | None = None) -> Iterator[Path]:
+    """Yield a new folder, below `TMPDIR` by default, which is removed after the block.
+
+    What processes that were killed left under such a name is removed too.
+    """
+    base = base or tempfile.gettempdir()
+    _remove_left(prefix, base)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
     try:
         with FileLock(folder / _LOCK):
-            yield
+            yield folder
     finally:
-        del os.environ[_VARIABLE]
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -64,9 +76,9 @@ def _base() -> str:
     )
 
 
-def _remove_left(base: str) -> None:
+def _remove_left(prefix: str, base: str) -> None:
     """Remove the folders of processes that are no more: nobody holds their lock."""
-    for lock in Path(base).glob(f"{_PREFIX}*/{_LOCK}"):
+    for lock in Path(base).glob(f"{prefix}*/{_LOCK}"):
         try:
             with FileLock(lock, timeout=0):
                 shutil.rmtree(lock.parent, ignore_errors=True)

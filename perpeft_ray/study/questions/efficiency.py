@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from perpeft_ray.config import (
     FACTS,
@@ -16,6 +14,7 @@ from perpeft_ray.config import (
     exists,
 )
 from perpeft_ray.study.ablation import run_listed
+from perpeft_ray.study.host.scratch import scratch_folder
 from perpeft_ray.study.plan import TrialSpec, settings_trials
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.trainable import Study
@@ -27,8 +26,8 @@ def run_efficiency(study: Study, progress: Progress) -> None:
     What other studies have trained is not taken from the cache, since it was timed beside other
     trials; hidden states and frozen features are.
     """
-    with tempfile.TemporaryDirectory(prefix="perpeft-efficiency-") as folder:
-        own = study.workspace.with_nothing_trained(Path(folder))
+    with scratch_folder("perpeft-efficiency-") as folder:
+        own = study.workspace.with_nothing_trained(folder)
         alone = replace(study, workspace=own)
         run_listed(alone, efficiency_trials(study.config), progress, fresh_processes=True)
 

@@ -102,6 +102,13 @@ def test_resources(
     assert diagnosis.check_resources(config, parallel, nodes).change == change
 
 
+def test_a_study_that_starts_ray_itself_needs_room_for_one_trial() -> None:
+    one = {"a": {"CPU": 1.0}}
+    assert diagnosis.check_resources(study(2), 0, one, joined=False).ok
+    assert not diagnosis.check_resources(study(2), 0, one, joined=True).ok
+    assert not diagnosis.check_resources(study(2), 2, one, joined=False).ok
+
+
 def test_storage_is_one_folder_or_says_where_it_is_not() -> None:
     reports = {"a": report(), "b": report()}
     assert diagnosis.check_storage("/s", reports, {"a": True, "b": True}).ok

@@ -49,6 +49,18 @@ def test_more_workers_than_processors_are_told_at_once(
     assert ray.is_initialized()  # it was there before
 
 
+def test_rays_token_is_its_owners_alone(tmp_path: Path) -> None:
+    token = tmp_path / "auth_token"
+    runtime.hide_token(token)  # none, no fault
+    token.write_text("secret")
+    token.chmod(0o644)
+    runtime.hide_token(token)
+    assert token.stat().st_mode & 0o777 == 0o600
+    token.chmod(0o400)
+    runtime.hide_token(token)
+    assert token.stat().st_mode & 0o777 == 0o400
+
+
 @pytest.mark.usefixtures("ray_runtime")
 def test_ray_train_workers_need_the_state_api(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

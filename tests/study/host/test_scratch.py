@@ -11,7 +11,7 @@ import pytest
 
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.host import scratch
-from perpeft_ray.study.host.scratch import ray_folder
+from perpeft_ray.study.host.scratch import ray_folder, scratch_folder
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,18 @@ def test_what_a_killed_process_left_is_removed_and_what_is_used_stays(
             assert not left.exists()
         os.environ["RAY_TMPDIR"] = str(used)
     assert [path.name for path in temporary.iterdir()] == ["perpeft-notours"]
+
+
+def test_what_a_killed_study_left_of_tune_is_removed(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    left = temporary / "perpeft-tune-killed00"
+    left.mkdir()
+    (left / ".in-use").touch()
+    with scratch_folder("perpeft-tune-") as first, scratch_folder("perpeft-tune-") as second:
+        assert sorted(temporary.iterdir()) == sorted([first, second])
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_long_ray_tmpdir_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
