@@ -125,7 +125,7 @@ def run_study(config: StudyConfig, question: Question | None = None) -> None:
             for warning in repeat_warnings(dataclasses.asdict(repeats)):
                 progress.say(f"warning: {warning}")
             stack.callback(folder.keep)
-            stack.enter_context(ray_for(config, log_file))
+            config = stack.enter_context(ray_for(config, log_file))
             study = _open_study(config, folder, dataset, cache, progress)
             if not folder.uri:
                 stack.callback(_keep_weights, folder, study)

@@ -50,8 +50,9 @@ class StudyConfig:
     """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0: no such rows."""
     cpus_per_worker: int = 1
     """CPU threads of a worker (or of a trial without workers)."""
-    gpus_per_worker: float = 0.0
-    """GPUs of a worker (or of a trial without workers), also a fraction; 0 trains on the CPU."""
+    gpus_per_worker: float | None = None
+    """GPUs of a worker (or of a trial without workers), also a fraction; 0 trains on the CPU.
+    None: where Ray has GPUs 1, or 0.25 for encoders of under 50 million parameters, else 0."""
     log: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Trackers besides TensorBoard: mlflow, wandb; each a package of its own, see README."""
     checkpoints: str = ""
@@ -83,8 +84,8 @@ class StudyConfig:
         at_least("workers", self.workers, 0)
         at_least("parallel_workers", self.parallel_workers, 0)
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
-        between("gpus_per_worker", self.gpus_per_worker, 0.0, math.inf)
-        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+        between("gpus_per_worker", self.gpus, 0.0, math.inf)
+        if self.gpus > 1 and self.gpus % 1:
             raise InputError(
                 "`gpus_per_worker` must be a whole number above 1, or a fraction of one, but is "
                 f"{self.gpus_per_worker}"
@@ -113,6 +114,11 @@ class StudyConfig:
     def mode(self) -> Mode:
         """The training mode, with the default resolved from the number of workers."""
         return self.train.mode or ("sequential" if self.workers <= 1 else "parallel")
+
+    @property
+    def gpus(self) -> float:
+        """`gpus_per_worker`, 0 where Ray was not asked yet whether it has GPUs."""
+        return self.gpus_per_worker or 0.0
 
     def trial(
         self,

@@ -146,7 +146,7 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
             keep,
             workers=spec.workers,
             cpus_per_worker=study.config.cpus_per_worker,
-            gpus_per_worker=study.config.gpus_per_worker,
+            gpus_per_worker=study.config.gpus,
             test=spec.test,
             checkpoints=checkpoints,
         )

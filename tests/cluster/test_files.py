@@ -173,7 +173,7 @@ def test_a_job_has_the_cluster_of_the_cluster_file(accelerator: str) -> None:
     assert (command, study) == ("perpeft", "study")
     config = parse_study(arguments)
     assert config.storage.startswith("/mnt/perpeft/")
-    assert config.gpus_per_worker == (accelerator == "gpu")
+    assert config.gpus == (accelerator == "gpu")
     (workers,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     places = workers["replicas"] * (1 if accelerator == "gpu" else 3)
     assert config.workers * config.search.max_concurrent <= places

@@ -89,7 +89,7 @@ def check_resources(
     if places >= needed:
         return Check("resources", found)
     place = _count(study.cpus_per_worker, "CPU") + (
-        f" and {_count(study.gpus_per_worker, 'GPU')}" if study.gpus_per_worker else ""
+        f" and {_count(study.gpus, 'GPU')}" if study.gpus else ""
     )
     advice = f"add nodes with {_count(needed - places, 'place')} of {place}"
     if places >= max(of_trial, parallel_workers):
@@ -161,10 +161,11 @@ def check_gpus(gpus_per_worker: float, seen: Mapping[str, int | None]) -> Check:
     `seen`: GPUs that torch saw in a task with a GPU, by node with GPUs; None: no answer.
     """
     if not gpus_per_worker:
-        return Check("GPUs", "not asked for (--gpus-per-worker 0)")
+        return Check("GPUs", "none: trials train on the CPU (--gpus-per-worker)")
     blind = [node for node, count in seen.items() if not count]
     if seen and not blind:
-        return Check("GPUs", f"torch sees one on {_names(list(seen))}")
+        found = f"torch sees one on {_names(list(seen))}; a worker takes {gpus_per_worker:g}"
+        return Check("GPUs", found)
     if not seen:
         return Check("GPUs", "no node has one", "add nodes with GPUs, or --gpus-per-worker 0")
     return Check(
@@ -210,7 +211,7 @@ def check_dashboard(url: str, status: int | None, complaint: str | None) -> Chec
 
 def _places(study: StudyConfig, node: Mapping[str, float]) -> int:
     """Workers that fit on a node."""
-    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus_per_worker}
+    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus}
     fits = [
         # A third of a GPU three times is one GPU.
         math.floor(node.get(kind, 0) / amount + 1e-9)

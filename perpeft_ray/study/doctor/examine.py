@@ -17,7 +17,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.study.doctor import diagnosis, node_report
 from perpeft_ray.study.doctor.diagnosis import Check
 from perpeft_ray.study.doctor.node_report import NodeReport, Question
-from perpeft_ray.study.host.runtime import ray_runtime, wait_for_state_api, worker_counts
+from perpeft_ray.study.host.runtime import ray_runtime, wait_for_state_api, with_gpus, worker_counts
 
 LIBRARIES = ("ray", "torch", "transformers", "peft")
 """Beside Python and this package, what must be the same on every node."""
@@ -36,7 +36,7 @@ def diagnose(study: StudyConfig, storage: Path | str, data: Dataset | list[Path]
     with _meeting_folder(storage) as meeting:
         try:
             with ray_runtime():
-                return [_reached(), *_checks(study, storage, data, meeting)]
+                return [_reached(), *_checks(with_gpus(study), storage, data, meeting)]
         # Ray says with any of these that it cannot be joined: other versions, a wrong token.
         except (ConnectionError, RuntimeError, InputError) as error:
             first = str(error).strip().partition("\n")[0]
@@ -86,8 +86,8 @@ def _checks(
     fingerprint = encoder_fingerprint(study.encoder)
     yield diagnosis.check_encoder(study.encoder, fingerprint, reports)
     with_gpus = {name: ids[name] for name, has in resources.items() if has.get("GPU", 0) > 0}
-    seen = _gpus(with_gpus) if study.gpus_per_worker else {}
-    yield diagnosis.check_gpus(study.gpus_per_worker, seen)
+    seen = _gpus(with_gpus) if study.gpus else {}
+    yield diagnosis.check_gpus(study.gpus, seen)
 
 
 @contextmanager

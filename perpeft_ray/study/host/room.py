@@ -25,7 +25,7 @@ UNUSED_S = 15.0
 
 def resources_of_worker(config: StudyConfig) -> dict[str, float]:
     """What a Ray Train worker, or a trial without workers, holds."""
-    amounts = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus_per_worker}
+    amounts = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus}
     return {name: amount for name, amount in amounts.items() if amount}
 
 

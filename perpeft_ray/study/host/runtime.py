@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -35,13 +36,16 @@ ADDRESS_WAIT_S = 10.0
 """For the cluster that is joined to take a connection."""
 STATE_API_WAIT_S = 30.0
 """The dashboard, which serves the State API, comes up after Ray itself."""
+_LARGE_ENCODER, _SHARE = 50_000_000, 0.25
+"""Parameters of an encoder that has a GPU alone; a trial's share of one with a smaller encoder."""
 _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
 
 
 @contextmanager
-def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
+def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
     """Ray, started or joined, with room for the study's trials; ends only what it started.
 
+    The study comes back with `gpus_per_worker` set (`with_gpus`).
     What Ray, Optuna and failed trials log goes to `log_file`, whose folder must exist.
 
     Raises InputError where no Ray answers or our own has too few CPUs for a trial,
@@ -49,6 +53,7 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
     where trials would hang because the State API is missing.
     """
     with ray_runtime():
+        study = with_gpus(study)
         if os.environ.get("RAY_ADDRESS"):  # a cluster may grow, and others may hold its processors
             from perpeft_ray.study.host.room import wait_for_room
 
@@ -58,7 +63,24 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[None]:
         if any(worker_counts(study).values()):
             wait_for_state_api()
         with _logging_to(log_file):
-            yield
+            yield study
+
+
+def with_gpus(study: StudyConfig) -> StudyConfig:
+    """The study with the GPUs of a worker that are its default on the Ray of this process.
+
+    One GPU keeps several small encoders busy; a larger one has it alone.
+    """
+    import ray
+
+    from perpeft_ray.encoder.sizes import encoder_parameters
+
+    if study.gpus_per_worker is not None:
+        return study
+    gpus = 0.0
+    if ray.cluster_resources().get("GPU", 0) > 0:  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        gpus = 1.0 if encoder_parameters(study.encoder) >= _LARGE_ENCODER else _SHARE
+    return dataclasses.replace(study, gpus_per_worker=gpus)
 
 
 @contextmanager
@@ -168,7 +190,7 @@ def _check_resources(study: StudyConfig) -> None:
     import ray
 
     cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus_per_worker}
+    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus}
     for kind, amount in of_worker.items():
         field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
         for name, workers in worker_counts(study).items():

@@ -17,9 +17,10 @@ from ray.train import WorkerGroupError
 from ray.util import state
 
 from perpeft_ray.config import StudyConfig, TrainSettings
+from perpeft_ray.encoder import sizes
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.host import runtime
-from perpeft_ray.study.host.runtime import ray_for
+from perpeft_ray.study.host.runtime import ray_for, with_gpus
 from perpeft_ray.study.plan import search_trials
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.watch import one_line
@@ -174,3 +175,16 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InputError, match=f"`RAY_ADDRESS` .* {address} does not answer"):
         runtime._init()
+
+
+@pytest.mark.parametrize(
+    ("resources", "parameters", "gpus"),
+    [({"CPU": 2.0}, 10**6, 0.0), ({"GPU": 1.0}, 10**6, 0.25), ({"GPU": 8.0}, 10**8, 1.0)],
+)
+def test_a_study_uses_the_gpus_that_ray_has(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], parameters: int, gpus: float
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(sizes, "encoder_parameters", lambda encoder: parameters)
+    assert with_gpus(StudyConfig()).gpus_per_worker == gpus
+    assert with_gpus(StudyConfig(gpus_per_worker=0.0)).gpus_per_worker == 0.0
