@@ -36,13 +36,15 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class TitlePart:
-    """Titles of a batch that are encoded together."""
+class Parts:
+    """The titles of a batch of n, cut into parts that are encoded together."""
 
-    rows: torch.Tensor
-    """int64 [m]: which items of the batch."""
-    longest: int
-    """Tokens of the longest of these titles."""
+    rows: tuple[torch.Tensor, ...]
+    """Of each part int64 [m]: which items of the batch, perhaps with repeats at the end."""
+    longest: tuple[int, ...]
+    """Tokens that each part's titles are trimmed or padded to."""
+    back: torch.Tensor
+    """int64 [n]: where each item is in all parts' rows, one after another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +61,8 @@ class ItemBatch:
     """bool [n]."""
     has_title: torch.Tensor
     """bool [n]."""
-    parts: tuple[TitlePart, ...] = ()
-    """The titles by length, each in one part; none: all are encoded together."""
+    parts: Parts | None = None
+    """The titles by length; None: all are encoded together."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,14 +91,19 @@ def _last(layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor], mask: Tensor 
 
 class _QuickGelu(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x * (x * _SLOPE).sigmoid_()
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        if x.is_cuda:
+            from perpeft_ray.encoder import kernels
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+            return kernels.quick_gelu(x)
+        return x * (x * _SLOPE).sigmoid_()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient, x * _SLOPE)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+        if x.is_cuda:
+            from perpeft_ray.encoder import kernels
+
+            return kernels.quick_gelu_backward(gradient, x)
+        return torch.ops.aten.silu_backward(gradient, x * _SLOPE)  # type: ignore[no-any-return]  # torch says Any

@@ -1,4 +1,7 @@
-"""Dropout for the CPU: torch draws one Bernoulli number an element there, this four at a time."""
+"""Dropout as masks in the dtype of what they are multiplied with.
+
+On a CPU torch draws one Bernoulli number for each element, this four at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ _LEVELS = 2**16
 
 
 class BitDropout(nn.Module):
-    """As `nn.Dropout`, with masks cut from whole random words of torch's generator.
+    """As `nn.Dropout`, with masks cut on a CPU from whole random words of torch's generator.
 
     `p` is rounded to a multiple of 2^-16. At width 64 torch's own Bernoulli draws were a quarter
     of a LoRA training step (see results/LOG.md).
@@ -29,6 +32,8 @@ class BitDropout(nn.Module):
         """1 at elements of `x` that are not dropped this time, else 0, in its dtype; None: all."""
         if not self.training or self.dropped == 0:
             return None
+        if x.device.type != "cpu":
+            return torch.empty_like(x).bernoulli_(1 - self.dropped / _LEVELS)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
         kept = drawn >= self.dropped - _LEVELS // 2

@@ -22,12 +22,10 @@ from torch import Tensor
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, settle, write_mark
 from perpeft_ray.encoder.foundation import Towers
+from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.encoder.iisan import kept_layers
-from perpeft_ray.encoder.items import batch_on
+from perpeft_ray.encoder.rows import CatalogueRows
 from perpeft_ray.screen import console as console_on
-
-CHUNK = 256
-"""Items encoded at a time."""
 
 
 def projected_features(
@@ -122,18 +120,19 @@ def _fill(
         )
         for name, shape in shapes.items()
     ]
+    source, chunk = CatalogueRows(catalogue), sizes_of(device).encode_items
     # Longest titles first: what is too large for the memory is so at once.
     order = np.argsort(-catalogue.token_counts[1:].astype(np.int64), kind="stable") + 1  # [I]
     console = console_on(sys.stderr)
     for start in track(
-        range(done, len(order), CHUNK),
+        range(done, len(order), chunk),
         "encoding items",
         console=console,
         disable=not console.is_terminal,
         transient=True,
     ):
-        items = order[start : start + CHUNK]
-        rows = encode(batch_on(catalogue, items, device))
+        items = order[start : start + chunk]
+        rows = encode(source.batch(items, device))
         for array, values in zip(arrays, rows, strict=True):
             array[items] = values
             settle(array)

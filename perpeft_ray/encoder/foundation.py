@@ -18,6 +18,7 @@ from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
+from perpeft_ray.encoder.patches import embed_patches_by_product
 from perpeft_ray.encoder.sdpa import attend_by_products
 from perpeft_ray.encoder.source import (
     POOLING,
@@ -52,6 +53,24 @@ def compute_dtype(name: Dtype, device: torch.device, width: int) -> torch.dtype:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native and width >= NARROW else torch.float32
+
+
+def resolved_dtype(encoder: str, asked: Dtype, device: torch.device) -> str:
+    """What `asked` means for an encoder on a device, as part of a cache's name.
+
+    `float32` or `bfloat16`, of a pair perhaps both. Only the encoder's config.json is read.
+    """
+    source = parse_encoder(encoder)
+    paths = {source.path, source.image_path or source.path}
+    names = {str(compute_dtype(asked, device, _width(path))) for path in paths}
+    return "+".join(sorted(name.removeprefix("torch.") for name in names))
+
+
+def _width(path: str) -> int:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return int(getattr(getattr(config, "text_config", config), "hidden_size", NARROW))
 
 
 @dataclass(frozen=True)
@@ -148,6 +167,12 @@ class Towers(nn.Module):
     def pixels(self, batch: ItemBatch) -> Tensor:
         """Pixels as the image processor makes them, in the towers' dtype, [n, 3, S, S]."""
         assert batch.pixels is not None
+        if batch.pixels.is_cuda:
+            from perpeft_ray.encoder import kernels
+
+            return kernels.scale_pixels(
+                batch.pixels, self.pixel_scale, self.pixel_shift, self.dtype
+            )
         # In place: 512 items of 224 pixels are 294 MB in float32.
         pixels = batch.pixels.to(torch.float32, copy=True)
         return pixels.mul_(self.pixel_scale).add_(self.pixel_shift).to(self.dtype)
@@ -162,7 +187,7 @@ def load_towers(
     Weights are read from safetensors only, never from pickles.
     Raises InputError where the model cannot be loaded or is not of the family.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
     from transformers.utils import logging
 
     from perpeft_ray.encoder.preprocess import pixel_scaling
@@ -171,9 +196,7 @@ def load_towers(
 
     def load(path: str) -> Any:
         with reading(name):
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            width = getattr(getattr(config, "text_config", config), "hidden_size", NARROW)
-            compute = compute_dtype(dtype, device, width)
+            compute = compute_dtype(dtype, device, _width(path))
             model, loaded = AutoModel.from_pretrained(
                 path,
                 dtype=compute,
@@ -182,6 +205,8 @@ def load_towers(
                 output_loading_info=True,
             )
         _check_complete(name, loaded["missing_keys"])
+        if device.type == "cuda":
+            embed_patches_by_product(model)
         if compute == torch.bfloat16 and device.type == "cpu":
             attend_by_products(model)
         return model

@@ -10,7 +10,6 @@ the next step's items can be read while a step is computed.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from perpeft_ray.data.catalogue import Catalogue, ItemBatch, TitlePart
+from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.encoder.foundation import Towers
-from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.encoder.iisan import Iisan
-from perpeft_ray.encoder.titles import title_parts
+from perpeft_ray.encoder.rows import CatalogueRows, Rows
 from perpeft_ray.encoder.variants import adapter_modules
 
 Inputs = tuple[Any, ...]
@@ -30,13 +28,20 @@ Inputs = tuple[Any, ...]
 
 
 class ItemEncoder(nn.Module):
-    """`forward(*inputs(items))`: item indices int64 [n] -> float32 [n, out_features]."""
+    """`forward(*inputs(items))`: item indices int64 [n] -> float32 [n, out_features].
+
+    On a GPU there may be rows behind these n, of repeated items: few shapes come again and again.
+    """
 
     out_features: int
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
         """What `forward` computes from, on the device where it does."""
         raise NotImplementedError
+
+    def order(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """These items in the order in which they are best encoded, some at a time."""
+        return items
 
 
 class TowerItemEncoder(ItemEncoder):
@@ -46,7 +51,11 @@ class TowerItemEncoder(ItemEncoder):
         super().__init__()
         self.towers = towers
         self.out_features = towers.out_features
-        self._catalogue = catalogue
+        self._rows = CatalogueRows(catalogue)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.towers.parameters()).device
 
     def train(self, mode: bool = True) -> TowerItemEncoder:
         """Training mode for the adapter and its dropout only: frozen towers keep theirs off."""
@@ -58,8 +67,12 @@ class TowerItemEncoder(ItemEncoder):
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
         """An `ItemBatch`."""
-        device = next(self.towers.parameters()).device
-        return (batch_on(self._catalogue, items, device),)
+        items = self._rows.padded(items, self._device)
+        return (self._rows.batch(items, self._device),)
+
+    def order(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """By the length of their titles, the longest first."""
+        return self._rows.by_length(items)
 
     def forward(self, batch: ItemBatch) -> Tensor:
         """A batch of n items -> float32 [n, out_features]."""
@@ -80,13 +93,13 @@ class IisanItemEncoder(ItemEncoder):
         text_width, image_width = (0 if t is None else t.shape[2] for t in (text, image))
         self.side = Iisan(text_width, image_width, states, bottleneck)
         self.out_features = self.side.out_features
-        self._text, self._image = text, image
+        self._text, self._image = (None if t is None else Rows(t) for t in (text, image))
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
         """Hidden states of the text and the image tower, float32 [n, K, W] each."""
         device = self.side.gates.device
         return tuple(
-            None if tower is None else torch.from_numpy(tower[items]).to(device).float()
+            None if tower is None else tower.read(items, device).float()
             for tower in (self._text, self._image)
         )
 
@@ -98,32 +111,19 @@ class IisanItemEncoder(ItemEncoder):
 class CachedItemEncoder(ItemEncoder):
     """Cached features float32 [I+1, out_features]; nothing to train."""
 
+    _where: Tensor
+
     def __init__(self, features: NDArray[np.float32]) -> None:
         super().__init__()
         self.out_features = features.shape[1]
-        self._features = features
+        self._features = Rows(features)
+        self.register_buffer("_where", torch.empty(0), persistent=False)
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
-        """The features themselves, on the CPU."""
-        return (torch.from_numpy(self._features[items]),)
+        """The features themselves."""
+        return (self._features.read(items, self._where.device),)
 
     def forward(self, *inputs: Any) -> Tensor:
         """The features."""
         (features,) = inputs
         return features  # type: ignore[no-any-return]  # nn.Module's call is untyped
-
-
-def batch_on(catalogue: Catalogue, items: NDArray[np.int64], device: torch.device) -> ItemBatch:
-    """The catalogue's encoder inputs of these items on a device, titles in parts by length."""
-    parts = title_parts(catalogue.token_counts[items], sizes_of(device))
-    batch = replace(catalogue.batch(items), parts=parts)
-    if device.type == "cpu":
-        return batch
-    return ItemBatch(
-        pixels=None if batch.pixels is None else batch.pixels.to(device),
-        token_ids=batch.token_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        has_image=batch.has_image.to(device),
-        has_title=batch.has_title.to(device),
-        parts=tuple(TitlePart(part.rows.to(device), part.longest) for part in parts),
-    )

@@ -1,4 +1,4 @@
-"""Plain LoRA in bfloat16 towers on a CPU: its small products in the towers' dtype, in one function.
+"""Plain LoRA in bfloat16 towers: its small products in the towers' dtype, in one function.
 
 peft widens every input to float32 for the adapter and adds in float32, which moves four times the
 memory of the frozen product itself. Here the adapter's weights, float32 as they are trained, are

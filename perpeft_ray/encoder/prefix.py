@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.encoder.features import store_of_items
 from perpeft_ray.encoder.foundation import Towers
-from perpeft_ray.encoder.hardware import sizes_of
-from perpeft_ray.encoder.items import Inputs, TowerItemEncoder, batch_on
+from perpeft_ray.encoder.items import Inputs, TowerItemEncoder
+from perpeft_ray.encoder.rows import CatalogueRows, Rows
 from perpeft_ray.encoder.targets import layer_stacks
-from perpeft_ray.encoder.titles import by_length, title_parts
+from perpeft_ray.encoder.titles import by_length
 
 MAX_BYTES = 64 * 2**30
 """Largest store; 12,000 items of CLIP ViT-B/32 with titles of up to 77 tokens are 1.9 GB."""
@@ -43,24 +43,28 @@ class SuffixItemEncoder(TowerItemEncoder):
 
     def __init__(self, towers: Towers, catalogue: Catalogue, states: PrefixStates) -> None:
         self._pixel_shape = () if catalogue.pixels is None else catalogue.pixels.shape[1:]
-        if "image" in states.entries:
-            catalogue = replace(catalogue, pixels=None)  # nothing looks at them
         super().__init__(towers, catalogue)
-        self._states = states
+        # Nothing looks at the pixels of images whose states are stored.
+        self._rows = CatalogueRows(catalogue, pixels="image" not in states.entries)
+        self._states = {name: Rows(array) for name, array in states.arrays.items()}
+        self._entries = states.entries
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
         """An `ItemBatch`; states of titles, a tensor for each of its parts; states of images.
 
         None where a half has no stored states.
         """
-        (batch,) = super().inputs(items)
-        device, arrays = batch.token_ids.device, self._states.arrays
+        items = self._rows.padded(items, self._device)
+        batch = self._rows.batch(items, self._device)
         text = image = None
-        if "text" in arrays:
-            parts = title_parts(self._catalogue.token_counts[items], sizes_of(device))
-            text = [self._read("text", items[part.rows.numpy()], part.longest) for part in parts]
-            text = text or [self._read("text", items, batch.token_ids.shape[1])]
-        if "image" in arrays:
+        if "text" in self._states:
+            parts = self._rows.parts(items, self._device)
+            cuts = [(items, batch.token_ids.shape[1])]
+            if parts is not None:
+                rows = [items[part.numpy()] for part in parts.rows]
+                cuts = list(zip(rows, parts.longest, strict=True))
+            text = [self._read("text", *cut) for cut in cuts]
+        if "image" in self._states:
             image = self._read("image", items, None)
         return batch, text, image
 
@@ -68,7 +72,7 @@ class SuffixItemEncoder(TowerItemEncoder):
         self, batch: ItemBatch, text_states: list[Tensor] | None, image_states: Tensor | None
     ) -> Tensor:
         """As `TowerItemEncoder`, of what `inputs` gave."""
-        towers, entries = self.towers, self._states.entries
+        towers, entries = self.towers, self._entries
         image = text = None
         if towers.image is not None and image_states is None:
             image = towers.image.features(towers.pixels(batch))
@@ -90,8 +94,7 @@ class SuffixItemEncoder(TowerItemEncoder):
         return towers.joined(batch, image, text)
 
     def _read(self, name: str, items: NDArray[np.int64], longest: int | None) -> Tensor:
-        rows = torch.from_numpy(self._states.arrays[name][items, :longest])
-        return rows.to(next(self.towers.parameters()).device).view(self.towers.dtype)
+        return self._states[name].read(items, self._device, longest).view(self.towers.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +120,8 @@ def prefix_states(
         return None
     device = next(towers.parameters()).device
     dtype = np.dtype(np.float32 if towers.dtype == torch.float32 else np.int16)
-    longest = int(catalogue.token_counts.max(initial=1))
+    rows = CatalogueRows(catalogue)
+    longest = rows.longest(device)
 
     def states(batch: ItemBatch) -> Sequence[NDArray[Any]]:
         missing = longest - batch.token_ids.shape[1]
@@ -128,9 +132,9 @@ def prefix_states(
         return [tensor.contiguous().view(plain).cpu().numpy() for tensor in found.values()]
 
     with torch.inference_mode():
-        one = states(batch_on(catalogue, np.array([1]), device))
-    shapes = {name: rows.shape[1:] for name, rows in zip(entries, one, strict=True)}
-    size = (catalogue.num_items + 1) * sum(rows[0].nbytes for rows in one)
+        one = states(rows.batch(np.array([1]), device))
+    shapes = {name: item.shape[1:] for name, item in zip(entries, one, strict=True)}
+    size = (catalogue.num_items + 1) * sum(item[0].nbytes for item in one)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.is_dir() and size > min(MAX_BYTES, shutil.disk_usage(folder.parent).free // 2):
         _log.warning("states of frozen layers are not kept: they would be %.1f GB", size / 1e9)
@@ -156,7 +160,7 @@ class _Entry:
         kept: list[Tensor] = []
         hook = self._last.register_forward_hook(lambda _, inputs, output: kept.append(output))
         try:
-            towers(replace(batch, parts=()))
+            towers(replace(batch, parts=None))
         finally:
             hook.remove()
         return kept[0]

@@ -1,7 +1,7 @@
 """Titles of like length encoded together, so that few of the tokens are padding.
 
 The parts are chosen on the CPU, where the catalogue's lengths are, so that no device is waited for.
-Letters: n titles, L tokens.
+Letters: n titles, m titles of a part, L tokens.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perpeft_ray.data.catalogue import ItemBatch, TitlePart
+from perpeft_ray.data.catalogue import ItemBatch, Parts
 from perpeft_ray.encoder.hardware import Sizes
 
 
-def title_parts(lengths: NDArray[np.integer], sizes: Sizes) -> tuple[TitlePart, ...]:
-    """The cheapest cut of titles with these lengths [n] into parts; () where one part is.
+def title_parts(lengths: NDArray[np.integer], sizes: Sizes, most: int) -> Parts | None:
+    """The cheapest cut of titles with these lengths [n] into parts; None where one part is.
 
-    A part costs its tokens, all padded to its longest title, and `sizes.part_cost`.
+    A part costs its tokens, all padded to its longest title, and `sizes.part_cost`. Lengths are
+    padded as `sizes` says, to `most` at the longest; so are the titles of a part, by repeats.
     """
+    if len(lengths) == 0:
+        return None
+    step = sizes.length_step
+    lengths = np.minimum(-(-np.maximum(lengths, 1) // step) * step, most)
     order = np.argsort(lengths, kind="stable")
     values, counts = np.unique(lengths, return_counts=True)
     ends = np.concatenate(([0], np.cumsum(counts)))  # titles up to each length
@@ -32,18 +37,23 @@ def title_parts(lengths: NDArray[np.integer], sizes: Sizes) -> tuple[TitlePart, 
         options = cost[:last] + (ends[last] - ends[:last]) * values[last - 1]
         begin[last] = options.argmin()
         cost[last] = options.min() + sizes.part_cost
-    parts: list[TitlePart] = []
+    rows: list[NDArray[np.int64]] = []
+    longest: list[int] = []
     last = len(ends) - 1
     while last > 0:
-        first, longest = int(begin[last]), int(values[last - 1])
-        rows = order[ends[first] : ends[last]]
-        pieces = -(-len(rows) * longest // sizes.part_tokens)
-        parts += [
-            TitlePart(torch.from_numpy(piece), longest)
-            for piece in np.array_split(rows, min(pieces, len(rows)))
-        ]
+        first, length = int(begin[last]), int(values[last - 1])
+        own = order[ends[first] : ends[last]]
+        pieces = min(-(-len(own) * length // sizes.part_tokens), len(own))
+        for piece in np.array_split(own, pieces):
+            rows.append(np.pad(piece, (0, sizes.padded(len(piece)) - len(piece)), mode="edge"))
+            longest.append(length)
         last = first
-    return tuple(parts) if len(parts) > 1 else ()
+    if len(rows) == 1 and len(rows[0]) == len(lengths):
+        return None
+    every = np.concatenate(rows)
+    back = np.empty(len(lengths), dtype=np.int64)
+    back[every[::-1]] = np.arange(len(every))[::-1]  # of repeats the first
+    return Parts(tuple(map(torch.from_numpy, rows)), tuple(longest), torch.from_numpy(back))
 
 
 def by_length(batch: ItemBatch, encode: Callable[[ItemBatch], Tensor]) -> Tensor:
@@ -51,22 +61,20 @@ def by_length(batch: ItemBatch, encode: Callable[[ItemBatch], Tensor]) -> Tensor
 
     Of the batch that `encode` is given only the text is the part's.
     """
-    if not batch.parts:
+    if batch.parts is None:
         return encode(batch)
-    encoded = [encode(_part(batch, part)) for part in batch.parts]
-    order = torch.cat([part.rows for part in batch.parts])
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return torch.cat(encoded)[back]
-
-
-def _part(batch: ItemBatch, part: TitlePart) -> ItemBatch:
-    return replace(
-        batch,
-        pixels=None,
-        token_ids=batch.token_ids[part.rows, : part.longest],
-        attention_mask=batch.attention_mask[part.rows, : part.longest],
-        has_image=batch.has_image[part.rows],
-        has_title=batch.has_title[part.rows],
-        parts=(),
-    )
+    encoded = [
+        encode(
+            replace(
+                batch,
+                pixels=None,
+                token_ids=batch.token_ids[rows, :longest],
+                attention_mask=batch.attention_mask[rows, :longest],
+                has_image=batch.has_image[rows],
+                has_title=batch.has_title[rows],
+                parts=None,
+            )
+        )
+        for rows, longest in zip(batch.parts.rows, batch.parts.longest, strict=True)
+    ]
+    return torch.cat(encoded)[batch.parts.back]

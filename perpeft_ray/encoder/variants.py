@@ -44,7 +44,6 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
     import peft
 
     device = next(towers.model.parameters()).device
-    faster = device.type == "cpu"
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         warnings.catch_warnings(),
@@ -59,13 +58,13 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
         config = peft_config(towers, settings)
         peft.get_peft_model(towers.model, config)  # in place; its wrapper is not needed
     for name, module in towers.model.named_modules():
-        if isinstance(module, nn.ModuleDict) and name.endswith("_dropout") and faster:
+        if isinstance(module, nn.ModuleDict) and name.endswith("_dropout"):
             replace_dropout(module)
         if name.endswith("ln_tuning_layers.default"):
             _compute_in_float32(module)
     for parameter in trainable(towers).values():
         parameter.data = parameter.data.float()
-    if settings.variant in ("lora", "rslora") and faster:
+    if settings.variant in ("lora", "rslora"):
         compute_in_bfloat16(towers.model)
     towers.eval()
 

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from perpeft_ray.encoder.graphs import TrainingGraphs
+from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.encoder.items import Inputs, ItemEncoder
+from perpeft_ray.encoder.rows import sent
 from perpeft_ray.recommender.losses import sequence_loss_sum
 from perpeft_ray.recommender.projector import Projector
 from perpeft_ray.recommender.sampling import TrainingBatch
@@ -28,9 +31,6 @@ Module = Mapping[str, nn.Parameter]
 """One group's trainable tensors by name: `encoder.*` is the PEFT module, `projector.*` the rest."""
 
 _TOWER = ("encoder.", "projector.")
-ENCODE_CHUNK = 256
-"""Items encoded at a time outside training, at most."""
-_USERS_AT_ONCE = 1024
 
 
 class ItemTower(nn.Module):
@@ -40,15 +40,23 @@ class ItemTower(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.projector = projector
+        self._graphs = TrainingGraphs(lambda module, inputs: functional_call(self, module, inputs))
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
-        """What `forward` computes from for item indices int64 [n], each 1..I."""
+        """What `forward` computes from for item indices int64 [n], each 1..I; see `ItemEncoder`."""
         return self.encoder.inputs(items)
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
         """-> [n, D]."""
-        device = next(self.projector.parameters()).device
-        return self.projector(self.encoder(*inputs).to(device))  # type: ignore[no-any-return]  # nn.Module's call is untyped
+        return self.projector(self.encoder(*inputs))  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+    def content(self, items: NDArray[np.int64], module: Mapping[str, Tensor]) -> Tensor:
+        """`forward` of items int64 [n] with a module's tensors in place, [n, D]."""
+        inputs = self.inputs(items)
+        few = len(items) <= sizes_of(next(self.projector.parameters()).device).graph_items
+        if few and self.training and torch.is_grad_enabled() and module:
+            return self._graphs(module, inputs, len(items))
+        return functional_call(self, dict(module), inputs)[: len(items)]  # type: ignore[no-any-return]  # torch says Any
 
 
 class Recommender(nn.Module):
@@ -88,14 +96,14 @@ class Recommender(nn.Module):
     def ids(self, items: NDArray[np.int64]) -> Tensor:
         """Id embeddings of item indices [n], [n, D]."""
         table = self.backbone.item_embedding.weight
-        return F.embedding(torch.as_tensor(items, device=table.device), table, padding_idx=0)
+        return F.embedding(sent(items, table.device), table, padding_idx=0)
 
     def content(self, items: NDArray[np.int64], module: Module) -> Tensor:
         """Projected content of item indices [n], each 1..I, [n, D]; zeros without a tower."""
         if self.tower is None:
             table = self.backbone.item_embedding.weight
             return table.new_zeros(len(items), table.shape[1])
-        return functional_call(self.tower, _own(module), self.tower.inputs(items))  # type: ignore[no-any-return]  # torch says Any
+        return self.tower.content(items, _own(module))
 
     def look_up(
         self,
@@ -110,7 +118,7 @@ class Recommender(nn.Module):
         `where` are places in `items` [n], `content` [n, D] is the items' projected content.
         """
         embedded = self.ids(items) + self.weight * content
-        return F.embedding(torch.as_tensor(where, device=embedded.device), embedded)
+        return F.embedding(sent(where, embedded.device), embedded)
 
     def loss_sum(
         self,
@@ -132,7 +140,7 @@ class Recommender(nn.Module):
         weights = [1.0]
         if len(negatives) == 2:
             weights = [conditioning_weight, 1.0 - conditioning_weight]
-        mask = torch.as_tensor(batch.inputs != 0, device=embedded.device)
+        mask = sent(batch.inputs != 0, embedded.device)
         outputs = self.backbone(inputs, ~mask)
         loss = sequence_loss_sum(
             outputs, positives, list(zip(weights, negatives, strict=True)), mask
@@ -142,8 +150,10 @@ class Recommender(nn.Module):
     @torch.no_grad()
     def embed_all(self, module: Module) -> Tensor:
         """`e_i` of all items under a module, float32 [I+1, D]; row 0, the padding, is zero."""
-        content = torch.cat([self.content(chunk, module) for chunk in self.chunks()])
-        return self.table(F.pad(content, (0, 0, 1, 0)))
+        content = torch.zeros_like(self.backbone.item_embedding.weight)
+        for chunk in self.chunks():
+            content[torch.from_numpy(chunk)] = self.content(chunk, module)
+        return self.table(content)
 
     def table(self, content: Tensor) -> Tensor:
         """What users' `queries` are multiplied with, from the projected content of all items.
@@ -154,8 +164,11 @@ class Recommender(nn.Module):
 
     def chunks(self) -> list[NDArray[np.int64]]:
         """All items but the padding, in even parts that are encoded at a time."""
-        last = self.backbone.item_embedding.num_embeddings - 1
-        return np.array_split(np.arange(1, last + 1), -(-last // ENCODE_CHUNK))
+        items = np.arange(1, self.backbone.item_embedding.num_embeddings)
+        size = sizes_of(self.backbone.item_embedding.weight.device).encode_items
+        if self.tower is not None:
+            items = self.tower.encoder.order(items)
+        return np.array_split(items, -(-len(items) // size))
 
     @torch.no_grad()
     def states(self, inputs: NDArray[np.int64], item_embeddings: Tensor) -> Tensor:
@@ -171,9 +184,10 @@ class Recommender(nn.Module):
         """
         device = self.backbone.item_embedding.weight.device
         out = []
-        for at in range(0, len(inputs), _USERS_AT_ONCE):
-            rows = slice(at, at + _USERS_AT_ONCE)
-            items = torch.as_tensor(inputs[rows], device=device)
+        size = sizes_of(device).states_users
+        for at in range(0, len(inputs), size):
+            rows = slice(at, at + size)
+            items = sent(inputs[rows], device)
             out.append(self.backbone(embed(rows, items), items == 0)[:, -1])
         return torch.cat(out)
 

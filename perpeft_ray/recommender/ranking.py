@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perpeft_ray.data.split import Histories
+from perpeft_ray.encoder.hardware import sizes_of
 
-_BLOCK_SCORES = 2**20
-"""Scores held at a time: 4 MiB of float32, which stay in the processor's cache."""
 _BLOCK_USERS = 16
 """Users in a block at least: a product with fewer rows is bound by reading the items."""
 
@@ -38,7 +37,7 @@ def target_ranks(
         )
     ranks = np.empty(len(targets), dtype=np.int64)
     candidates = item_embeddings[1:].T  # [D, I]; item i is column i - 1
-    step = max(_BLOCK_USERS, _BLOCK_SCORES // num_items)
+    step = max(_BLOCK_USERS, sizes_of(states.device).block_scores // num_items)
     # Ones and zeros are added as they are; float32 is exact up to 2^24 of them.
     counted = torch.float32 if num_items <= 2**24 else torch.float64
     # One buffer: asking the system for the memory of each block's scores took longer than they did.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from perpeft_ray.encoder.rows import sent
 from perpeft_ray.recommender.model import Module, Recommender
 
 _GATE_BIAS = 2.0
@@ -76,7 +77,7 @@ class VectorRecommender(Recommender):
         module: Module,
     ) -> Tensor:
         """As in `Recommender`, each user's row with their owner's vector."""
-        index = torch.as_tensor(where, device=content.device)  # [..., B, T]
+        index = sent(where, content.device)  # [..., B, T]
         factor, summand = (
             part[:, None] for part in self._vectors(self.owners[users], module)
         )  # [B, 1, D]

@@ -10,7 +10,8 @@ from torch import nn
 
 from perpeft_ray.config import PERSONAL_METHODS, Method, TrialConfig
 from perpeft_ray.encoder.features import hidden_states, projected_features
-from perpeft_ray.encoder.foundation import Modality, Towers, load_towers
+from perpeft_ray.encoder.foundation import Modality, Towers, load_towers, resolved_dtype
+from perpeft_ray.encoder.hardware import choose_kernels
 from perpeft_ray.encoder.iisan import STATES
 from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
 from perpeft_ray.encoder.prefix import SuffixItemEncoder, prefix_states
@@ -32,6 +33,7 @@ def build_model(config: TrialConfig, workspace: Workspace, device: torch.device)
     SASRec's weights depend on the seed and the model's sizes alone, so that methods compared under
     one seed start alike.
     """
+    choose_kernels(device)
     torch.manual_seed(config.seed)
     backbone = SASRec(
         workspace.num_items,
@@ -58,7 +60,8 @@ def _item_encoder(
         return load_towers(workspace.encoder, config.dtype, device)
 
     catalogue = open_catalogue(workspace)
-    name = f"{workspace.features.name}-{config.dtype}"
+    computed = f"{resolved_dtype(workspace.encoder, config.dtype, device)}-{device.type}"
+    name = f"{workspace.features.name}-{computed}"
     if config.variant is None:
         folder = workspace.features.with_name(f"{name}-projected")
         return CachedItemEncoder(projected_features(towers, catalogue, folder))

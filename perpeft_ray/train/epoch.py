@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perpeft_ray.config import TrialConfig
+from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.recommender.model import Module
 from perpeft_ray.recommender.sampling import TrainingBatch, TrainingSampler, batches_of
 from perpeft_ray.train.collective import Alone, Collective
@@ -115,7 +116,8 @@ def train_epoch(
     state.model.train()
     rng = np.random.default_rng([config.seed, data.stage, epoch])
     table = state.model.backbone.item_embedding.weight
-    loss_total = position_total = 0.0
+    totals: list[torch.Tensor] = []  # of steps that were not looked at yet
+    losses = np.zeros(2)  # loss and positions
     at_once = data.step_batches if config.mode == "parallel" else None
     for step in steps_of(data.users, config.batch_size, at_once, rng):
         active = sorted({batch.group for batch in step})
@@ -125,17 +127,10 @@ def train_epoch(
         for piece, among in _shares(step, open_piece, collective):
             _accumulate(state, piece, data.conditioning_weight, among, units, sums)
         collective.sum_(sums.flat)
-        loss, positions = sums.totals.tolist()
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss must be finite, but is {loss} in stage {data.stage}, "
-                f"epoch {epoch}"
-            )
-        loss_total += loss
-        position_total += positions
-        if positions == 0:
-            continue
-        sums.to_gradients(positions)
+        totals.append(sums.totals.clone())
+        if len(totals) == sizes_of(table.device).unread_steps:
+            losses += _read(totals, data.stage, epoch)
+        sums.to_gradients()
         assert table.grad is not None
         norm = table.detach().norm()
         table.grad.add_(table.detach() * (ID_NORM_WEIGHT / norm.clamp_min(1e-12)))
@@ -143,7 +138,23 @@ def train_epoch(
         for optimizer in (state.backbone_optimizer, *own):
             optimizer.step()
             optimizer.zero_grad()
-    return loss_total / max(position_total, 1.0)
+    if totals:
+        losses += _read(totals, data.stage, epoch)
+    return float(losses[0] / max(losses[1], 1.0))
+
+
+def _read(totals: list[torch.Tensor], stage: int, epoch: int) -> NDArray[np.float64]:
+    """The sum of steps' losses and positions, [2]; they are taken off the list.
+
+    A GPU is waited for here, so not in every step.
+    """
+    found: NDArray[np.float64] = torch.stack(totals).sum(dim=0).cpu().numpy()
+    totals.clear()
+    if not np.isfinite(found[0]):
+        raise FloatingPointError(
+            f"the training loss must be finite, but is {found[0]} in stage {stage}, epoch {epoch}"
+        )
+    return found
 
 
 class _Sums:
@@ -155,7 +166,7 @@ class _Sums:
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self._parameters = parameters
-        sizes = [2, *(parameter.numel() for parameter in parameters)]
+        self._sizes = sizes = [2, *(parameter.numel() for parameter in parameters)]
         device = parameters[0].device
         self.flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
         """What is summed over the workers."""
@@ -163,15 +174,24 @@ class _Sums:
 
     def take(self) -> None:
         """Add the parameters' gradients, and clear them."""
+        parts, gradients = [], []
         for parameter, part in zip(self._parameters, self._parts, strict=True):
             if parameter.grad is not None:
-                part += parameter.grad.view(-1)
+                parts.append(part)
+                gradients.append(parameter.grad.view(-1))
                 parameter.grad = None
+        if parts:
+            torch._foreach_add_(parts, gradients)
 
-    def to_gradients(self, positions: float) -> None:
-        """Put the sums, divided by the step's positions, in the place of the gradients."""
-        for parameter, part in zip(self._parameters, self._parts, strict=True):
-            parameter.grad = (part / positions).to(parameter.dtype).view_as(parameter)
+    def to_gradients(self) -> None:
+        """Put the sums, divided by the step's positions, in the place of the gradients.
+
+        A step without positions has gradients of zero.
+        """
+        divided = self.flat / self.totals[1].clamp_min(1.0)
+        parts = torch.split(divided.float(), self._sizes)[1:]
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
 
 def _shares(

@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perpeft_ray.data.split import LeaveOneOut
+from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.metrics import RankingMetrics, ranking_metrics
 from perpeft_ray.recommender.model import Module, Recommender
 from perpeft_ray.recommender.ranking import target_ranks
 from perpeft_ray.recommender.sampling import last_inputs, select
 from perpeft_ray.train.collective import Collective
-
-_USERS = 128
-"""Users that a worker ranks at a time, at most."""
 
 
 class CatalogueContents:
@@ -48,8 +46,7 @@ class CatalogueContents:
         fresh = torch.zeros(len(changed), *table.shape, device=table.device)
         parts = [(place, items) for place in range(len(changed)) for items in model.chunks()]
         for place, items in parts[collective.rank :: collective.world_size]:
-            rows = slice(int(items[0]), int(items[-1]) + 1)
-            fresh[place, rows] = model.content(items, modules[changed[place]])
+            fresh[place, torch.from_numpy(items)] = model.content(items, modules[changed[place]])
         if changed:
             collective.sum_(fresh)
         for group, content in zip(changed, fresh, strict=True):
@@ -92,10 +89,11 @@ def evaluate(
     found = (contents or CatalogueContents()).of(of_group, model, modules, collective)
     model.eval()
     ranks = torch.zeros(split.num_users, dtype=torch.float64)
+    at_once = sizes_of(model.backbone.item_embedding.weight.device).rank_users
     parts = [
         (group, chunk)
         for group, users in of_group.items()
-        for chunk in np.array_split(users, -(-len(users) // _USERS))
+        for chunk in np.array_split(users, -(-len(users) // at_once))
     ]
     for group, users in parts[collective.rank :: collective.world_size]:
         table = model.table(found[group])

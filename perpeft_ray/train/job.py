@@ -15,7 +15,7 @@ from perpeft_ray.recommender.sampling import TrainingSampler
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.evaluation import CatalogueContents
-from perpeft_ray.train.memory import Units, bytes_of_an_item, items_in_a_unit
+from perpeft_ray.train.memory import Units, bytes_of_an_item, bytes_to_keep, items_in_a_unit
 from perpeft_ray.train.state import TrainState, new_state
 from perpeft_ray.train.workspace import Workspace, open_split, prepare_here
 
@@ -71,8 +71,9 @@ def open_job(
             f"({split.num_users}), but is {config.groups}"
         )
     model = build_model(config, workspace, device)
+    memory = bytes_to_keep(memory_gb, device)
     item_bytes = collective.share(lambda: bytes_of_an_item(model, model.new_module()))
-    items = items_in_a_unit(item_bytes)
+    items = items_in_a_unit(item_bytes, device)
     return Job(
         config=config,
         workspace=workspace,
@@ -81,5 +82,5 @@ def open_job(
         model=model,
         device=device,
         collective=collective,
-        units=Units(items, int(memory_gb * 1e9 / max(items * item_bytes, 1.0))),
+        units=Units(items, int(memory / max(items * item_bytes, 1.0))),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.recommender.model import Module, Recommender
 
-_UNIT_BYTES = 2 * 2**30
-_LEAST_ITEMS, _MOST_ITEMS = 32, 1024
+_LEAST_ITEMS = 32
 _PROBED_ITEMS = 8
 
 
@@ -23,7 +24,7 @@ class Units:
     """In how many items at a time a piece is encoded, and for how many of these units what the
     backward pass needs is kept."""
 
-    items: int = _MOST_ITEMS
+    items: int = 1024
     """Part of what a trial computes, since each unit has its own dropout: the same on all workers,
     whatever memory they may take."""
     that_fit: int = 2**31
@@ -34,14 +35,24 @@ class Units:
         return units if units <= self.that_fit else max(0, self.that_fit - 1)
 
 
-def items_in_a_unit(item_bytes: float) -> int:
-    """Items of 2 GiB together, at least 32 and at most 1,024."""
-    return int(np.clip(_UNIT_BYTES / max(item_bytes, 1.0), _LEAST_ITEMS, _MOST_ITEMS))
+def items_in_a_unit(item_bytes: float, device: torch.device) -> int:
+    """Items of so many bytes together as the device is best at, at least 32."""
+    sizes = sizes_of(device)
+    return int(np.clip(sizes.unit_bytes / max(item_bytes, 1.0), _LEAST_ITEMS, sizes.unit_items))
+
+
+def bytes_to_keep(memory_gb: float, device: torch.device) -> float:
+    """`memory_gb` as in `run_trial`, of a GPU at least a sixth of its memory."""
+    if device.type != "cuda":
+        return memory_gb * 1e9
+    return max(memory_gb * 1e9, torch.cuda.get_device_properties(device).total_memory / 6)
 
 
 def bytes_of_an_item(model: Recommender, module: Module) -> float:
     """What the backward pass of a training step keeps of an item; measured on the first few."""
-    items = np.arange(1, 1 + min(_PROBED_ITEMS, model.backbone.item_embedding.num_embeddings - 1))
+    table = model.backbone.item_embedding.weight
+    probed = sizes_of(table.device).padded(_PROBED_ITEMS)
+    items = np.arange(1, 1 + min(probed, len(table) - 1))
     seen = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *module.values()]}
     total = 0
 
@@ -59,6 +70,19 @@ def bytes_of_an_item(model: Recommender, module: Module) -> float:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model.content(items, module)
     return total / len(items)
+
+
+@contextmanager
+def naming_what_to_lower() -> Iterator[None]:
+    """MemoryError, with the settings that need less, where a GPU's memory is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition(".")[0]
+        raise MemoryError(
+            "the GPU's memory is full: lower `train.batch_size`, or raise `gpus_per_worker` so "
+            f"that fewer trials share a GPU ({first})"
+        ) from error
 
 
 class PeakMemory:

@@ -21,7 +21,7 @@ from perpeft_ray.train.evaluation import metrics_of
 from perpeft_ray.train.fit import Report, ranks_of
 from perpeft_ray.train.grouping import Grouping, principal_components
 from perpeft_ray.train.job import Job, open_job
-from perpeft_ray.train.memory import PeakMemory
+from perpeft_ray.train.memory import PeakMemory, naming_what_to_lower
 from perpeft_ray.train.outcome import TrialOutcome, UserRanks
 from perpeft_ray.train.simple import simple_outcome
 from perpeft_ray.train.stage_cache import StageOne
@@ -38,6 +38,7 @@ from perpeft_ray.train.trial_cache import Trained, read_trained, trial_key, writ
 from perpeft_ray.train.workspace import Workspace
 
 
+@naming_what_to_lower()
 def run_trial(
     config: TrialConfig,
     workspace: Workspace,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.folders import read_mark
 from perpeft_ray.data.interactions import load_folder
-from perpeft_ray.encoder import features
+from perpeft_ray.encoder import hardware
 from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Towers, load_towers
 from perpeft_ray.encoder.iisan import kept_layers
@@ -40,7 +41,7 @@ def catalogue(tmp_path_factory) -> Catalogue:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(features, "CHUNK", 8)
+    monkeypatch.setattr(hardware, "_CPU", replace(hardware._CPU, encode_items=8))
 
 
 def towers() -> Towers:
@@ -105,7 +106,7 @@ def test_nothing_is_computed_twice(catalogue, tmp_path):
 
 
 def _slowly(catalogue: Path, store: Path) -> None:
-    features.CHUNK = 8
+    hardware._CPU = replace(hardware._CPU, encode_items=8)
     model = towers()
     whole = model.hidden_states
 

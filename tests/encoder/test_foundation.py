@@ -139,17 +139,22 @@ def test_text_tower_pools_by_the_mean_over_tokens(tiny_bert: Path) -> None:
     assert FoundationPreprocessor(name).image_size == 0
 
 
-def test_titles_encoded_by_length_come_back_in_order(tiny_bert: Path) -> None:
+@pytest.mark.parametrize(
+    "sizes",
+    [Sizes(part_cost=50, part_tokens=600), Sizes(50, 600, length_step=8, item_step=16)],
+    ids=["as long as they are", "padded"],
+)
+def test_titles_encoded_by_length_come_back_in_order(tiny_bert: Path, sizes: Sizes) -> None:
     name = f"text:{tiny_bert}"
     towers = load_towers(name, "float32", CPU)
     rng = np.random.default_rng(0)
     words = ["red", "oak", "chair", "lamp"]
     titles = [" ".join(rng.choice(words, size=rng.integers(1, 40))) for _ in range(100)]
-    batch = _batch(name, titles, None)
+    batch = _batch(name, [*titles, " ".join(["oak"] * 62)], None)
     lengths = batch.attention_mask.sum(dim=1).numpy()
-    parts = title_parts(lengths, Sizes(part_cost=50, part_tokens=600))
-    assert len(parts) > 2
-    assert sum(len(part.rows) * part.longest for part in parts) < 1.3 * lengths.sum()
+    parts = title_parts(lengths, sizes, most=64)
+    assert parts is not None
+    assert len(parts.rows) > 2
     with torch.no_grad():
         found = towers(replace(batch, parts=parts))
         torch.testing.assert_close(found, towers.text.features(batch), atol=1e-5, rtol=1e-4)
@@ -163,10 +168,12 @@ def test_title_parts_are_the_cheapest_of_all_cuts() -> None:
         for cuts in combinations(range(1, len(lengths)), size):
             pieces = np.split(ascending, cuts)
             costs.append(sum(len(p) * p[-1] for p in pieces) + 6 * len(pieces))
-    parts = title_parts(lengths, Sizes(part_cost=6, part_tokens=10**6))
-    assert sum(len(p.rows) * p.longest for p in parts) + 6 * len(parts) == min(costs)
-    assert sorted(torch.cat([p.rows for p in parts]).tolist()) == list(range(8))
-    assert title_parts(np.full(8, 5), Sizes(6, 10**6)) == ()
+    parts = title_parts(lengths, Sizes(part_cost=6, part_tokens=10**6), most=99)
+    assert parts is not None
+    tokens = sum(len(r) * n for r, n in zip(parts.rows, parts.longest, strict=True))
+    assert tokens + 6 * len(parts.rows) == min(costs)
+    assert torch.cat(parts.rows)[parts.back].tolist() == list(range(8))
+    assert title_parts(np.full(8, 5), Sizes(6, 10**6), most=99) is None
 
 
 def test_bad_names() -> None:

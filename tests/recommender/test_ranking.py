@@ -1,6 +1,7 @@
 """Ranks against a plain loop over users and items."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perpeft_ray.data.split import Histories
+from perpeft_ray.encoder import hardware
 from perpeft_ray.metrics import ranking_metrics
-from perpeft_ray.recommender import ranking
 from perpeft_ray.recommender.ranking import target_ranks
 
 
@@ -35,7 +36,7 @@ def test_equals_one_user_at_a_time(
     monkeypatch: pytest.MonkeyPatch, block_scores: int, tied: bool
 ) -> None:
     """With repeats in the history, targets in the history, empty histories, and ties."""
-    monkeypatch.setattr(ranking, "_BLOCK_SCORES", block_scores)
+    monkeypatch.setattr(hardware, "_CPU", replace(hardware._CPU, block_scores=block_scores))
     rng = np.random.default_rng(0)
     U, I, D = 25, 40, 6  # noqa: E741
     # Small whole numbers have exact and often equal dot products.

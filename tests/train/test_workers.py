@@ -59,7 +59,7 @@ def _worker(
     rank: int, world: int, configs: Sequence[TrialConfig], workspace: Workspace, folder: Path
 ) -> None:
     torch.set_num_threads(1)
-    patch.object(job, "items_in_a_unit", lambda _: UNIT).start()
+    patch.object(job, "items_in_a_unit", lambda *_: UNIT).start()
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     for config in configs:
@@ -90,7 +90,7 @@ def _assert_alike(
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "items_in_a_unit", lambda _: UNIT)
+    monkeypatch.setattr(job, "items_in_a_unit", lambda *_: UNIT)
 
 
 def _config(make_trial: MakeTrial, method: Method, variant: Any, mode: Mode) -> TrialConfig:
@@ -179,7 +179,7 @@ def _continue(
     folder: Path,
 ) -> None:
     torch.set_num_threads(1)
-    patch.object(job, "items_in_a_unit", lambda _: UNIT).start()
+    patch.object(job, "items_in_a_unit", lambda *_: UNIT).start()
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     outcome = run_trial(

@@ -1,0 +1,87 @@
+"""What each fast path of the encoder gives: CPU seconds of a training step with and without it.
+
+    python benchmarks/fast_paths.py
+
+Small CLIP (small_clip.py), LoRA, 16 users, bfloat16, one thread; in turn, the least of five. A
+path that gives under a tenth is not worth its code. `last_layers.py` has stored prefix states,
+`gpu.py` the same on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from _bench import Row, record
+from _shops import SMALL
+from _steps import open_bench, shop_and_clip
+
+from perpeft_ray.encoder.dropout import BitDropout
+
+
+def _bernoulli(dropout: BitDropout, x: torch.Tensor) -> torch.Tensor | None:
+    """As `BitDropout.kept`, by torch's own draws."""
+    return torch.empty_like(x).bernoulli_(1 - dropout.p) if dropout.training else None
+
+
+PATHS: dict[str, list[tuple[str, Any]]] = {
+    "lora.py": [("perpeft_ray.encoder.variants.compute_in_bfloat16", lambda model: None)],
+    "clip.py": [("perpeft_ray.encoder.clip.runs", lambda model: False)],
+    "sdpa.py": [
+        ("perpeft_ray.encoder.foundation.attend_by_products", lambda model: None),
+        ("perpeft_ray.encoder.sdpa._by_products", lambda q, k: False),
+    ],
+    "dropout.py": [("perpeft_ray.encoder.dropout.BitDropout.kept", _bernoulli)],
+}
+
+
+def main() -> None:
+    """Measure in turn and record."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        workspace = shop_and_clip(Path(scratch), SMALL)
+        works: dict[str, Callable[[], Any]] = {}
+        for name, changes in {"all": [], **PATHS}.items():
+            with _changed(changes):
+                bench = open_bench(workspace, groups=1, dtype="bfloat16")
+                works[name] = _under(changes, bench.step(1))
+        least = dict.fromkeys(works, float("inf"))
+        for _ in range(5):
+            for name, work in works.items():
+                started = time.process_time()
+                work()
+                least[name] = min(least[name], time.process_time() - started)
+    case = "small CLIP, LoRA, 16 users, bfloat16"
+    record(
+        [
+            Row("fast_paths", case, f"CPU seconds, without {name}", least["all"], "s", taken)
+            for name, taken in least.items()
+            if name != "all"
+        ]
+    )
+
+
+def _under(changes: list[tuple[str, Any]], work: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> None:
+        with _changed(changes):
+            work()
+
+    return run
+
+
+@contextlib.contextmanager
+def _changed(changes: list[tuple[str, Any]]) -> Any:
+    with contextlib.ExitStack() as stack:
+        for name, value in changes:
+            stack.enter_context(patch(name, value))
+        yield
+
+
+if __name__ == "__main__":
+    main()
