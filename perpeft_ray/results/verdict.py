@@ -159,8 +159,9 @@ def _percent(comparison: Comparison, *, loss: bool = False, plus: bool = False) 
         value, ends = _inverse(value), (_inverse(ends[1]), _inverse(ends[0]))
     effects = [100 * (ratio - 1) for ratio in (value, *ends)]
     digits = 0 if abs(effects[2] - effects[1]) >= 10 else 1
-    value_text, low, high = (f"{effect:.{digits}f}" for effect in effects)
-    sign = "+" if plus and effects[0] >= 0 else ""
+    rounded_effects = [round(effect, digits) + 0.0 for effect in effects]  # no -0
+    value_text, low, high = (f"{effect:.{digits}f}" for effect in rounded_effects)
+    sign = "+" if plus and rounded_effects[0] >= 0 else ""
     return f"{sign}{value_text} % [{low}, {high}]"
 
 

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from rich.status import Status as Spinner
 
+from perpeft_ray.config import SIMPLE_METHODS
 from perpeft_ray.screen import console as console_on
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.record import Status
@@ -145,6 +146,8 @@ class Progress:
 
 def _settings(spec: TrialSpec) -> str:
     config = spec.config
+    if config.method in SIMPLE_METHODS:
+        return ""
     given = {
         "r": config.rank,
         "G": config.groups,

@@ -150,6 +150,8 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
             test=spec.test,
             checkpoints=checkpoints,
         )
+    if not epochs:  # Tune prints a line for a trial that has reported nothing
+        report({OBJECTIVE: outcome.valid.ndcg_at_20})
     study.recorder.write_trial(
         TrialRecord(
             study=study.config.study,

@@ -11,7 +11,6 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from perpeft_ray.config import SIMPLE_METHODS
 from perpeft_ray.data.places import remove_folder, subfolder
 from perpeft_ray.study.host.disk import is_full_disk
 from perpeft_ray.study.host.room import LostRoom, Patience
@@ -65,7 +64,9 @@ class Watch(tune.Callback):
         result: dict[str, Any],
         **info: object,
     ) -> None:
-        """Keep the epoch."""
+        """Keep the epoch; a trial without epochs reports once, without one."""
+        if "record" not in result:
+            return
         record = from_result(result)
         self._epochs[trial.trial_id].append(record)
         spec = TrialSpec.from_tune(trial.config)
@@ -79,8 +80,9 @@ class Watch(tune.Callback):
         """Tell of a finished trial, or write the row of one that ASHA stopped."""
         epochs = self._epochs.get(trial.trial_id, [])
         spec = TrialSpec.from_tune(trial.config)
-        simple = spec.config.method in SIMPLE_METHODS  # has no epochs
-        complete = simple or (bool(epochs) and is_last_epoch(epochs[-1], spec.config))
+        # One that `train.patience` ended early, or that has no epochs, has written its row.
+        complete = bool(epochs) and is_last_epoch(epochs[-1], spec.config)
+        complete = complete or spec.key in self._study.recorder.finished()
         if not complete:
             self._write(trial, spec, "PRUNED", None)
             # A Ray Train worker may be writing still: what it leaves goes when the study ends.

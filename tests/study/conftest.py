@@ -132,6 +132,8 @@ def fake_run(
     write_file(subfolder(checkpoints, "epoch-0001", "record.json"), b"{}")
     metrics = RankingMetrics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     first, last = config.stage1_epochs, config.stage1_epochs + config.stage3_epochs
+    if config.patience:  # stops one validation early
+        last -= config.validate_every
     best = None
     for epoch in () if config.method in SIMPLE_METHODS else range(1, last + 1):
         stage = 1 if epoch <= first else 3

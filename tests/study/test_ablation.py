@@ -144,6 +144,22 @@ def test_an_interrupted_study_does_only_what_is_missing(
     assert {t: after[t] for t in kept} == {t: before[t] for t in kept}
 
 
+def test_a_trial_that_ends_early_by_patience_is_complete(
+    make_study: Callable[..., Any], small_study: Callable[..., Any], capfd: pytest.CaptureFixture
+) -> None:
+    config = small_study(methods=("popularity", "without_mm"))
+    config = replace(config, train=replace(config.train, lr=5e-3, patience=1))
+    study = make_study(config)
+    printed = run(study)
+    rows = study.recorder.rows()
+    assert [(row["method"], row["status"]) for row in rows] == [
+        ("popularity", "COMPLETE"),
+        ("without_mm", "COMPLETE"),
+    ]
+    assert printed.count("COMPLETE") == 2
+    assert "Last result" not in capfd.readouterr().out  # Tune's own
+
+
 def test_methods_without_peft_need_no_search(
     make_study: Callable[..., Any], small_study: Callable[..., Any]
 ) -> None:

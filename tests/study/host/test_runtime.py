@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 from ray.util import state
 
+from perpeft_ray import screen
 from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.encoder import sizes
 from perpeft_ray.errors import InputError
@@ -113,10 +114,10 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
         time.sleep(0.01)
         progress.tick()
     status, complete, failed, last = out.getvalue().splitlines()
-    assert status.startswith("0/4 trials, 1 running (epochs 2/18), best validation NDCG@20 25.00, ")
+    assert status.startswith("0/4 trials, 1 running (epochs 2/24), best validation NDCG@20 25.00, ")
     assert status.endswith(" left")
     assert complete == (
-        f"[1/4] COMPLETE {spec.trial_id}  r=4 G=4 λ=0.25 lr=0.005  2.0 s  validation NDCG@20 25.00"
+        f"[1/4] COMPLETE {spec.trial_id}  r=4 G=6 λ=0.5 lr=0.005  2.0 s  validation NDCG@20 25.00"
     )
     assert failed.endswith("1.0 s  ValueError: [no] markup")
     assert last.startswith("2/4 trials, 0 running, ")
@@ -125,12 +126,8 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
 def test_a_terminal_has_one_status_and_a_line_for_a_failed_trial(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("TERM", "xterm")
-    out = Terminal()
+    monkeypatch.setattr(screen, "is_screen", lambda stream: True)
+    out = io.StringIO()
     spec, other, *_ = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
     with Progress(out) as progress:
         progress.plan(4, done=0)
@@ -159,11 +156,11 @@ def test_time_left_counts_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch
     progress.finish(spec, "COMPLETE", score=0.1, seconds=60.0, error=None)
     progress.start(spec)
     now += 30
-    progress.epoch(spec, EpochRecord(1, 9, 0.5, 1.0, None, 0.1, False))
+    progress.epoch(spec, EpochRecord(1, 12, 0.5, 1.0, None, 0.1, False))
     progress.tick()
     # One trial and a half in 90 s; two and a half are left.
     assert out.getvalue().splitlines()[-1] == (
-        "11/14 trials, 1 running (epochs 9/18), best validation NDCG@20 10.00, "
+        "11/14 trials, 1 running (epochs 12/24), best validation NDCG@20 10.00, "
         "2:20 elapsed, 2:30 left"
     )
 
