@@ -75,28 +75,6 @@ class Comparison:
         return self.p_holm < LEVEL
 
 
-def compare_methods(
-    folders: Sequence[Path],
-    method_a: str,
-    method_b: str,
-    variant: str | None,
-    metric: str = "ndcg@20",
-) -> Comparison:
-    """Compare two methods' test metrics over all seeds of one or several studies.
-
-    `folders`: of studies; each study's own training mode is compared. `variant`: of both methods,
-    ignored for methods without PEFT. `metric`: `hr@K` or `ndcg@K` for K in 10, 20, 30. Raises
-    `InputError` where no data set and seed has both methods' trials.
-    """
-    comparison = compare(read_values(folders, metric), method_a, method_b, variant, metric)
-    if comparison is None:
-        raise InputError(
-            f"{method_a} and {method_b} ({variant}) must have a complete trial of the same data "
-            f"set and seed, but there is none in {', '.join(map(str, folders))}"
-        )
-    return comparison
-
-
 def compare(
     values: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
 ) -> Comparison | None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from perpeft_ray.results.orderings import means, orderings
-from perpeft_ray.results.statistics import compare_methods, holm
-from tests.results.test_statistics import Write, write
+from perpeft_ray.results.statistics import holm
+from tests.results.test_statistics import Write, compare_methods, write
 
 __all__ = ["write"]
 
