@@ -57,7 +57,8 @@ class AshaWithinVariant(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """CONTINUE or STOP, as the variant's ASHA decides."""
-        if result["record/epoch"] >= self._last_epoch:
+        # A trial without epochs reports once, and none.
+        if result.get("record/epoch", self._last_epoch) >= self._last_epoch:
             return self.CONTINUE
         return self._of(trial).on_trial_result(tune_controller, trial, result)
 
