@@ -125,8 +125,9 @@ class Suggestions(OptunaSearch):
 
     def _again(self, trial_id: str, setting: Setting) -> Setting:
         self._ot_study.enqueue_trial(setting)  # type: ignore[attr-defined]  # set by Tune
+        suggested = self.suggest(trial_id)
         self._note(trial_id, setting)
-        return self.suggest(trial_id)  # type: ignore[return-value]  # never None here
+        return suggested  # type: ignore[return-value]  # never None here
 
     def _note(self, trial_id: str, setting: Setting) -> None:
         self._hashes[trial_id] = self._key(setting)
