@@ -114,6 +114,33 @@ def test_weights_are_links_and_survive_the_cache(machine: Machine, tmp_path: Pat
     assert machine.exported(machine.folder.path, tmp_path / "model") == machine.expected
 
 
+def test_a_study_of_relative_paths_is_found_from_any_folder(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(shop, tmp_path / "data")
+    write_tiny_model("clip", tmp_path / "encoder")
+    (tmp_path / "elsewhere").mkdir()
+    config = dataclasses.replace(
+        new_study(shop, tmp_path / "unused").config,
+        dataset="parquet:data",
+        encoder="./encoder",
+        storage="results",
+        methods=("perpeft", "without_mm"),
+    )
+    monkeypatch.setattr("perpeft_ray.study.host.runtime.ray_for", lambda *_: nullcontext())
+    monkeypatch.setattr("perpeft_ray.cli.study.show_results", lambda _: None)
+    monkeypatch.chdir(tmp_path)
+    run_study(config, Question(run="tests.models.test_portable:train_one"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder = StudyFolder.open(tmp_path / "results" / "small")
+    made = folder.config
+    assert made.dataset == f"parquet:{tmp_path}/data"
+    assert made.encoder == str(tmp_path / "encoder")
+    assert made.storage == str(tmp_path / "results")
+    perpeft(["export", str(folder.path), "model", "--method", "without_mm"])
+    assert perpeft_ray.load("model").recommend(HISTORY, 3)
+
+
 def train_one(study: Any, progress: Any) -> None:
     """A question that trains one trial of the ablation in this process."""
     trial = study.config.trial("without_mm", seed=0, learning_rate=1e-3)

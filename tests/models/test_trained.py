@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.trained import (
     choose_trial,
@@ -21,8 +25,10 @@ from perpeft_ray.models.trained import (
     user_states,
 )
 from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.train.fingerprints import fingerprints
 from perpeft_ray.train.grouping import nearest_centroids
-from tests.models.conftest import GROUPS, FinishedTrial
+from tests.encoder.tiny_models import write_tiny_model
+from tests.models.conftest import GROUPS, FinishedTrial, new_study, trials_of
 
 CASES = [
     ("perpeft", "lora"),
@@ -138,3 +144,28 @@ def test_weights_that_are_gone_are_told_with_what_brings_them_back(
         InputError, match=f"must have the weights of {trial_id} .* run `perpeft pack`"
     ):
         open_trained(folder, trial_id)
+
+
+@pytest.mark.parametrize("what", ["items", "images", "encoder"])
+def test_a_trial_of_other_data_or_another_encoder_is_not_opened(
+    shop: Path, tmp_path: Path, what: str
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shop, data)
+    encoder = write_tiny_model("clip", tmp_path / "encoder")
+    config = replace(new_study(data, tmp_path / "results", encoder).config, study="known")
+    dataset = open_dataset(config.dataset, tmp_path / "cache")
+    folder = StudyFolder.create(config, fingerprints(dataset, encoder))
+    trial_id = trials_of(folder)("without_mm", None)
+    assert open_trained(folder, trial_id).trial_id == trial_id
+    if what == "items":
+        items = pd.read_parquet(data / "items.parquet")
+        items.assign(title="another").to_parquet(data / "items.parquet")
+    elif what == "images":
+        shutil.copy(data / "images" / "5.png", data / "images" / "6.png")
+    else:
+        file = tmp_path / "encoder" / "model.safetensors"
+        save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(InputError, match=f"must be as they were when {trial_id} was trained") as no:
+        open_trained(folder, trial_id)
+    assert ("encoder" if what == "encoder" else "dataset") in str(no.value)
