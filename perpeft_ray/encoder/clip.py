@@ -91,7 +91,7 @@ def _last(layer: Any, x: Tensor, pick: Callable[[Tensor], Tensor], mask: Tensor 
 
 class _QuickGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         if x.is_cuda:
             from perpeft_ray.encoder import kernels

@@ -40,7 +40,9 @@ class ItemTower(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.projector = projector
-        self._graphs = TrainingGraphs(lambda module, inputs: functional_call(self, module, inputs))
+        self._graphs = TrainingGraphs(
+            lambda module, inputs: functional_call(self, dict(module), inputs)
+        )
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
         """What `forward` computes from for item indices int64 [n], each 1..I; see `ItemEncoder`."""
