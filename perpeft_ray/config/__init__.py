@@ -6,6 +6,7 @@ until a trial gives it a value; in a trial ``None`` means one thing only: the se
 apply to this method or variant.
 """
 
+from perpeft_ray.config.searchable import SEARCHABLE, VARIED, Searchable
 from perpeft_ray.config.settings import (
     SEARCH,
     GroupingSettings,
@@ -16,7 +17,7 @@ from perpeft_ray.config.settings import (
     SearchSettings,
     TrainSettings,
 )
-from perpeft_ray.config.study import VARIED, StudyConfig
+from perpeft_ray.config.study import StudyConfig
 from perpeft_ray.config.trial import (
     GROUPED_METHODS,
     METHODS,
@@ -43,6 +44,7 @@ __all__ = [
     "PEFT_METHODS",
     "PERSONAL_METHODS",
     "SEARCH",
+    "SEARCHABLE",
     "SIMPLE_METHODS",
     "TABLE_2",
     "TABLE_3",
@@ -58,6 +60,7 @@ __all__ = [
     "PeftSettings",
     "Search",
     "SearchSettings",
+    "Searchable",
     "StudyConfig",
     "TrainSettings",
     "TrialConfig",

@@ -59,7 +59,7 @@ class ModelSettings:
     """Attention heads."""
     dropout: float = 0.3
     """Dropout in SASRec."""
-    multimodal_weight: float = 0.2
+    multimodal_weight: float | Search = SEARCH
     """Weight w of the projected multimodal embedding beside the id embedding. Paper: 0.5."""
 
 
@@ -69,11 +69,11 @@ class TrainSettings:
 
     lr: float | Search = SEARCH
     """AdamW's learning rate for SASRec and projectors. Paper: 1e-4."""
-    peft_lr_scale: float = 0.3
+    peft_lr_scale: float | Search = SEARCH
     """The PEFT module's learning rate as a multiple of lr. Paper: 1."""
     id_lr_scale: float = 1.0
     """The id embedding's learning rate as a multiple of lr. Paper: 1."""
-    weight_decay: float = 0.01
+    weight_decay: float | Search = SEARCH
     """AdamW's weight decay. Paper: 1e-5 to 5e-4, see spec."""
     batch_size: int = 64
     """Users a batch. Paper: 16."""
@@ -98,13 +98,13 @@ class SearchSettings:
     """The search by Ray Tune and Optuna, and what it may choose from."""
 
     trials: int = 6
-    """Trials of PerPEFT in the search."""
+    """Trials of PerPEFT in the search, over all variants; a baseline has as many per variant."""
     max_concurrent: int = 2
     """Trials at a time."""
     seed: int = 0
     """Seed of Optuna's sampler."""
     variants: tuple[Variant, ...] = PAPER_VARIANTS
-    """Values of peft.variant."""
+    """Values of peft.variant. Of this and the next lists, the first values are tried first."""
     ranks: tuple[int, ...] = (4, 8)
     """Values of peft.rank."""
     groups: tuple[int, ...] = (6, 8)
@@ -112,9 +112,17 @@ class SearchSettings:
     conditioning_weights: tuple[float, ...] = (0.5, 1.0)
     """Values of loss.conditioning_weight."""
     learning_rates: tuple[float, ...] = (6e-3, 1e-2)
-    """Values of train.lr; every baseline is tried with each of them."""
+    """Values of train.lr."""
+    learning_rate: tuple[float, float] | None = None
+    """Range of train.lr, log-uniform, in place of search.learning-rates: LOW HIGH."""
+    multimodal_weights: tuple[float, ...] = (0.2,)
+    """Values of model.multimodal-weight."""
+    weight_decays: tuple[float, ...] = (0.01,)
+    """Values of train.weight-decay."""
+    peft_lr_scales: tuple[float, ...] = (0.3,)
+    """Values of train.peft-lr-scale."""
     every_method: bool = False
-    """Try PerPEFT's own ablations with every learning rate too; else they take PerPEFT's."""
+    """Search for PerPEFT's own ablations too; else they take PerPEFT's settings."""
     pareto: bool = False
     """Search for accuracy and few trainable parameters together (no ASHA)."""
     asha: bool = True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from perpeft_ray.config.rules import at_least, between, distinct, positive
+from perpeft_ray.config.searchable import SEARCHABLE, VARIED
 from perpeft_ray.config.settings import (
     SEARCH,
     GroupingSettings,
@@ -27,9 +29,6 @@ from perpeft_ray.config.trial import (
 )
 from perpeft_ray.config.variants import FACTS, Variant
 from perpeft_ray.errors import InputError
-
-VARIED = ("groups", "rank", "conditioning_weight", "learning_rate")
-"""Fields of a trial, numbers all, that a study can search."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,15 @@ class StudyConfig:
             ("seeds", self.seeds),
             ("methods", self.methods),
             ("search.variants", self.search.variants),
-            ("search.ranks", self.search.ranks),
-            ("search.groups", self.search.groups),
-            ("search.conditioning_weights", self.search.conditioning_weights),
-            ("search.learning_rates", self.search.learning_rates),
+            *((f"search.{s.choices}", getattr(self.search, s.choices)) for s in SEARCHABLE),
         ):
             distinct(name, values)
+        ends = self.search.learning_rate
+        if ends is not None and not 0 < ends[0] < ends[1] < math.inf:
+            raise InputError(
+                "`search.learning_rate` must be two positive numbers, the lower first, but is "
+                f"{ends[0]:g} {ends[1]:g}"
+            )
         at_least("search.trials", self.search.trials, 1)
         at_least("search.max_concurrent", self.search.max_concurrent, 1)
         at_least("search.grace_epochs", self.search.grace_epochs, 1)
@@ -129,16 +131,25 @@ class StudyConfig:
         rank: int | None = None,
         groups: int | None = None,
         conditioning_weight: float | None = None,
-        learning_rate: float,
+        learning_rate: float | None = None,
+        multimodal_weight: float | None = None,
+        weight_decay: float | None = None,
+        peft_lr_scale: float | None = None,
         mode: Mode | None = None,
     ) -> TrialConfig:
         """A trial of this study; settings that do not apply to the method are dropped to None.
+
+        A learning rate and what follows it are the study's first value where they are None.
 
         `without_group_negatives` is by definition a conditioning weight of 0, `large_global` one
         module of the size that all `groups` modules have together. In parallel mode a step has as
         many batches as there are groups, in every stage and for every method; for those that have
         no groups, as the study's largest number of groups.
         """
+
+        def first(name: str, value: float | None) -> float:
+            return self.values(name)[0] if value is None else value
+
         uses_peft = method in PEFT_METHODS
         personal = method in PERSONAL_METHODS
         variant = variant if uses_peft else None
@@ -164,9 +175,9 @@ class StudyConfig:
                 else None
             ),
             seed=seed,
-            learning_rate=learning_rate,
-            weight_decay=self.train.weight_decay,
-            peft_lr_scale=self.train.peft_lr_scale,
+            learning_rate=first("learning_rate", learning_rate),
+            weight_decay=first("weight_decay", weight_decay),
+            peft_lr_scale=first("peft_lr_scale", peft_lr_scale),
             id_lr_scale=self.train.id_lr_scale,
             batch_size=self.train.batch_size,
             stage1_epochs=self.train.epochs,
@@ -181,29 +192,37 @@ class StudyConfig:
             blocks=self.model.blocks,
             heads=self.model.heads,
             dropout=self.model.dropout,
-            multimodal_weight=0.0 if method == "without_mm" else self.model.multimodal_weight,
+            multimodal_weight=(
+                0.0 if method == "without_mm" else first("multimodal_weight", multimodal_weight)
+            ),
         )
 
     def values(self, name: str) -> tuple[Any, ...]:
         """Values that a searchable setting can take: one if given, those of `search` if not.
 
-        `name` is variant, rank, groups, conditioning_weight or learning_rate.
+        `name`: variant, or one of `VARIED`. Of a range: its geometric mean, then its two ends.
         """
-        given, choices = {
-            "variant": (self.peft.variant, self.search.variants),
-            "rank": (self.peft.rank, self.search.ranks),
-            "groups": (self.grouping.groups, self.search.groups),
-            "conditioning_weight": (
-                self.loss.conditioning_weight,
-                self.search.conditioning_weights,
-            ),
-            "learning_rate": (self.train.lr, self.search.learning_rates),
-        }[name]
-        return tuple(choices) if given == SEARCH else (given,)
+        if name == "variant":
+            given, choices = self.peft.variant, self.search.variants
+            return tuple(choices) if given == SEARCH else (given,)
+        setting = next(setting for setting in SEARCHABLE if setting.name == name)
+        given_value = attrgetter(setting.given)(self)
+        if given_value != SEARCH:
+            return (given_value,)
+        ends = self.range_of(name)
+        if ends is not None:
+            return (math.sqrt(ends[0] * ends[1]), *ends)
+        return tuple(getattr(self.search, setting.choices))
+
+    def range_of(self, name: str) -> tuple[float, float] | None:
+        """The log-uniform range that a setting is searched in; None where it has values."""
+        if name == "learning_rate" and self.train.lr == SEARCH:
+            return self.search.learning_rate
+        return None
 
     def _try_every_value(self) -> None:
         """Build a trial with every value of every setting, so that bad ones are told at once."""
-        names = ("variant", "rank", "groups", "conditioning_weight", "learning_rate")
+        names = ("variant", *VARIED)
         values = {name: self.values(name) for name in names}
         first = {name: values[name][0] for name in names}
         for seed in self.seeds:

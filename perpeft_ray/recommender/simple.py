@@ -26,21 +26,24 @@ def simple_ranks(
 ) -> NDArray[np.int64]:
     """0-based rank of each user's target, int64 [U]; -1 for users that are not evaluated.
 
-    `popularity` scores an item by its occurrences in all histories, `item_knn` by the sum over the
-    user's items of the cosine between the two items' columns of the binary user-item matrix (all
-    neighbours; an item is no neighbour of its own). Histories are training items for `valid`, and
-    training and validation items for `test`. Candidates and ties as in `target_ranks`.
+    `popularity` scores an item by its occurrences, `item_knn` by the sum over the user's items of
+    the cosine between the two items' columns of the binary user-item matrix (all neighbours; an
+    item is no neighbour of its own). Both count training items alone, also for `test`: the trained
+    methods learn from nothing else. A user's own items are the training items for `valid`, and with
+    the validation item for `test`. Candidates and ties as in `target_ranks`.
 
     Source: Deshpande and Karypis, ACM TOIS 22 (2004).
     """
     history = split.known(part)
     targets = (split.valid_item if part == "valid" else split.test_item) - 1
     known = _binary(history, split.num_items)  # [U, I]
+    learned = split.train
     if method == "popularity":
-        scores = np.bincount(history.items - 1, minlength=split.num_items).astype(np.float64)
+        scores = np.bincount(learned.items - 1, minlength=split.num_items).astype(np.float64)
     else:
-        norms = np.sqrt(np.maximum(known.sum(axis=0), 1.0))  # [I]
-        scaled = known @ sparse.diags_array(1.0 / norms)
+        binary = _binary(learned, split.num_items)  # [U, I]
+        norms = np.sqrt(np.maximum(binary.sum(axis=0), 1.0))  # [I]
+        scaled = binary @ sparse.diags_array(1.0 / norms)
         similarity = (scaled.T @ scaled).tocsr()  # [I, I]
         similarity.setdiag(0.0)
     ranks = np.full(split.num_users, -1, dtype=np.int64)

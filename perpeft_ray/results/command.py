@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from perpeft_ray.config import StudyConfig
+from perpeft_ray.config import SEARCHABLE, StudyConfig
 
 
 def study_command(study: StudyConfig) -> str:
@@ -23,17 +23,21 @@ def fixed_to(study: StudyConfig, setting: pd.Series) -> StudyConfig:
 
     It has a name of its own, `<study>_best`, so that it does not meet the folder of the search.
     """
-    rank = study.peft.rank if pd.isna(setting["rank"]) else int(setting["rank"])
-    return dataclasses.replace(
+    changed = dataclasses.replace(
         study,
         study=f"{study.study}_best",
-        peft=dataclasses.replace(study.peft, variant=setting["variant"], rank=rank),
-        grouping=dataclasses.replace(study.grouping, groups=int(setting["groups"])),
-        loss=dataclasses.replace(
-            study.loss, conditioning_weight=float(setting["conditioning_weight"])
-        ),
-        train=dataclasses.replace(study.train, lr=float(setting["learning_rate"])),
+        peft=dataclasses.replace(study.peft, variant=setting["variant"]),
     )
+    for searchable in SEARCHABLE:
+        part, _, name = searchable.given.partition(".")
+        value, given = setting[searchable.name], getattr(getattr(study, part), name)
+        if pd.isna(value):  # it does not apply to the variant
+            continue
+        value = int(value) if searchable.name in ("rank", "groups") else float(value)
+        if value != given:
+            settings = dataclasses.replace(getattr(changed, part), **{name: value})
+            changed = dataclasses.replace(changed, **{part: settings})
+    return changed
 
 
 def _differences(settings: Any, defaults: Any, prefix: str = "") -> Iterator[list[str]]:

@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from perpeft_ray.config import SEARCH, StudyConfig, TrialConfig
+from perpeft_ray.config import VARIED, StudyConfig, TrialConfig
 from perpeft_ray.errors import InputError
 from perpeft_ray.train.fingerprints import Fingerprints
 
@@ -26,20 +26,14 @@ def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dic
     repeated (the seed), so that the comparison is fair. Fixed: the rest. Source: Google's Deep
     Learning Tuning Playbook.
     """
-    searchable = {
-        "variant": config.peft.variant,
-        "rank": config.peft.rank,
-        "groups": config.grouping.groups,
-        "conditioning_weight": config.loss.conditioning_weight,
-        "learning_rate": config.train.lr,
-    }
-    varied = {name for name, value in searchable.items() if value == SEARCH} | {"seed"}
+    names = ("variant", *VARIED)
+    varied = {name for name in names if len(config.values(name)) > 1} | {"seed"}
     nuisance = varied - set(scientific)
-    names = [field.name for field in dataclasses.fields(TrialConfig)]
+    fields = [field.name for field in dataclasses.fields(TrialConfig)]
     return {
-        "scientific": [name for name in names if name in scientific],
-        "nuisance": [name for name in names if name in nuisance],
-        "fixed": [name for name in names if name not in nuisance and name not in scientific],
+        "scientific": [name for name in fields if name in scientific],
+        "nuisance": [name for name in fields if name in nuisance],
+        "fixed": [name for name in fields if name not in nuisance and name not in scientific],
     }
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perpeft_ray.config import StudyConfig
+from perpeft_ray.config import StudyConfig, TrialConfig
 from perpeft_ray.data.places import is_uri, reached, subfolder
 from perpeft_ray.data.split import RepeatShares
 from perpeft_ray.errors import InputError
@@ -175,14 +175,6 @@ class StudyFolder:
         done = trials[trials.status.isin(["COMPLETE", "PRUNED"])]
         return set(zip(done.phase, done.config_hash, strict=True))
 
-    def search_scores(self) -> dict[str, float]:
-        """Validation NDCG@20 of the COMPLETE trials of the search, by config hash."""
-        return self._of_search("valid_ndcg_at_20")
-
-    def search_sizes(self) -> dict[str, int]:
-        """Trainable parameters of the COMPLETE trials of the search, by config hash."""
-        return self._of_search("trainable_parameters")
-
     def searched(self) -> dict[str, Searched]:
         """The COMPLETE and PRUNED trials of the search, by config hash, as they began."""
         trials = self._read("trials", TRIALS)
@@ -196,6 +188,7 @@ class StudyFolder:
             pairs = zip(own.epoch.tolist(), own.best_valid_ndcg_at_20.tolist(), strict=True)
             done = row.status == "COMPLETE"
             found[row.config_hash] = Searched(
+                _config_of(row._asdict()),
                 row.status,
                 row.valid_ndcg_at_20 if done else None,
                 int(row.trainable_parameters) if done else None,
@@ -226,11 +219,6 @@ class StudyFolder:
     def _mirror(self) -> Mirror:
         return Mirror(self.path, self.uri)
 
-    def _of_search(self, column: str) -> dict[str, Any]:
-        trials = self._read("trials", TRIALS, ["status", "phase", "config_hash", column])
-        done = trials[(trials.phase == "search") & (trials.status == "COMPLETE")]
-        return dict(zip(done.config_hash, done[column], strict=True))
-
     def _read(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
         folder = self.path / name
         if self.uri:
@@ -238,6 +226,19 @@ class StudyFolder:
         if not any(folder.glob("[!.]*.parquet")):
             return schema.empty_table().select(columns or schema.names).to_pandas()
         return pd.read_parquet(folder, columns=columns)
+
+
+def _config_of(row: dict[str, Any]) -> TrialConfig:
+    """The configuration of a row of `trials/`, which has a column for each of its fields."""
+
+    def value(name: str) -> Any:
+        if pd.isna(row[name]):
+            return None
+        return int(row[name]) if pa.types.is_integer(TRIALS.field(name).type) else row[name]
+
+    return TrialConfig(
+        **{field.name: value(field.name) for field in dataclasses.fields(TrialConfig)}
+    )
 
 
 def storage_folder(storage: str) -> Path:

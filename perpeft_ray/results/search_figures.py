@@ -98,12 +98,13 @@ def search_front(trials: pd.DataFrame) -> StudyFigure | None:
 def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
     """The share of the search's variance that each setting explains (fANOVA).
 
-    None where there are no more complete trials than settings: anything would explain them.
+    None where there are no more complete trials than settings that differ: anything would explain
+    them.
     """
     from perpeft_ray.study.search.importance import setting_importances
 
     done = _complete(trials)
-    if len(done) <= len(_SETTINGS):
+    if len(done) <= sum(done[name].nunique(dropna=False) > 1 for name in _SETTINGS):
         return None
     settings = [
         {name: None if pd.isna(value) else value for name, value in row.items()}

@@ -78,16 +78,15 @@ def has_other_mode(study: StudyConfig) -> bool:
 def best_settings(trials: pd.DataFrame) -> pd.DataFrame:
     """The search's best trial of PerPEFT for each variant, by validation NDCG@20.
 
-    Columns: variant, groups, rank, conditioning_weight, learning_rate, valid_ndcg_at_20, trials
-    (COMPLETE trials of the variant).
+    Columns: variant, the searchable settings, valid_ndcg_at_20, trials (COMPLETE trials of the
+    variant).
     """
     searched = _searched(trials, ["perpeft"])
     best = searched.sort_values(SELECTION, ascending=False, kind="stable").drop_duplicates(
         "variant"
     )
     counts = searched.groupby("variant").size().rename("trials").reset_index()
-    settings = ["variant", "groups", "rank", "conditioning_weight", "learning_rate", SELECTION]
-    return _in_paper_order(best[settings].merge(counts, on="variant"))
+    return _in_paper_order(best[["variant", *VARIED, SELECTION]].merge(counts, on="variant"))
 
 
 def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The ablation study: search, learning rates of the baselines, then methods × variants × seeds.
+"""The ablation study: the search of every method, then methods × variants × seeds.
 
 Only validation decides what is run; test is read by the trials of the last phase alone. Finished
 trials are skipped, so the same command continues a study that was interrupted.
@@ -6,26 +6,23 @@ trials are skipped, so the same command continues a study that was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-from perpeft_ray.config import PEFT_METHODS
+from perpeft_ray.config import VARIED, TrialConfig
 from perpeft_ray.study.agenda import Agenda
 from perpeft_ray.study.plan import (
-    Cell,
-    Key,
     TrialSpec,
     best_configs,
-    best_of,
-    count_later_trials,
+    count_trials,
     other_mode_trials,
     ready_trials,
-    search_trials,
-    sweep_trials,
+    searching_methods,
 )
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.search.resume import sampler_after, settle, unfinished_settings
+from perpeft_ray.study.search.resume import settle
 from perpeft_ray.study.search.schedule import AshaWithinVariant
-from perpeft_ray.study.search.suggest import Suggestions
+from perpeft_ray.study.search.space import variants_of
+from perpeft_ray.study.search.suggest import Search
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.study.tuning import run_tune
 
@@ -34,49 +31,55 @@ def run_ablation(study: Study, progress: Progress) -> None:
     """Run what is missing of the study; Ray must be there (`ray_for`).
 
     The Optuna journal is `<study folder>/optuna.journal`; none of its trials is RUNNING after.
-    A variant or baseline of which no trial has finished is left out, and told. Raises RuntimeError
-    where this leaves nothing of the methods with a PEFT module.
+    A method and variant of which no trial of the search has finished is left out, and named. Raises
+    RuntimeError where this leaves nothing of PerPEFT.
     """
-    config = study.config
+    config, recorder = study.config, study.recorder
     journal = study.folder / "optuna.journal"
-    searched = search_trials(config) if PEFT_METHODS & set(config.methods) else []
-    finished = study.recorder.finished()
-    tried = {spec.config.config_hash for spec in searched if spec.key in finished}
-    to_search = max(0, min(config.search.trials, len(searched)) - len(tried))
-    own = {(phase, config_hash) for phase, config_hash in finished if phase != "settings"}
-    done_later = len(own - {spec.key for spec in searched})
-    later = max(count_later_trials(config), done_later)
-    progress.plan(len(tried) + to_search + later, done=len(tried) + done_later)
-
-    def ready(ended: Collection[Key], searching: bool) -> list[TrialSpec]:
-        scores = study.recorder.search_scores()
-        return ready_trials(config, scores, ended, searching=searching)
-
-    before = study.recorder.searched()
+    finished = recorder.finished()
+    done = len([key for key in finished if key[0] != "settings"])
+    searched = [name for name in VARIED if len(config.values(name)) > 1]
+    progress.plan(max(count_trials(config), done), done, searched)
+    before = recorder.searched()
     settle(config, journal, before)
-    stops_early = config.search.asha and not config.search.pareto
-    suggestions = None
-    if to_search:
-        unfinished = unfinished_settings(config, journal, tried)
-        sampler = sampler_after(config, journal)
-        sizes = study.recorder.search_sizes
-        suggestions = Suggestions(config, journal, tried, sizes, unfinished, sampler)
+    searches = {
+        method: Search(
+            config,
+            method,
+            journal,
+            {key: row for key, row in before.items() if row.config.method == method},
+        )
+        for method in searching_methods(config)
+    }
     try:
         run_tune(
             study,
-            Agenda(config, finished, ready, suggestions, to_search),
+            Agenda(
+                finished,
+                lambda searching: ready_trials(config, recorder.searched().values(), searching),
+                searches,
+                recorder.searched,
+            ),
             progress,
             workers=config.workers,
-            scheduler=AshaWithinVariant(config, before) if stops_early else None,
+            scheduler=(
+                AshaWithinVariant(config, before)
+                if config.search.asha and not config.search.pareto
+                else None
+            ),
         )
     finally:
-        settle(config, journal, study.recorder.searched())
+        settle(config, journal, recorder.searched())
 
-    _run_other_mode(study, searched, progress)
-    left_out = _left_out(study, searched)
-    for method, variant in left_out:
-        progress.say(f"left out: {method} {variant or ''} has no finished trial in the search")
-    if searched and all(("perpeft", spec.config.variant) in left_out for spec in searched):
+    best = best_configs(recorder.searched().values())
+    perpeft = _best_perpeft(study)
+    _run_missing(study, other_mode_trials(config, perpeft) if perpeft else [], progress)
+    cells = [(m, v) for m in searching_methods(config) for v in variants_of(config, m)]
+    for method, variant in cells:
+        if (method, variant) not in best:
+            name = f"{method} {variant or ''}".strip()
+            progress.say(f"left out: {name} has no finished trial in the search")
+    if "perpeft" in searches and perpeft is None:
         raise RuntimeError(f"no trial of the search has finished; {study.folder} has the errors")
 
 
@@ -104,7 +107,7 @@ def _run_missing(
     missing = [spec for spec in specs if spec.key not in finished]
     if not missing:
         return
-    agenda = Agenda(study.config, finished, lambda *_: missing)
+    agenda = Agenda(finished, lambda _: missing)
     run_tune(
         study,
         agenda,
@@ -114,16 +117,8 @@ def _run_missing(
     )
 
 
-def _run_other_mode(study: Study, searched: list[TrialSpec], progress: Progress) -> None:
-    """PerPEFT's best setting in the other training mode, which may need Ray Train workers."""
-    best = best_of(searched, study.recorder.search_scores())
-    _run_missing(study, other_mode_trials(study.config, best.config) if best else [], progress)
-
-
-def _left_out(study: Study, searched: list[TrialSpec]) -> list[Cell]:
-    """Methods and variants that have no best config because none of their trials finished."""
-    scores = study.recorder.search_scores()
-    specs = [*searched, *sweep_trials(study.config, best_configs(searched, scores))]
-    best = best_configs(specs, scores)
-    cells = dict.fromkeys((spec.config.method, spec.config.variant) for spec in specs)
-    return [cell for cell in cells if cell not in best]
+def _best_perpeft(study: Study) -> TrialConfig | None:
+    """PerPEFT's best setting of all variants, by validation; None before any."""
+    rows = [row for row in study.recorder.searched().values() if row.config.method == "perpeft"]
+    scored = [row for row in rows if row.score is not None]
+    return max(scored, key=lambda row: row.score or 0.0).config if scored else None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
-from perpeft_ray.config import StudyConfig
-from perpeft_ray.study.plan import Key, TrialSpec, search_trial
-from perpeft_ray.study.search.suggest import Suggestions
+from perpeft_ray.config import Method
+from perpeft_ray.study.plan import Key, TrialSpec
+from perpeft_ray.study.record import Searched
+from perpeft_ray.study.search.suggest import Search
+from perpeft_ray.study.trainable import OBJECTIVE
 
-Ready = Callable[[Collection[Key], bool], list[TrialSpec]]
-"""(keys of trials that have ended, whether the search goes on) -> the trials that can be run."""
+Ready = Callable[[Collection[Method]], list[TrialSpec]]
+"""Methods whose search has not ended -> the trials after the search that can be run."""
 
 
 class Agenda(Searcher):
@@ -21,28 +25,27 @@ class Agenda(Searcher):
     One Tune run for a whole study starts the trials' processes once, and leaves no processor idle
     where one phase waits for the other's last trial.
 
-    `finished`: keys of trials that need not run. `ready`: see `Ready`. `suggestions` gives the
-    `to_search` trials that come first.
+    `finished`: keys of trials that need not run. `ready`: see `Ready`. `searches`: of the methods
+    that have one; their trials come first. `searched`: the search's trials that have a row, by
+    config hash.
     """
 
     def __init__(
         self,
-        study: StudyConfig,
         finished: Collection[Key],
         ready: Ready,
-        suggestions: Suggestions | None = None,
-        to_search: int = 0,
+        searches: Mapping[Method, Search] = MappingProxyType({}),
+        searched: Callable[[], Mapping[str, Searched]] = dict,
     ) -> None:
         super().__init__()
-        self._study = study
         self._ended = set(finished)
         self._ready = ready
-        self._suggestions = suggestions
-        self._to_search = to_search
+        self._searches = searches
+        self._searched = searched
         self._running: dict[str, TrialSpec] = {}
         self._queue: list[TrialSpec] | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Tune takes FINISHED too
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
         """The next trial for Tune; None to be asked again, FINISHED when all has been done."""
         spec = self._next(trial_id)
         if spec is None:
@@ -51,9 +54,12 @@ class Agenda(Searcher):
         return spec.to_tune()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass results of the search on."""
-        if self._suggestions is not None and self._running[trial_id].is_searched:
-            self._suggestions.on_trial_result(trial_id, result)
+        """Pass validations of the search on."""
+        spec = self._running[trial_id]
+        # Tune repeats the last result when the function has returned.
+        if spec.is_searched and OBJECTIVE in result and not result.get(DONE):
+            search = self._searches[spec.config.method]
+            search.report(trial_id, result["record/epoch"], result[OBJECTIVE])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -62,19 +68,27 @@ class Agenda(Searcher):
         spec = self._running.pop(trial_id)
         self._ended.add(spec.key)
         self._queue = None
-        if self._suggestions is not None and spec.is_searched:
-            self._suggestions.on_trial_complete(trial_id, result=result, error=error)
+        if not spec.is_searched:
+            return
+        search = self._searches[spec.config.method]
+        row = self._searched().get(spec.config.config_hash)
+        if error:
+            search.tell(trial_id, "FAIL")
+        elif row is not None and row.status == "COMPLETE":  # written by the trial itself
+            search.tell(trial_id, "COMPLETE", row.score, row.size)
+        else:
+            search.tell(trial_id, "PRUNED")
 
     def save(self, checkpoint_path: str) -> None:
-        """Write nothing: a study goes on from its rows, not from Tune's files."""
+        """Write nothing: a study is resumed from its rows, not from Tune's files."""
 
     def _next(self, trial_id: str) -> TrialSpec | None:
-        if self._suggestions is not None and self._to_search > 0:
-            self._to_search -= 1
-            return search_trial(self._study, self._suggestions.suggest_setting(trial_id))
+        for search in self._searches.values():
+            if search.left:
+                return search.ask(trial_id)
         if self._queue is None:
-            searching = any(spec.is_searched for spec in self._running.values())
-            running = {spec.key for spec in self._running.values()}
-            ready = self._ready(self._ended, searching)
-            self._queue = [spec for spec in ready if spec.key not in self._ended | running]
+            running = self._running.values()
+            searching = {spec.config.method for spec in running if spec.is_searched}
+            known = self._ended | {spec.key for spec in running}
+            self._queue = [spec for spec in self._ready(searching) if spec.key not in known]
         return self._queue.pop(0) if self._queue else None

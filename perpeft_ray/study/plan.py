@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from perpeft_ray.config import (
-    PEFT_METHODS,
     PERSONAL_METHODS,
     SIMPLE_METHODS,
+    VARIED,
     Method,
     Mode,
     StudyConfig,
     TrialConfig,
     Variant,
-    exists,
 )
-from perpeft_ray.study.record import Phase
-from perpeft_ray.study.search.space import Setting, all_settings
+from perpeft_ray.study.record import Phase, Searched
+from perpeft_ray.study.search.space import Setting, all_settings, first_setting, variants_of
 
 Key = tuple[str, str]
 """(phase, config_hash): a trial of a study, as `Recorder.finished` has it."""
@@ -49,8 +49,8 @@ class TrialSpec:
 
     @property
     def is_searched(self) -> bool:
-        """Whether Optuna suggested it, and ASHA may stop it."""
-        return self.phase == "search" and self.config.method == "perpeft"
+        """Whether Optuna suggested it."""
+        return self.phase == "search"
 
     @property
     def trial_id(self) -> str:
@@ -79,50 +79,61 @@ def is_one_of(trial_id: str, keys: Collection[Key]) -> bool:
     )
 
 
-def search_trial(study: StudyConfig, setting: Setting) -> TrialSpec:
-    """The search's trial of a setting: PerPEFT with the study's first seed."""
-    config = study.trial("perpeft", seed=study.seeds[0], **setting)
+def search_trial(study: StudyConfig, method: Method, setting: Setting) -> TrialSpec:
+    """The search's trial of a method's setting, with the study's first seed."""
+    config = study.trial(method, seed=study.seeds[0], **setting)
     return TrialSpec("search", config, study.workers)
 
 
-def search_trials(study: StudyConfig) -> list[TrialSpec]:
-    """The trials that the search can choose from: one for each setting."""
-    return [search_trial(study, setting) for setting in all_settings(study)]
+def searching_methods(study: StudyConfig) -> list[Method]:
+    """Methods whose settings are searched: PerPEFT, and those that do not take PerPEFT's settings.
 
-
-def baseline_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
-    """Each method that takes its own learning rate with every one that PerPEFT could choose from.
-
-    By validation. `best` has PerPEFT's best config of each variant: the methods that share its
-    rank or groups are run for these.
+    PerPEFT with one thing changed takes PerPEFT's, unless `search.every_method`. A baseline that
+    has only one setting needs no search.
     """
-    specs = []
-    for method in _sweeping(study):
-        for learning_rate in study.values("learning_rate"):
-            for source in _sources(method, best):
-                config = _derived(study, method, source, learning_rate)
-                specs.append(TrialSpec("search", config, study.workers))
-    return specs
+    methods: list[Method] = []
+    if PERSONAL_METHODS & set(study.methods):
+        methods.append("perpeft")
+    for method in study.methods:
+        if method in SIMPLE_METHODS or method == "perpeft" or _takes_perpefts(study, method):
+            continue
+        if _space_size(study, method) > len(variants_of(study, method)):
+            methods.append(method)
+    return methods
+
+
+def search_budget(study: StudyConfig, method: Method) -> int:
+    """Trials of a method's search: as many per variant for every method, PerPEFT's rounded up."""
+    trials = study.search.trials
+    if method != "perpeft":
+        per_variant = -(-trials // len(variants_of(study, "perpeft")))
+        trials = per_variant * len(variants_of(study, method))
+    return int(min(trials, _space_size(study, method)))
 
 
 def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
     """Methods × seeds × variants, with test read.
 
-    `best` has the best config of PerPEFT for each variant, and of every method and variant that
-    takes its own learning rate. The others are PerPEFT with one thing changed and take its config.
+    `best` has the best config of every method and variant that was searched. The others are
+    PerPEFT with one thing changed and take its config, or have only one setting.
     Methods are the outermost loop: neighbours then differ in variant or seed, so that trials
     running side by side seldom wait for the same stage 1.
     """
     specs = simple_trials(study)
-    sweeping = _sweeping(study)
+    searched = searching_methods(study)
     for method in study.methods:
         if method in SIMPLE_METHODS:
             continue
-        if method in sweeping or method == "perpeft":
+        if method in searched:
             configs = [config for (name, _), config in best.items() if name == method]
-        else:
+        elif _takes_perpefts(study, method):
             perpeft = [config for (name, _), config in best.items() if name == "perpeft"]
-            configs = [_derived(study, method, config, config.learning_rate) for config in perpeft]
+            configs = [_with_method(study, method, config) for config in perpeft]
+        else:
+            configs = [
+                search_trial(study, method, first_setting(study, method, variant)).config
+                for variant in variants_of(study, method)
+            ]
         for seed in study.seeds:
             for config in configs:
                 changed = replace(config, seed=seed)
@@ -164,95 +175,54 @@ def settings_trials(study: StudyConfig, configs: Iterable[TrialConfig]) -> list[
     return list(specs.values())
 
 
-def sweep_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
-    """`baseline_trials`, or none where one learning rate leaves nothing to choose."""
-    return baseline_trials(study, best) if len(study.values("learning_rate")) > 1 else []
-
-
 def ready_trials(
-    study: StudyConfig,
-    scores: Mapping[str, float],
-    ended: Collection[Key],
-    *,
-    searching: bool,
+    study: StudyConfig, searched: Iterable[Searched], searching: Collection[Method]
 ) -> list[TrialSpec]:
     """The trials after the search that can be run now, those that have been run among them.
 
-    Baselines without a variant wait for nothing, PerPEFT and `global` for the end of the search,
-    and a baseline's ablation for all of its learning rates. `scores` as in `best_of`; `ended`:
-    keys of trials that have been run, whatever came of them.
+    `searched`: the search's trials that have ended; `searching`: methods whose search has not. A
+    method waits for the end of its search, or of PerPEFT's whose settings it takes.
     """
-    perpeft = {} if searching else best_configs(search_trials(study), scores)
-    sweep = sweep_trials(study, perpeft)
-    if sweep:
-        waiting = {_cell(spec) for spec in sweep if spec.key not in ended}
-        tried = best_configs(sweep, scores)
-        baselines = {cell: config for cell, config in tried.items() if cell not in waiting}
-    else:
-        baselines = _cells(baseline_trials(study, perpeft))
-    return [*sweep, *ablation_trials(study, {**perpeft, **baselines})]
+    best = {c: config for c, config in best_configs(searched).items() if c[0] not in searching}
+    return ablation_trials(study, best)
 
 
-def count_later_trials(study: StudyConfig) -> int:
-    """How many trials follow the search; it does not depend on what the search finds."""
-    some = _cells(search_trials(study))
-    baselines = _cells(baseline_trials(study, some))
+def count_trials(study: StudyConfig) -> int:
+    """How many trials a study has; it does not depend on what the search finds."""
+    some = {
+        (method, variant): search_trial(study, method, first_setting(study, method, variant)).config
+        for method in searching_methods(study)
+        for variant in variants_of(study, method)
+    }
+    other = [config for (method, _), config in some.items() if method == "perpeft"]
     return (
-        len(sweep_trials(study, some))
-        + len(ablation_trials(study, {**some, **baselines}))
-        + len(other_mode_trials(study, search_trials(study)[0].config))
+        sum(search_budget(study, method) for method in searching_methods(study))
+        + len(ablation_trials(study, some))
+        + (len(other_mode_trials(study, other[0])) if other else 0)
     )
 
 
-def best_of(specs: Iterable[TrialSpec], scores: Mapping[str, float]) -> TrialSpec | None:
-    """The trial with the highest score, the first of equals; None where none has a score.
-
-    `scores`: validation NDCG@20 by config hash.
-    """
-    scored = [spec for spec in specs if spec.config.config_hash in scores]
-    return max(scored, key=lambda spec: scores[spec.config.config_hash], default=None)
-
-
-def best_configs(specs: Iterable[TrialSpec], scores: Mapping[str, float]) -> Best:
-    """`best_of` for each method and variant that has a score."""
-    cells: dict[Cell, list[TrialSpec]] = {}
-    for spec in specs:
-        cells.setdefault(_cell(spec), []).append(spec)
-    best = {cell: best_of(in_cell, scores) for cell, in_cell in cells.items()}
-    return {cell: spec.config for cell, spec in best.items() if spec is not None}
+def best_configs(searched: Iterable[Searched]) -> Best:
+    """The config with the highest score for each method and variant, the first of equals."""
+    best: dict[Cell, Searched] = {}
+    for row in searched:
+        cell = (row.config.method, row.config.variant)
+        if row.score is not None and (cell not in best or row.score > (best[cell].score or 0.0)):
+            best[cell] = row
+    return {cell: row.config for cell, row in best.items()}
 
 
-def _cell(spec: TrialSpec) -> Cell:
-    return spec.config.method, spec.config.variant
+def _takes_perpefts(study: StudyConfig, method: Method) -> bool:
+    """Whether a method is PerPEFT with one thing changed, and takes its settings."""
+    return method in PERSONAL_METHODS and method != "perpeft" and not study.search.every_method
 
 
-def _cells(specs: Iterable[TrialSpec]) -> dict[Cell, TrialConfig]:
-    """A config for each method and variant: the last of several."""
-    return {_cell(spec): spec.config for spec in specs}
+def _with_method(study: StudyConfig, method: Method, perpeft: TrialConfig) -> TrialConfig:
+    """PerPEFT's config, with one thing changed."""
+    shared = {name: getattr(perpeft, name) for name in ("variant", *VARIED)}
+    return study.trial(method, seed=study.seeds[0], **shared)
 
 
-def _sweeping(study: StudyConfig) -> list[Method]:
-    """Methods that take their own learning rate: not PerPEFT, whose search has it, nor, unless the
-    study says so, those that are PerPEFT with one thing changed, nor those without one."""
-    changed = set() if study.search.every_method else PERSONAL_METHODS
-    without = {"perpeft", *SIMPLE_METHODS, *changed}
-    return [method for method in study.methods if method not in without]
-
-
-def _sources(method: Method, best: Best) -> list[TrialConfig | None]:
-    """PerPEFT's configs that a method shares settings with; None for methods without a variant."""
-    if method not in PEFT_METHODS:
-        return [None]
-    of_perpeft = (config for (name, _), config in best.items() if name == "perpeft")
-    return [config for config in of_perpeft if exists(method, config.variant)]
-
-
-def _derived(
-    study: StudyConfig, method: Method, source: TrialConfig | None, learning_rate: float
-) -> TrialConfig:
-    """A method's config at PerPEFT's rank, groups and conditioning weight, where they apply."""
-    shared = {}
-    if source is not None:
-        names = ("variant", "rank", "groups", "conditioning_weight")
-        shared = {name: getattr(source, name) for name in names}
-    return study.trial(method, seed=study.seeds[0], learning_rate=learning_rate, **shared)
+def _space_size(study: StudyConfig, method: Method) -> float:
+    settings = all_settings(study, method)
+    return math.inf if settings is None else len(settings)

@@ -62,5 +62,4 @@ def preset(name: Preset) -> StudyConfig:
             personal_epochs=20,
             validate_every=1,
         ),
-        search=SearchSettings(learning_rates=(1e-4,)),
     )

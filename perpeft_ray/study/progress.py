@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from types import TracebackType
 from typing import TextIO
 
 from rich.status import Status as Spinner
 
-from perpeft_ray.config import SIMPLE_METHODS
+from perpeft_ray.config import SEARCHABLE, VARIED
 from perpeft_ray.screen import console as console_on
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.record import Status
@@ -29,6 +30,7 @@ class Progress:
         self._every = every
         self._began = self._last = time.monotonic()
         self._planned: int | None = None
+        self._shown: Collection[str] = VARIED
         self._done = self._before = 0
         self._preparing = ""
         self._epochs: dict[str, tuple[int, int]] = {}  # of running trials: done, in all
@@ -62,12 +64,15 @@ class Progress:
         self._preparing = f": {items:,} of {total:,} items prepared"
         self.tick()
 
-    def plan(self, trials: int, done: int) -> None:
+    def plan(self, trials: int, done: int, shown: Collection[str] = VARIED) -> None:
         """Set how many trials the study has, and how many of them an earlier run has done.
+
+        `shown`: the settings that a trial's line has, as fields of `TrialConfig`.
 
         A study that goes on says so.
         """
         self._planned, self._done, self._before = trials, done, done
+        self._shown = shown
         if done:
             self.say(f"continuing: {done} of {trials} trials are done")
 
@@ -110,7 +115,7 @@ class Progress:
         outcome = error or ("" if score is None else f"validation NDCG@20 {100 * score:.2f}")
         self.say(
             f"[{self._done}/{self._planned}] {status:<8} {spec.trial_id}  "
-            f"{_settings(spec)}  {seconds:.1f} s  {outcome}"
+            f"{_settings(spec, self._shown)}  {seconds:.1f} s  {outcome}"
         )
 
     def tick(self) -> None:
@@ -144,15 +149,13 @@ class Progress:
         return each * max(self._planned - self._before - ran, 0.0)
 
 
-def _settings(spec: TrialSpec) -> str:
+def _settings(spec: TrialSpec, shown: Collection[str]) -> str:
+    """What is searched, and applies."""
     config = spec.config
-    if config.method in SIMPLE_METHODS:
-        return ""
     given = {
-        "r": config.rank,
-        "G": config.groups,
-        "λ": config.conditioning_weight,
-        "lr": config.learning_rate,
+        setting.symbol: getattr(config, setting.name)
+        for setting in SEARCHABLE
+        if setting.name in shown and setting.applies(config.method, config.variant)
     }
     return " ".join(f"{name}={value:g}" for name, value in given.items() if value is not None)
 

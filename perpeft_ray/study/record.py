@@ -43,6 +43,7 @@ class TrialRecord:
 class Searched:
     """What is written of a trial of the search that has ended."""
 
+    config: TrialConfig
     status: Status
     """COMPLETE or PRUNED."""
     score: float | None

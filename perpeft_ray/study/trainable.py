@@ -79,12 +79,6 @@ class StudyRecorder(Recorder, Protocol):
     def searched(self) -> dict[str, Searched]:
         """The COMPLETE and PRUNED trials of the search, by config hash, as they began."""
 
-    def search_scores(self) -> dict[str, float]:
-        """Validation NDCG@20 of the COMPLETE trials of the search, by config hash."""
-
-    def search_sizes(self) -> dict[str, int]:
-        """Trainable parameters of the COMPLETE trials of the search, by config hash."""
-
 
 @dataclass(frozen=True)
 class Study:
@@ -198,8 +192,3 @@ def from_result(result: Mapping[str, Any]) -> EpochRecord:
     fields = result["record"]
     valid = fields["valid"]
     return EpochRecord(**{**fields, "valid": None if valid is None else RankingMetrics(**valid)})
-
-
-def is_last_epoch(record: EpochRecord, config: TrialConfig) -> bool:
-    """Whether a trial has nothing left to train after this epoch."""
-    return record.epoch == config.stage1_epochs + config.stage3_epochs

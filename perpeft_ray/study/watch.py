@@ -18,7 +18,7 @@ from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.record import Status, TrialRecord
 from perpeft_ray.study.trackers import trackers
-from perpeft_ray.study.trainable import Study, from_result, is_last_epoch
+from perpeft_ray.study.trainable import Study, from_result
 from perpeft_ray.train.outcome import EpochRecord
 
 log = logging.getLogger(__name__)
@@ -78,11 +78,8 @@ class Watch(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
         """Tell of a finished trial, or write the row of one that ASHA stopped."""
-        epochs = self._epochs.get(trial.trial_id, [])
         spec = TrialSpec.from_tune(trial.config)
-        # One that `train.patience` ended early, or that has no epochs, has written its row.
-        complete = bool(epochs) and is_last_epoch(epochs[-1], spec.config)
-        complete = complete or spec.key in self._study.recorder.finished()
+        complete = spec.key in self._study.recorder.finished()  # it has written its row itself
         if not complete:
             self._write(trial, spec, "PRUNED", None)
             # A Ray Train worker may be writing still: what it leaves goes when the study ends.

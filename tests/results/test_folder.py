@@ -117,7 +117,9 @@ def test_all_states_and_stray_files_read_as_one_table(folder: StudyFolder, recor
     assert folder.finished() == {
         (row.phase, row.config_hash) for row in trials.loc[["b", "c", "d"]].itertuples()
     }
-    assert folder.search_scores() == {trials.loc["c", "config_hash"]: 0.1}
+    assert {k: row.score for k, row in folder.searched().items() if row.score is not None} == {
+        trials.loc["c", "config_hash"]: 0.1
+    }
 
 
 def test_a_method_without_encoder_has_no_trainable_fraction(folder: StudyFolder, record) -> None:
@@ -129,7 +131,7 @@ def test_a_folder_without_trials_has_the_columns_and_no_rows(folder: StudyFolder
     assert list(folder.trials().columns) == TRIALS.names
     assert len(folder.trials()) == 0
     assert folder.finished() == set()
-    assert folder.search_scores() == {}
+    assert folder.searched() == {}
     (folder.path / "trials").mkdir()
     (folder.path / "trials" / ".a.parquet.0123").touch()
     assert folder.finished() == set()

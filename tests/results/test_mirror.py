@@ -121,7 +121,7 @@ def test_rows_written_on_one_machine_are_read_on_another(record, machine, tmp_pa
     second.write_trial(record(trial_id="one"))
     second.write_trial(record(trial_id="two", status="FAIL"))
     assert sorted(first.trials().trial_id) == ["one", "two"]
-    assert first.search_scores() == second.search_scores()
+    assert first.searched() == second.searched()
     second.write_trial(record(trial_id="two"))
     assert first.trials().status.tolist() == ["COMPLETE", "COMPLETE"]
     first.keep()  # what it has of trials is not newer than what is there

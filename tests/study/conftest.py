@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class JsonRecorder:
             "status": record.status,
             "error": record.error,
             "hash": record.config.config_hash,
+            "config": asdict(record.config),
             "method": record.config.method,
             "variant": record.config.variant,
             "rank": record.config.rank,
@@ -77,29 +78,16 @@ class JsonRecorder:
         """It is here that it is kept."""
 
     def searched(self) -> dict[str, Searched]:
-        sizes = self.search_sizes()
-        return {
-            row["hash"]: Searched(
-                row["status"], row["valid"], sizes.get(row["hash"]), row["validated"]
-            )
-            for row in sorted(self.rows(), key=lambda row: row["started_at"])
-            if row["phase"] == "search" and row["status"] in ("COMPLETE", "PRUNED")
-        }
-
-    def search_scores(self) -> dict[str, float]:
-        return {
-            row["hash"]: row["valid"]
-            for row in self.rows()
-            if row["status"] == "COMPLETE" and row["phase"] == "search"
-        }
-
-    def search_sizes(self) -> dict[str, int]:
         """A size that can be told from the configuration."""
-        return {
-            row["hash"]: (row["rank"] or 1) * (row["groups"] or 1)
-            for row in self.rows()
-            if row["status"] == "COMPLETE" and row["phase"] == "search"
-        }
+        found = {}
+        for row in sorted(self.rows(), key=lambda row: row["started_at"]):
+            if row["phase"] == "search" and row["status"] in ("COMPLETE", "PRUNED"):
+                config = TrialConfig(**row["config"])
+                size = (config.rank or 1) * (config.groups or 1)
+                found[row["hash"]] = Searched(
+                    config, row["status"], row["valid"], size, row["validated"]
+                )
+        return found
 
 
 Score = Callable[[TrialConfig], float]
@@ -194,8 +182,8 @@ def small_study(**changes: Any) -> StudyConfig:
         search=SearchSettings(
             trials=6,
             max_concurrent=1,
-            ranks=(2, 4, 8),
-            groups=(4, 8),
+            ranks=(4, 2, 8),
+            groups=(8, 4),
             conditioning_weights=(0.5, 1.0),
             learning_rates=(5e-3, 1e-2),
             grace_epochs=2,

@@ -30,7 +30,7 @@ def run(study: Any) -> str:
 
 def journal_states(study: Any) -> Counter[TrialState]:
     storage = open_journal(study.folder / "optuna.journal")
-    [name] = optuna.get_all_study_names(storage)
+    [name] = [n for n in optuna.get_all_study_names(storage) if "-perpeft-" in n]
     loaded = optuna.load_study(study_name=name, storage=storage)
     return Counter(trial.state for trial in loaded.trials)
 
@@ -124,7 +124,7 @@ def test_failed_trials_are_rows_and_the_study_goes_on(
 def test_an_interrupted_study_does_only_what_is_missing(
     make_study: Callable[..., Any], small_study: Callable[..., Any]
 ) -> None:
-    config = small_study(methods=("without_mm", "global"))
+    config = small_study(methods=("without_mm", "global", "perpeft"))
     study = make_study(config)
     run(study)
     before = {row["trial_id"]: row for row in study.recorder.rows()}

@@ -40,7 +40,7 @@ def run(study: Any) -> str:
 
 def states(study: Any) -> set[TrialState]:
     storage = open_journal(study.folder / "optuna.journal")
-    [name] = optuna.get_all_study_names(storage)
+    [name] = [n for n in optuna.get_all_study_names(storage) if "-perpeft-" in n]
     return {t.state for t in optuna.load_study(study_name=name, storage=storage).trials}
 
 

@@ -8,170 +8,140 @@ from itertools import pairwise
 
 from perpeft_ray.config import (
     METHODS,
-    PERSONAL_METHODS,
     SIMPLE_METHODS,
+    Method,
     SearchSettings,
     StudyConfig,
+    TrialConfig,
 )
 from perpeft_ray.study.plan import (
+    Cell,
     TrialSpec,
     ablation_trials,
-    baseline_trials,
     best_configs,
-    best_of,
-    count_later_trials,
+    count_trials,
     is_one_of,
     other_mode_trials,
     ready_trials,
-    search_trials,
+    search_budget,
+    search_trial,
+    searching_methods,
 )
+from perpeft_ray.study.record import Searched
+from perpeft_ray.study.search.space import all_settings, variants_of
+from tests.study.whole_space import search_trials
+
+TWO_RATES = SearchSettings(learning_rates=(5e-3, 1e-2))
 
 
-def best_for(study: StudyConfig) -> dict:
-    """Some best config of every method and variant: the last planned of each."""
-    best = {("perpeft", s.config.variant): s.config for s in search_trials(study)}
-    sweep = baseline_trials(study, best)
-    return best | {(s.config.method, s.config.variant): s.config for s in sweep}
+def ended(spec: TrialSpec, score: float | None) -> Searched:
+    return Searched(spec.config, "PRUNED" if score is None else "COMPLETE", score, 1, [])
 
 
-def test_best_is_by_score_and_the_first_of_equals() -> None:
-    specs = search_trials(StudyConfig())[:3]
-    keys = [spec.config.config_hash for spec in specs]
-    assert best_of(specs, {keys[0]: 0.1, keys[1]: 0.3, keys[2]: 0.3}) is specs[1]
-    assert best_of(specs, {keys[2]: 0.0}) is specs[2]
-    assert best_of(specs, {}) is None
+def best_for(study: StudyConfig) -> dict[Cell, TrialConfig]:
+    """Some best config of every method and variant that is searched: the last of each."""
+    return {
+        (method, spec.config.variant): spec.config
+        for method in searching_methods(study)
+        for spec in search_trials(study, method)
+    }
 
 
-def test_best_of_each_method_and_variant() -> None:
+def test_best_of_each_method_and_variant_is_the_first_with_the_highest_score() -> None:
     specs = search_trials(StudyConfig())
     lora = [spec for spec in specs if spec.config.variant == "lora"]
     iisan = [spec for spec in specs if spec.config.variant == "iisan"]
-    scores = {lora[3].config.config_hash: 0.2, lora[5].config.config_hash: 0.4}
-    scores[iisan[1].config.config_hash] = 0.1
-    assert best_configs(specs, scores) == {
+    rows = [
+        ended(lora[3], 0.2),
+        ended(lora[5], 0.4),
+        ended(lora[6], 0.4),
+        ended(lora[7], None),
+        ended(iisan[1], 0.0),
+    ]
+    assert best_configs(rows) == {
         ("perpeft", "lora"): lora[5].config,
         ("perpeft", "iisan"): iisan[1].config,
     }
 
 
-def test_trials_are_ready_when_what_they_need_has_ended() -> None:
-    study = StudyConfig()
-    scores: dict[str, float] = {}
-    ended: set[tuple[str, str]] = set()
-
-    def ready(*, searching: bool = False) -> Counter:
-        specs = ready_trials(study, scores, ended, searching=searching)
-        new = (spec for spec in specs if spec.key not in ended)
-        return Counter((spec.phase, spec.config.method) for spec in new)
-
-    def end(specs: list[TrialSpec]) -> None:
-        ended.update(spec.key for spec in specs)
-        scores.update({s.config.config_hash: s.config.learning_rate for s in specs})
-
-    # While the search goes on, only what has no variant.
-    rates = len(study.values("learning_rate"))
-    without_variant = {
-        ("ablation", "popularity"): 1,
-        ("ablation", "item_knn"): 1,
-        ("search", "without_mm"): rates,
-        ("search", "frozen_mm"): rates,
-    }
-    end([spec for spec in search_trials(study) if spec.config.variant != "ia3"])
-    assert ready(searching=True) == without_variant
-    # Then all but the ablation of baselines whose learning rates have not been tried.
-    personal = {
-        ("ablation", method): 2
-        for method in ("perpeft", "random_grouping", "without_group_negatives")
-    }
-    assert ready() == {**without_variant, ("search", "global"): 2 * rates, **personal}
-    sweep = [s for s in ready_trials(study, scores, ended, searching=False) if s.phase == "search"]
-    end([spec for spec in sweep if spec.config.variant != "lora"])
-    assert ready() == {
-        ("ablation", "popularity"): 1,
-        ("ablation", "item_knn"): 1,
-        ("search", "global"): rates,
-        ("ablation", "without_mm"): 1,
-        ("ablation", "frozen_mm"): 1,
-        ("ablation", "global"): 1,
-        **personal,
-    }
-    ablation = [s for s in ready_trials(study, scores, ended, searching=False) if s.test]
-    chosen = {s.config.learning_rate for s in ablation if s.config.method == "without_mm"}
-    assert chosen == {max(study.values("learning_rate"))}
-
-
-def test_one_learning_rate_needs_no_sweep() -> None:
-    study = replace(StudyConfig(), train=replace(StudyConfig().train, lr=0.01))
-    specs = ready_trials(study, {}, set(), searching=False)
-    assert [(s.phase, s.config.method) for s in specs] == [
-        ("ablation", "popularity"),
-        ("ablation", "item_knn"),
-        ("ablation", "without_mm"),
-        ("ablation", "frozen_mm"),
+def test_trials_wait_for_the_search_whose_settings_they_take() -> None:
+    study = StudyConfig(search=TWO_RATES)
+    rows = [
+        ended(search_trials(study, method)[0], 0.1)
+        for method in ("perpeft", "global", "without_mm", "frozen_mm")
     ]
 
+    def ready(*searching: Method) -> set[str]:
+        return {spec.config.method for spec in ready_trials(study, rows, searching)}
 
-def test_the_number_of_later_trials_is_known_before_the_search() -> None:
-    search = SearchSettings(learning_rates=(5e-3, 1e-2))
-    study = StudyConfig(seeds=(0, 1), parallel_workers=2, search=search)
-    # 2 learning rates of 2 + 3 baselines; (2 + 4·3) methods and one more in parallel, two seeds;
-    # 2 methods without training.
-    assert count_later_trials(study) == 2 * (2 + 3) + 2 * (2 + 4 * 3 + 1) + 2
+    everything = {*study.methods}
+    of_perpeft = {"perpeft", "random_grouping", "without_group_negatives"}
+    assert ready() == everything
+    assert ready("global") == everything - {"global"}
+    assert ready("perpeft", "without_mm") == everything - of_perpeft - {"without_mm"}
 
 
-def test_every_baseline_is_tried_with_every_learning_rate_of_perpeft() -> None:
-    rates = (1e-3, 5e-3, 1e-2)
-    study = StudyConfig(search=SearchSettings(learning_rates=rates))
-    sweep = baseline_trials(study, best_for(study))
-    tried = {}
-    for spec in sweep:
-        assert spec.phase == "search"
-        assert not spec.test
-        tried.setdefault((spec.config.method, spec.config.variant), []).append(
-            spec.config.learning_rate
-        )
-    assert set(tried) == {
-        ("without_mm", None),
-        ("frozen_mm", None),
-        ("global", "lora"),
-        ("global", "ia3"),
-        ("global", "iisan"),
+def test_a_baseline_with_one_setting_needs_no_search() -> None:
+    study = StudyConfig(train=replace(StudyConfig().train, lr=0.01))
+    assert "frozen_mm" not in searching_methods(study)
+    specs = ready_trials(study, [], ["perpeft", "global"])
+    assert {spec.config.method for spec in specs} == {
+        "popularity",
+        "item_knn",
+        "without_mm",
+        "frozen_mm",
     }
-    assert all(sorted(values) == sorted(rates) for values in tried.values())
 
 
-def test_global_takes_the_rank_of_perpeft() -> None:
-    study = StudyConfig()
-    best = best_for(study)
-    for spec in baseline_trials(study, best):
-        if spec.config.method == "global":
-            assert spec.config.rank == best["perpeft", spec.config.variant].rank
+def test_a_baseline_has_as_many_trials_per_variant_as_perpeft() -> None:
+    study = StudyConfig(search=replace(TWO_RATES, trials=12, multimodal_weights=(0.1, 0.5, 1.0)))
+    assert search_budget(study, "perpeft") == 12
+    assert search_budget(study, "global") == 12
+    assert search_budget(study, "frozen_mm") == 4
+    assert search_budget(study, "without_mm") == 2  # it has only the two learning rates
 
 
-def test_methods_with_one_module_take_the_size_and_groups_of_perpeft() -> None:
-    study = StudyConfig(methods=METHODS)
-    best = best_for(study)
-    sweep = [spec.config for spec in baseline_trials(study, best)]
-    assert {c.method for c in sweep} == set(METHODS) - PERSONAL_METHODS - SIMPLE_METHODS
-    for config in sweep:
-        perpeft = best.get(("perpeft", config.variant))
-        if config.method in ("group_level_1", "group_level_2"):
-            assert config.groups == perpeft.groups
-        if config.method == "large_global" and config.variant == "lora":
-            assert config.rank == perpeft.rank * perpeft.groups
-        if config.method == "large_global" and config.variant == "iisan":
-            assert config.bottleneck == perpeft.bottleneck * perpeft.groups
-    assert not any(c.method == "large_global" and c.variant == "ia3" for c in sweep)
+def test_baselines_choose_from_perpefts_values_of_what_applies_to_them() -> None:
+    study = StudyConfig(search=replace(TWO_RATES, multimodal_weights=(0.1, 0.5)))
+
+    def tried(method: Method, name: str) -> set[object]:
+        return {getattr(spec.config, name) for spec in search_trials(study, method)}
+
+    for name in ("learning_rate", "multimodal_weight", "rank", "weight_decay"):
+        assert tried("global", name) == tried("perpeft", name)
+    assert tried("frozen_mm", "multimodal_weight") == {0.1, 0.5}
+    assert tried("without_mm", "multimodal_weight") == {0.0}
+    assert tried("group_level_1", "groups") == tried("perpeft", "groups")
 
 
-def test_every_method_can_be_given_its_own_learning_rate() -> None:
-    study = StudyConfig(methods=METHODS, search=SearchSettings(every_method=True))
-    sweep = baseline_trials(study, best_for(study))
-    assert {spec.config.method for spec in sweep} == set(METHODS) - SIMPLE_METHODS - {"perpeft"}
+def test_large_global_has_the_size_of_all_groups() -> None:
+    study = StudyConfig(methods=("perpeft", "large_global"))
+    assert variants_of(study, "large_global") == ["lora", "iisan"]
+    settings = all_settings(study, "large_global")
+    assert settings is not None
+    for setting in settings:
+        config = search_trial(study, "large_global", setting).config
+        if config.variant == "lora":
+            assert config.rank == setting["rank"] * setting["groups"]
+        else:
+            assert config.bottleneck == study.peft.bottleneck * setting["groups"]
+
+
+def test_the_number_of_trials_is_known_before_the_search() -> None:
+    study = StudyConfig(seeds=(0, 1), parallel_workers=2, search=TWO_RATES)
+    # Search: 6 of PerPEFT, 2 for each of 3 + 1 + 1 cells. Ablation: 2 + 4 · 3 cells, two seeds; one
+    # cell in the other mode, two seeds; 2 methods without training.
+    assert count_trials(study) == 6 + 2 * (3 + 1 + 1) + 2 * (2 + 4 * 3) + 2 + 2
+
+
+def test_every_method_can_have_its_own_search() -> None:
+    study = StudyConfig(methods=METHODS, search=replace(TWO_RATES, every_method=True))
+    assert set(searching_methods(study)) == set(METHODS) - SIMPLE_METHODS
     ablation = ablation_trials(study, best_for(study))
     assert {spec.config.method for spec in ablation} == set(METHODS)
-    changed = [s.config for s in sweep if s.config.method == "without_group_negatives"]
-    assert all(config.conditioning_weight == 0.0 for config in changed)
+    settings = all_settings(study, "without_group_negatives")
+    assert settings is not None
+    assert not any("conditioning_weight" in setting for setting in settings)
 
 
 def test_ablation_is_methods_by_variants_by_seeds() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from perpeft_ray.study.plan import TrialSpec, search_trials
+from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.trainable import run_spec
+from tests.study.whole_space import search_trials
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,11 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study import trackers
 from perpeft_ray.study.ablation import run_ablation
-from perpeft_ray.study.plan import TrialSpec, search_trials
+from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.trackers import MLflow, TensorBoard, Tracker, WandB, check_trackers
 from perpeft_ray.train.outcome import EpochRecord
+from tests.study.whole_space import search_trials
 
 STUDY = StudyConfig(train=TrainSettings(lr=0.005))
 VALID = RankingMetrics(0.1, 0.2, 0.3, 0.04, 0.05, 0.06)

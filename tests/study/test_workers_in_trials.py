@@ -28,7 +28,6 @@ from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, Trial
 from perpeft_ray.errors import StudyStoppedError
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.study.ablation import run_ablation
-from perpeft_ray.study.plan import search_trials
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.search.suggest import open_journal
 from perpeft_ray.study.trainable import Study
@@ -140,7 +139,7 @@ def _run(study: Study) -> str:
 
 def _states(study: Study) -> list[TrialState]:
     storage = open_journal(study.folder / "optuna.journal")
-    [name] = optuna.get_all_study_names(storage)
+    [name] = [n for n in optuna.get_all_study_names(storage) if "-perpeft-" in n]
     return sorted(t.state for t in optuna.load_study(study_name=name, storage=storage).trials)
 
 
@@ -190,9 +189,7 @@ def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(
     # It went on after its checkpoint and ended as if nothing had happened.
     unbroken = study.workspace.with_nothing_trained(tmp_path)
     records: list[EpochRecord] = []
-    [config] = [
-        spec.config for spec in search_trials(study.config) if spec.config.config_hash == killed
-    ]
+    config = study.recorder.searched()[killed].config
     outcome = run_trial(config, unbroken, records.append, test=False)
     [again] = trials[(trials.config_hash == killed) & (trials.phase == "search")].to_dict("records")
     assert again["valid_ndcg_at_20"] == pytest.approx(outcome.valid.ndcg_at_20, abs=1e-9)

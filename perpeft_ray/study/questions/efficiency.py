@@ -17,6 +17,7 @@ from perpeft_ray.study.ablation import run_listed
 from perpeft_ray.study.host.scratch import scratch_folder
 from perpeft_ray.study.plan import TrialSpec, settings_trials
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.search.space import first_setting
 from perpeft_ray.study.trainable import Study
 
 
@@ -49,6 +50,7 @@ def efficiency_trials(study: StudyConfig) -> list[TrialSpec]:
 def _config(
     study: StudyConfig, method: Method, variant: Variant | None, rank: int | None
 ) -> TrialConfig:
-    others = ("groups", "conditioning_weight", "learning_rate")
-    first = {name: study.values(name)[0] for name in others}
-    return study.trial(method, seed=study.seeds[0], variant=variant, rank=rank, **first)
+    setting = first_setting(study, method, variant)
+    if rank is not None:
+        setting["rank"] = rank
+    return study.trial(method, seed=study.seeds[0], **setting)

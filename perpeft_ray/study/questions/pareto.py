@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from perpeft_ray.config import TrialConfig
 from perpeft_ray.study.ablation import run_ablation, run_listed
-from perpeft_ray.study.plan import TrialSpec, search_trials, settings_trials
+from perpeft_ray.study.plan import TrialSpec, settings_trials
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.questions.front import on_front
 from perpeft_ray.study.trainable import Study
@@ -18,12 +17,12 @@ def run_front(study: Study, progress: Progress) -> None:
 
 def front_trials(study: Study) -> list[TrialSpec]:
     """The search's settings on its Pareto front, by validation, with every seed and test read."""
-    scores, sizes = study.recorder.search_scores(), study.recorder.search_sizes()
-    searched: dict[str, TrialConfig] = {
-        spec.config.config_hash: spec.config for spec in search_trials(study.config)
-    }
-    found = [key for key in searched if key in scores]
-    front = on_front([sizes[key] for key in found], [scores[key] for key in found])
+    rows = [
+        row
+        for row in study.recorder.searched().values()
+        if row.config.method == "perpeft" and row.status == "COMPLETE"
+    ]
+    front = on_front([row.size or 0 for row in rows], [row.score or 0.0 for row in rows])
     return settings_trials(
-        study.config, (searched[key] for key, on in zip(found, front, strict=True) if on)
+        study.config, (row.config for row, on in zip(rows, front, strict=True) if on)
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from perpeft_ray.config import VARIED
+from perpeft_ray.config import SEARCHABLE
 from perpeft_ray.study.ablation import run_ablation, run_listed
-from perpeft_ray.study.plan import TrialSpec, best_configs, search_trials, settings_trials
+from perpeft_ray.study.plan import TrialSpec, best_configs, settings_trials
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.trainable import Study
 
@@ -20,14 +20,15 @@ def run_sensitivity(study: Study, progress: Progress) -> None:
 def sensitivity_trials(study: Study) -> list[TrialSpec]:
     """Every value of every setting in the place of the search's best, with every seed and test
     read; the other settings are held."""
-    best = best_configs(search_trials(study.config), study.recorder.search_scores())
+    best = best_configs(study.recorder.searched().values())
     return settings_trials(
         study.config,
         (
-            replace(config, **{name: value})
-            for config in best.values()
-            for name in VARIED
-            if name != "rank" or config.rank is not None
-            for value in study.config.values(name)
+            replace(config, **{setting.name: value})
+            for (method, variant), config in best.items()
+            if method == "perpeft"
+            for setting in SEARCHABLE
+            if setting.applies(method, variant)
+            for value in study.config.values(setting.name)
         ),
     )

@@ -10,7 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.study.plan import TrialSpec, search_trials
+from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.record import Searched
 from perpeft_ray.study.trainable import OBJECTIVE, VALIDATED_STAGE3_EPOCHS
 
@@ -46,10 +46,9 @@ class AshaWithinVariant(FIFOScheduler):
             )
             for variant in study.values("variant")
         }
-        searched = {spec.config.config_hash: spec for spec in search_trials(study)}
-        for key, trial in before.items():
-            if key in searched:
-                self._recall(searched[key], trial)
+        for trial in before.values():
+            if trial.config.method == "perpeft" and trial.config.variant in self._of_variant:
+                self._recall(trial)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A trial is about to run."""
@@ -70,15 +69,17 @@ class AshaWithinVariant(FIFOScheduler):
         """Forget a trial that never ran."""
         self._of(trial).on_trial_remove(tune_controller, trial)
 
-    def _recall(self, spec: TrialSpec, trial: Searched) -> None:
-        asha = self._of_variant[spec.config.variant]
-        known = SimpleNamespace(trial_id=spec.trial_id)  # all that ASHA reads of a trial
+    def _recall(self, trial: Searched) -> None:
+        assert trial.config.variant is not None
+        asha = self._of_variant[trial.config.variant]
+        known = SimpleNamespace(trial_id=trial.config.config_hash)  # all that ASHA reads of a trial
         asha.on_trial_add(None, known)  # type: ignore[arg-type]  # all that ASHA reads
         for epoch, score in trial.validated:
-            stage3 = epoch - spec.config.stage1_epochs
+            stage3 = epoch - trial.config.stage1_epochs
             result = {VALIDATED_STAGE3_EPOCHS: stage3, OBJECTIVE: score}
             asha.on_trial_result(None, known, result)  # type: ignore[arg-type]  # all that ASHA reads
 
     def _of(self, trial: Trial) -> TrialScheduler:
         spec = TrialSpec.from_tune(trial.config)
-        return self._of_variant[spec.config.variant] if spec.is_searched else self._never_stop
+        searched = spec.is_searched and spec.config.method == "perpeft"
+        return self._of_variant[spec.config.variant] if searched else self._never_stop

@@ -1,7 +1,7 @@
-"""The search space: which settings PerPEFT can be given, all of them and one suggestion at a time.
+"""The search space of a method: which settings it can be given, all of them and one at a time.
 
-A *setting* is a dictionary of the searchable values that apply: variant, groups,
-conditioning_weight and learning_rate, and rank where the variant has one.
+A *setting* is a dictionary of the values that apply: the variant, where the method has one, and
+those of `config.SEARCHABLE`.
 """
 
 from __future__ import annotations
@@ -11,36 +11,55 @@ from typing import Any
 
 import optuna
 
-from perpeft_ray.config import FACTS, StudyConfig, Variant
+from perpeft_ray.config import PEFT_METHODS, SEARCHABLE, Method, StudyConfig, Variant, exists
 
 Setting = dict[str, Any]
 
-_COMMON = ("groups", "conditioning_weight", "learning_rate")
+
+def variants_of(study: StudyConfig, method: Method) -> list[Variant | None]:
+    """The variants that a method is searched with; None alone for methods without a PEFT module."""
+    if method not in PEFT_METHODS:
+        return [None]
+    return [variant for variant in study.values("variant") if exists(method, variant)]
 
 
-def all_settings(study: StudyConfig) -> list[Setting]:
-    """Every setting of the study's search space, in the order in which the values are given."""
+def first_setting(study: StudyConfig, method: Method, variant: Variant | None) -> Setting:
+    """The first value of everything that applies; the middle of a range."""
+    names = _names(method, variant)
+    return {"variant": variant, **{name: study.values(name)[0] for name in names}}
+
+
+def all_settings(study: StudyConfig, method: Method) -> list[Setting] | None:
+    """Every setting, in the order in which the values are given; None where one has a range."""
+    if study.range_of("learning_rate"):
+        return None
     return [
-        {"variant": variant, **dict(zip(_names(variant), values, strict=True))}
-        for variant in study.values("variant")
-        for values in product(*(study.values(name) for name in _names(variant)))
+        {"variant": variant, **dict(zip(_names(method, variant), values, strict=True))}
+        for variant in variants_of(study, method)
+        for values in product(*(study.values(name) for name in _names(method, variant)))
     ]
 
 
-def suggest_setting(study: StudyConfig, trial: optuna.Trial) -> Setting:
+def suggest_setting(study: StudyConfig, method: Method, trial: optuna.trial.BaseTrial) -> Setting:
     """One setting from Optuna, define-by-run.
 
-    Only settings with more than one value are suggested, and rank only to variants that have one:
-    what is given on the command line leaves the search.
+    Only what has more than one value is suggested, and only what applies: what is given on the
+    command line leaves the search. Raises ValueError where a fixed trial lacks a value.
     """
 
     def value(name: str) -> Any:
+        ends = study.range_of(name)
+        if ends is not None:
+            return trial.suggest_float(name, *ends, log=True)
         values = study.values(name)
         return trial.suggest_categorical(name, values) if len(values) > 1 else values[0]
 
-    variant = value("variant")
-    return {"variant": variant, **{name: value(name) for name in _names(variant)}}
+    variants = variants_of(study, method)
+    variant: Any = variants[0]
+    if len(variants) > 1:
+        variant = trial.suggest_categorical("variant", variants)
+    return {"variant": variant, **{name: value(name) for name in _names(method, variant)}}
 
 
-def _names(variant: Variant) -> tuple[str, ...]:
-    return ("rank", *_COMMON) if FACTS[variant].rank else _COMMON
+def _names(method: Method, variant: Variant | None) -> list[str]:
+    return [setting.name for setting in SEARCHABLE if setting.applies(method, variant)]

@@ -1,143 +1,175 @@
-"""Suggestions: Optuna's sampler behind Tune, each setting once."""
+"""The search of one method's settings: Optuna's ask and tell, kept in the study's journal."""
 
 from __future__ import annotations
 
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray.tune.result import DONE
-from ray.tune.search.optuna import OptunaSearch
 
-from perpeft_ray.config import StudyConfig, canonical_hash
-from perpeft_ray.study.plan import search_trial, search_trials
-from perpeft_ray.study.search.space import Setting, all_settings, suggest_setting
-from perpeft_ray.study.trainable import OBJECTIVE
+from perpeft_ray.config import Method, StudyConfig, Variant, canonical_hash
+from perpeft_ray.study.plan import TrialSpec, search_budget, search_trial
+from perpeft_ray.study.record import Searched, Status
+from perpeft_ray.study.search.space import (
+    Setting,
+    all_settings,
+    first_setting,
+    suggest_setting,
+    variants_of,
+)
 
-SIZE = "trainable_parameters"
-"""Key of the second objective, a column of `trials/`."""
+SCORE, SIZE = "validation NDCG@20", "trainable parameters"
+"""Names of the objectives in the journal."""
+START = 2
+"""Trials after which TPE models the scores; benchmarks/search_regret.py says why."""
 
 
-class Suggestions(OptunaSearch):
-    """TPE over the study's space, kept in an Optuna journal.
+class Search:
+    """Which settings of a method are tried next.
 
-    With `search.pareto` it has two objectives, accuracy and few trainable parameters. Differs from
-    Tune's `OptunaSearch` in that a setting is suggested once (the space is finite and
-    a trial is deterministic), every variant is tried before anything is tried twice, epochs
-    without a validation are not reported, and a trial that ASHA stopped is PRUNED.
+    The first trial of each variant takes the first value of every setting; then Optuna's sampler
+    suggests. Variants take turns, and no setting comes twice: a trial is deterministic. With
+    `search.pareto` there are two objectives, accuracy and few trainable parameters.
 
-    `tried`: config hashes of settings that an earlier run of the study has finished; `sizes`: the
-    trainable parameters of the search's finished trials, by config hash; `unfinished`: settings
-    that an earlier run has not finished, which come first; `sampler`: Optuna's, as it left it.
+    `ended`: the method's trials that have a COMPLETE or PRUNED row, by config hash. Settings that
+    were suggested before and have none come first.
     """
 
     def __init__(
         self,
         study: StudyConfig,
+        method: Method,
         journal: Path,
-        tried: Collection[str],
-        sizes: Callable[[], Mapping[str, int]],
-        unfinished: Sequence[Setting] = (),
-        sampler: TPESampler | None = None,
+        ended: Mapping[str, Searched],
     ) -> None:
+        self._study, self._method = study, method
         pareto = study.search.pareto
-        super().__init__(
-            partial(suggest_setting, study),
-            metric=[OBJECTIVE, SIZE] if pareto else OBJECTIVE,
-            mode=["max", "min"] if pareto else "max",
-            sampler=sampler or TPESampler(seed=study.search.seed),
-            study_name=optuna_study_name(study),
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials have lines of their own
+        self._optuna = optuna.create_study(
             storage=open_journal(journal),
+            study_name=optuna_study_name(study, method),
+            directions=["maximize", "minimize"] if pareto else ["maximize"],
+            load_if_exists=True,
         )
-        with warnings.catch_warnings():  # optuna-dashboard shows the names
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            names = ["validation NDCG@20", "trainable parameters"]
-            self._ot_study.set_metric_names(names if pareto else names[:1])  # type: ignore[attr-defined]  # set by Tune
-        self._study = study
-        settings = {search_trial(study, s).config.config_hash: s for s in all_settings(study)}
-        self._untried = {key: s for key, s in settings.items() if key not in tried}
-        self._tries = Counter(settings[key]["variant"] for key in tried if key in settings)
-        self._sizes = sizes
-        self._hashes: dict[str, str] = {}
-        self._unfinished = list(unfinished)
+            self._optuna.set_metric_names([SCORE, SIZE] if pareto else [SCORE])
+        asked: dict[str, Setting] = {}
+        for trial in self._optuna.get_trials(deepcopy=False):
+            setting = setting_of(study, method, trial)
+            if setting is not None:
+                asked[self._spec(setting).config.config_hash] = setting
+        self._unfinished = [setting for key, setting in asked.items() if key not in ended]
+        self._tried = {key: row.config.variant for key, row in ended.items()}
+        self._running: dict[str, optuna.Trial] = {}
+        self._budget = search_budget(study, method)
 
-    def suggest_setting(self, trial_id: str) -> Setting:
-        """A setting that has not been tried, of the variant with the fewest tries.
+    @property
+    def left(self) -> int:
+        """Trials that are still to be asked for."""
+        return max(0, self._budget - len(self._tried))
 
-        Raises RuntimeError where the space has no other.
-        """
-        if self._unfinished:
-            return self._again(trial_id, self._unfinished.pop(0))
-        if not self._untried:
-            raise RuntimeError("every setting of the search space has been tried")
-        left = {setting["variant"] for setting in self._untried.values()}
-        variants = [variant for variant in self._study.values("variant") if variant in left]
-        variant = min(variants, key=lambda variant: self._tries[variant])
-        self._ot_study.enqueue_trial({"variant": variant})  # type: ignore[attr-defined]  # set by Tune
-        setting = self.suggest(trial_id)
-        if self._key(setting) not in self._untried:  # type: ignore[arg-type]  # never None here
-            setting = self._another(trial_id, setting)  # type: ignore[arg-type]  # never None here
-        self._note(trial_id, setting)  # type: ignore[arg-type]  # never None here
-        return setting  # type: ignore[return-value]  # never None here
+    def ask(self, trial_id: str) -> TrialSpec:
+        """The next trial; Tune calls it `trial_id`."""
+        trial, setting = self._next()
+        spec = self._spec(setting)
+        trial.set_user_attr("trial_id", spec.trial_id)
+        self._running[trial_id] = trial
+        self._tried[spec.config.config_hash] = setting["variant"]
+        return spec
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report the objective to Optuna, by the trial's epoch."""
-        # Tune repeats the last result when the function has returned.
-        if OBJECTIVE in result and not result.get(DONE):
-            self._report(trial_id, result)
+    def report(self, trial_id: str, epoch: int, score: float) -> None:
+        """A validation of a running trial: the best score so far."""
+        if not self._study.search.pareto:  # Optuna takes no reports of two objectives
+            self._running[trial_id].report(score, step=epoch)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    def tell(
+        self, trial_id: str, status: Status, score: float | None = None, size: int | None = None
     ) -> None:
-        """Tell Optuna how a trial ended: COMPLETE, PRUNED or FAIL."""
-        last_epoch = self._study.train.epochs + self._study.train.personal_epochs
-        if result is not None and result["record/epoch"] < last_epoch:
-            self._report(trial_id, result)
-            result = None  # without a result Optuna is told PRUNED, with what was reported last
-        elif result is not None and self._study.search.pareto:
-            result = {**result, SIZE: self._sizes()[self._hashes[trial_id]]}
-        super().on_trial_complete(trial_id, result=result, error=error)
+        """How a trial ended; one that is COMPLETE with its score, and its size in `search.pareto`.
 
-    def _report(self, trial_id: str, result: dict[str, Any]) -> None:
-        if self._study.search.pareto:
-            return  # Optuna takes no intermediate values of several objectives
-        self._ot_trials[trial_id].report(result[OBJECTIVE], step=result["record/epoch"])
+        Optuna gives a PRUNED trial the value that was reported last.
+        """
+        trial = self._running.pop(trial_id)
+        if status != "COMPLETE":
+            self._optuna.tell(trial, state=TrialState[status])
+            return
+        assert score is not None
+        self._optuna.tell(trial, [score, float(size or 0)] if self._study.search.pareto else score)
 
-    def _another(self, trial_id: str, setting: Setting) -> Setting:
-        """In the stead of a setting to which the sampler came back, another of its variant."""
-        repeat = self._ot_trials.pop(trial_id)
-        repeat.set_user_attr("repeats", self._key(setting))
-        self._ot_study.tell(repeat, state=TrialState.FAIL)  # type: ignore[attr-defined]  # set by Tune
-        others = [s for s in self._untried.values() if s["variant"] == setting["variant"]]
-        # Drawn by how many have been suggested, so that it is the same in a search that goes on.
-        draw = random.Random(f"{self._study.search.seed}-{self._tries.total()}")
-        self._ot_study.enqueue_trial(draw.choice(others))  # type: ignore[attr-defined]  # set by Tune
-        return self.suggest(trial_id)  # type: ignore[return-value]  # never None here
+    def _next(self) -> tuple[optuna.Trial, Setting]:
+        if self._unfinished:
+            return self._enqueued(self._unfinished.pop(0))
+        variant = self._turn()
+        first = first_setting(self._study, self._method, variant)
+        if not self._is_tried(first):
+            return self._enqueued(first)
+        if variant is not None:
+            self._optuna.enqueue_trial({"variant": variant})
+        trial, setting = self._asked()
+        if not self._is_tried(setting):
+            return trial, setting
+        trial.set_user_attr("repeats", self._spec(setting).trial_id)
+        self._optuna.tell(trial, state=TrialState.FAIL)
+        others = [s for s in self._untried() if s["variant"] == variant]
+        return self._enqueued(self._random().choice(others))
 
-    def _again(self, trial_id: str, setting: Setting) -> Setting:
-        self._ot_study.enqueue_trial(setting)  # type: ignore[attr-defined]  # set by Tune
-        suggested = self.suggest(trial_id)
-        self._note(trial_id, setting)
-        return suggested  # type: ignore[return-value]  # never None here
+    def _turn(self) -> Variant | None:
+        """The variant with the fewest trials so far, of those with a setting left."""
+        variants = variants_of(self._study, self._method)
+        if all_settings(self._study, self._method) is not None:
+            left = {setting["variant"] for setting in self._untried()}
+            variants = [variant for variant in variants if variant in left]
+        tries = Counter(self._tried.values())
+        return min(variants, key=lambda variant: tries[variant])
 
-    def _note(self, trial_id: str, setting: Setting) -> None:
-        self._hashes[trial_id] = self._key(setting)
-        del self._untried[self._hashes[trial_id]]
-        self._tries[setting["variant"]] += 1
-        spec = search_trial(self._study, setting)
-        self._ot_trials[trial_id].set_user_attr("trial_id", spec.trial_id)
+    def _untried(self) -> list[Setting]:
+        everything = all_settings(self._study, self._method) or []
+        return [setting for setting in everything if not self._is_tried(setting)]
 
-    def _key(self, setting: Setting) -> str:
-        return search_trial(self._study, setting).config.config_hash
+    def _is_tried(self, setting: Setting) -> bool:
+        return self._spec(setting).config.config_hash in self._tried
+
+    def _enqueued(self, setting: Setting) -> tuple[optuna.Trial, Setting]:
+        self._optuna.enqueue_trial(setting)
+        return self._asked()
+
+    def _asked(self) -> tuple[optuna.Trial, Setting]:
+        # A sampler of its own for each suggestion: what it draws depends on the journal alone, so
+        # that a study that is resumed needs no other state.
+        self._optuna.sampler = sampler(self._random().randrange(2**32))
+        trial = self._optuna.ask()
+        return trial, suggest_setting(self._study, self._method, trial)
+
+    def _random(self) -> random.Random:
+        number = len(self._optuna.get_trials(deepcopy=False))
+        return random.Random(f"{self._study.search.seed}-{self._method}-{number}")
+
+    def _spec(self, setting: Setting) -> TrialSpec:
+        return search_trial(self._study, self._method, setting)
+
+
+def sampler(seed: int) -> BaseSampler:
+    """What suggests settings after the first ones."""
+    return TPESampler(n_startup_trials=START, multivariate=True, constant_liar=True, seed=seed)
+
+
+def setting_of(
+    study: StudyConfig, method: Method, trial: optuna.trial.FrozenTrial
+) -> Setting | None:
+    """What a trial was given; None where the process was killed while it was being suggested."""
+    try:
+        return suggest_setting(study, method, optuna.trial.FixedTrial(trial.params))
+    except ValueError:
+        return None
 
 
 def open_journal(journal: Path) -> JournalStorage:
@@ -145,9 +177,12 @@ def open_journal(journal: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(journal)))
 
 
-def optuna_study_name(study: StudyConfig) -> str:
-    """The study's name and a hash of its search: another space, fixed value or objective is another
-    search."""
-    hashes = sorted(spec.config.config_hash for spec in search_trials(study))
-    search = canonical_hash([SIZE, *hashes] if study.search.pareto else hashes)
-    return f"{study.study}-{search[:8]}"
+def optuna_study_name(study: StudyConfig, method: Method) -> str:
+    """The study's name, the method, and a hash of the search: another space, fixed value or
+    objective is another search."""
+    first = [first_setting(study, method, v) for v in variants_of(study, method)]
+    settings = all_settings(study, method)
+    space = [study.range_of("learning_rate"), first] if settings is None else settings
+    fixed = search_trial(study, method, first[0]).config.config_hash
+    objectives = 2 if study.search.pareto else 1
+    return f"{study.study}-{method}-{canonical_hash([space, fixed, objectives])[:8]}"

@@ -21,11 +21,16 @@ from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.encoder import sizes
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.host import runtime
+<<<<<<< HEAD
 from perpeft_ray.study.host.runtime import ray_for, with_gpus
 from perpeft_ray.study.plan import search_trials
+=======
+from perpeft_ray.study.host.runtime import ray_for
+>>>>>>> 004cefc (Search every method's settings with Optuna's public API)
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.watch import one_line
 from perpeft_ray.train.outcome import EpochRecord
+from tests.study.whole_space import search_trials
 
 
 @pytest.mark.usefixtures("ray_runtime")

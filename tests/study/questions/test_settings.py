@@ -12,17 +12,15 @@ from typing import Any
 
 import optuna
 import pytest
-from ray.tune.result import DONE
+from optuna.trial import TrialState
 
-from perpeft_ray.config import METHODS, SearchSettings, StudyConfig, TrainSettings
-from perpeft_ray.study.plan import search_trial
+from perpeft_ray.config import METHODS, SearchSettings, StudyConfig
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.questions.efficiency import efficiency_trials
 from perpeft_ray.study.questions.front import on_front
 from perpeft_ray.study.questions.pareto import run_front
 from perpeft_ray.study.questions.sensitivity import run_sensitivity
-from perpeft_ray.study.search.suggest import Suggestions, open_journal, optuna_study_name
-from perpeft_ray.study.trainable import OBJECTIVE
+from perpeft_ray.study.search.suggest import Search, open_journal, optuna_study_name
 
 
 def run(function: Callable[..., None], *arguments: Any) -> str:
@@ -70,7 +68,7 @@ def test_the_front_of_a_search_for_two_objectives_reads_test(
     searched = [row for row in rows if row["phase"] == "search"]
     assert {row["status"] for row in searched} == {"COMPLETE"}  # nothing is stopped early
     storage = open_journal(study.folder / "optuna.journal")
-    loaded = optuna.load_study(study_name=optuna_study_name(config), storage=storage)
+    loaded = optuna.load_study(study_name=optuna_study_name(config, "perpeft"), storage=storage)
     assert [direction.name for direction in loaded.directions] == ["MAXIMIZE", "MINIMIZE"]
     values = {tuple(trial.values) for trial in loaded.best_trials}
     front = [row for row in rows if row["phase"] == "settings"]
@@ -79,30 +77,23 @@ def test_the_front_of_a_search_for_two_objectives_reads_test(
 
 
 def test_optuna_is_told_both_objectives(tmp_path: Path) -> None:
-    study = StudyConfig(
-        train=TrainSettings(epochs=2, personal_epochs=4),
-        search=SearchSettings(pareto=True),
-    )
-    sizes: dict[str, int] = {}
-    search = Suggestions(study, tmp_path / "journal", tried=(), sizes=lambda: sizes)
+    study = StudyConfig(search=SearchSettings(pareto=True, trials=8))
+    search = Search(study, "perpeft", tmp_path / "journal", {})
     told = []
     for index in range(8):
-        setting = search.suggest_setting(str(index))
-        key = search_trial(study, setting).config.config_hash
-        sizes[key] = setting["groups"] * setting.get("rank", 1)
-        score = 0.01 * index
-        told.append((score, float(sizes[key])))
-        search.on_trial_result(str(index), {"record/epoch": 4, OBJECTIVE: score, DONE: False})
-        last = {"record/epoch": 6, OBJECTIVE: score, DONE: True}
-        search.on_trial_complete(str(index), last)
+        config = search.ask(str(index)).config
+        told.append((0.01 * index, float((config.groups or 1) * (config.rank or 1))))
+        search.report(str(index), 4, told[-1][0])
+        search.tell(str(index), "COMPLETE", told[-1][0], int(told[-1][1]))
     storage = open_journal(tmp_path / "journal")
-    loaded = optuna.load_study(study_name=optuna_study_name(study), storage=storage)
-    assert [tuple(trial.values) for trial in loaded.trials] == told
+    name = optuna_study_name(study, "perpeft")
+    loaded = optuna.load_study(study_name=name, storage=storage)
+    assert [tuple(t.values) for t in loaded.get_trials(states=(TrialState.COMPLETE,))] == told
     scores, seen = zip(*told, strict=True)
     front = {pair for pair, on in zip(told, on_front(seen, scores), strict=True) if on}
     assert {tuple(trial.values) for trial in loaded.best_trials} == front
     alone = replace(study, search=replace(study.search, pareto=False))
-    assert optuna_study_name(alone) != optuna_study_name(study)
+    assert optuna_study_name(alone, "perpeft") != name
 
 
 def test_efficiency_has_every_cell_once_at_every_rank() -> None:

@@ -8,16 +8,20 @@ import optuna
 import pytest
 
 from perpeft_ray.config import (
+    SEARCHABLE,
     LossSettings,
     PeftSettings,
+    Searchable,
     SearchSettings,
     StudyConfig,
     TrainSettings,
 )
+from perpeft_ray.config import study as study_config
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.check import check_study
 from perpeft_ray.study.plan import search_trial
 from perpeft_ray.study.presets import preset
+from perpeft_ray.study.search import space
 from perpeft_ray.study.search.space import all_settings, suggest_setting
 
 
@@ -25,7 +29,7 @@ def suggestions(study: StudyConfig, count: int) -> list[dict[str, object]]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.RandomSampler(seed=0)
     trials = optuna.create_study(sampler=sampler)
-    return [suggest_setting(study, trials.ask()) for _ in range(count)]
+    return [suggest_setting(study, "perpeft", trials.ask()) for _ in range(count)]
 
 
 def test_all_settings_are_counted_and_distinct() -> None:
@@ -37,17 +41,20 @@ def test_all_settings_are_counted_and_distinct() -> None:
             learning_rates=(5e-3, 1e-2),
         )
     )
-    settings = all_settings(study)
+    settings = all_settings(study, "perpeft")
+    assert settings is not None
     # lora has 3 ranks, the two others none; 3 group counts, 4 weights, 2 learning rates.
     assert len(settings) == (3 + 1 + 1) * 3 * 4 * 2
-    hashes = {search_trial(study, setting).config.config_hash for setting in settings}
+    hashes = {search_trial(study, "perpeft", setting).config.config_hash for setting in settings}
     assert len(hashes) == len(settings)
 
 
 def test_rank_is_suggested_only_to_variants_that_have_one() -> None:
+    every = all_settings(StudyConfig(), "perpeft")
+    assert every is not None
     for setting in suggestions(StudyConfig(), 60):
         assert ("rank" in setting) == (setting["variant"] == "lora")
-        assert setting in all_settings(StudyConfig())
+        assert setting in every
 
 
 def test_given_values_leave_the_search() -> None:
@@ -57,7 +64,7 @@ def test_given_values_leave_the_search() -> None:
         train=TrainSettings(lr=0.01),
     )
     trial = optuna.create_study().ask()
-    setting = suggest_setting(study, trial)
+    setting = suggest_setting(study, "perpeft", trial)
     assert set(trial.params) == {"groups"}
     assert setting == {
         "variant": "lora",
@@ -65,8 +72,11 @@ def test_given_values_leave_the_search() -> None:
         "groups": trial.params["groups"],
         "conditioning_weight": 1.0,
         "learning_rate": 0.01,
+        "multimodal_weight": study.search.multimodal_weights[0],
+        "weight_decay": study.search.weight_decays[0],
+        "peft_lr_scale": study.search.peft_lr_scales[0],
     }
-    config = search_trial(study, setting).config
+    config = search_trial(study, "perpeft", setting).config
     assert (config.method, config.rank, config.learning_rate) == ("perpeft", 4, 0.01)
 
 
@@ -88,8 +98,10 @@ def test_every_variant_needs_a_trial() -> None:
 
 def test_paper_preset_searches_only_the_variant() -> None:
     study = preset("paper")
-    assert [setting["variant"] for setting in all_settings(study)] == ["lora", "ia3", "iisan"]
-    config = search_trial(study, all_settings(study)[0]).config
+    settings = all_settings(study, "perpeft")
+    assert settings is not None
+    assert [setting["variant"] for setting in settings] == ["lora", "ia3", "iisan"]
+    config = search_trial(study, "perpeft", settings[0]).config
     assert (config.learning_rate, config.batch_size, config.groups) == (1e-4, 16, 8)
     assert (config.stage1_epochs, config.stage3_epochs, config.validate_every) == (10, 20, 1)
 
@@ -99,3 +111,12 @@ def test_a_modality_is_left_out_only_where_there_are_two() -> None:
     check_study(study, num_users=100, has_images=True)
     with pytest.raises(InputError, match="`methods` without_text needs an encoder of titles and"):
         check_study(study, num_users=100, has_images=False)
+
+
+def test_a_dummy_setting_arrives_in_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry of the table is enough for the search to choose it."""
+    dummy = Searchable("dropout", "model.dropout", "groups", "d", lambda *_: True)
+    for module in (space, study_config):
+        monkeypatch.setattr(module, "SEARCHABLE", (*SEARCHABLE, dummy))
+    [config] = [replace(StudyConfig(), model=replace(StudyConfig().model, dropout=0.1))]
+    assert space.first_setting(config, "perpeft", "ia3")["dropout"] == 0.1

@@ -1,4 +1,4 @@
-"""Suggestions without Ray: each setting once, seeded, and the journal's states."""
+"""The search without Ray: what is tried, in which order, and what the journal says of it."""
 
 from __future__ import annotations
 
@@ -8,119 +8,134 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from ray.tune.result import DONE
 
-from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings
-from perpeft_ray.study.plan import search_trial
-from perpeft_ray.study.search.suggest import Suggestions, open_journal, optuna_study_name
-from perpeft_ray.study.trainable import OBJECTIVE
+from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
+from perpeft_ray.study.search.suggest import START, Search, open_journal, optuna_study_name
 
-STUDY = StudyConfig(train=TrainSettings(epochs=2, personal_epochs=4))
-
-
-def result(epoch: int, score: float, done: bool = False) -> dict[str, object]:
-    return {"record/epoch": epoch, OBJECTIVE: score, DONE: done}
+STUDY = StudyConfig(
+    train=TrainSettings(epochs=2, personal_epochs=4),
+    search=SearchSettings(trials=18, learning_rates=(1e-3, 3e-3, 1e-2)),
+)
 
 
-def finish(search: Suggestions, trial_id: str, score: float) -> None:
-    search.on_trial_result(trial_id, result(6, score))
-    search.on_trial_complete(trial_id, result(6, score, done=True))
+def score(config: TrialConfig) -> float:
+    weight = config.conditioning_weight or 0.0
+    return 0.1 * (config.variant == "lora") + weight / 7 + config.learning_rate
 
 
-def run(study: StudyConfig, journal: Path, count: int) -> list[dict[str, object]]:
-    search = Suggestions(study, journal, tried=(), sizes=dict)
-    settings = []
-    for index in range(count):
-        setting = search.suggest_setting(str(index))
-        settings.append(setting)
-        finish(search, str(index), 0.1 * (setting["variant"] == "lora") + 0.001 * index)
-    return settings
+def run(study: StudyConfig, journal: Path, count: int | None = None) -> list[TrialConfig]:
+    search = Search(study, "perpeft", journal, {})
+    configs: list[TrialConfig] = []
+    while search.left and (count is None or len(configs) < count):
+        trial_id = str(len(configs))
+        config = search.ask(trial_id).config
+        configs.append(config)
+        search.report(trial_id, 4, score(config))
+        search.tell(trial_id, "COMPLETE", score(config))
+    return configs
 
 
-def journal_states(journal: Path, study: StudyConfig) -> list[TrialState]:
-    loaded = optuna.load_study(study_name=optuna_study_name(study), storage=open_journal(journal))
-    return [trial.state for trial in loaded.trials]
+def journal_of(journal: Path, study: StudyConfig) -> optuna.Study:
+    name = optuna_study_name(study, "perpeft")
+    return optuna.load_study(study_name=name, storage=open_journal(journal))
 
 
-def test_same_seed_gives_same_suggestions_and_another_seed_others(tmp_path: Path) -> None:
-    first = run(STUDY, tmp_path / "a", 16)
-    assert run(STUDY, tmp_path / "b", 16) == first
+def test_the_same_seed_gives_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
+    first = run(STUDY, tmp_path / "a")
+    assert run(STUDY, tmp_path / "b") == first
     other = replace(STUDY, search=replace(STUDY.search, seed=1))
-    assert run(other, tmp_path / "c", 16) != first
+    assert run(other, tmp_path / "c") != first
 
 
-def test_variants_take_turns_and_no_setting_comes_twice(tmp_path: Path) -> None:
+def test_the_first_values_of_each_variant_are_tried_first(tmp_path: Path) -> None:
+    configs = run(STUDY, tmp_path / "journal", 3)
+    assert [config.variant for config in configs] == ["lora", "ia3", "iisan"]
+    for config in configs:
+        assert config.learning_rate == 1e-3
+        assert config.groups == STUDY.search.groups[0]
+        assert config.conditioning_weight == STUDY.search.conditioning_weights[0]
+
+
+def test_variants_take_turns(tmp_path: Path) -> None:
+    configs = run(STUDY, tmp_path / "journal", 9)
+    assert [config.variant for config in configs] == ["lora", "ia3", "iisan"] * 3
+
+
+def test_a_small_space_is_tried_whole_and_no_setting_twice(tmp_path: Path) -> None:
     small = SearchSettings(
-        ranks=(2, 4), groups=(4,), conditioning_weights=(0.5, 1.0), learning_rates=(0.01,)
+        trials=100, ranks=(2, 4), groups=(4,), conditioning_weights=(0.5, 1), learning_rates=(0.01,)
     )
     study = replace(STUDY, search=small)
-    settings = run(study, tmp_path / "journal", 8)  # all there are: 2·2 + 2 + 2
-    variants = [setting["variant"] for setting in settings]
-    assert variants == ["lora", "ia3", "iisan"] * 2 + ["lora"] * 2
-    hashes = {search_trial(study, setting).config.config_hash for setting in settings}
-    assert len(hashes) == 8
-    states = journal_states(tmp_path / "journal", study)
-    assert states.count(TrialState.COMPLETE) == 8
+    configs = run(study, tmp_path / "journal")
+    assert len(configs) == 2 * 2 + 2 + 2
+    assert len({config.config_hash for config in configs}) == len(configs)
+    states = [trial.state for trial in journal_of(tmp_path / "journal", study).trials]
+    assert states.count(TrialState.COMPLETE) == len(configs)
 
 
-def test_an_exhausted_space_is_told(tmp_path: Path) -> None:
-    small = SearchSettings(
-        variants=("ia3",), groups=(4,), conditioning_weights=(0.5,), learning_rates=(0.01,)
-    )
-    search = Suggestions(replace(STUDY, search=small), tmp_path / "journal", tried=(), sizes=dict)
-    assert search.suggest_setting("0") == {
-        "variant": "ia3",
-        "groups": 4,
-        "conditioning_weight": 0.5,
-        "learning_rate": 0.01,
-    }
-    with pytest.raises(RuntimeError, match="every setting of the search space has been tried"):
-        search.suggest_setting("1")
+def test_learning_rates_are_drawn_from_a_range(tmp_path: Path) -> None:
+    search = replace(STUDY.search, learning_rate=(3e-4, 1e-2), variants=("ia3",), trials=12)
+    study = replace(STUDY, search=search)
+    rates = [config.learning_rate for config in run(study, tmp_path / "journal")]
+    assert rates[0] == pytest.approx((3e-4 * 1e-2) ** 0.5)
+    assert len(set(rates)) == 12
+    assert all(3e-4 <= rate <= 1e-2 for rate in rates)
+    assert optuna_study_name(study, "perpeft") != optuna_study_name(STUDY, "perpeft")
 
 
-def test_a_continued_search_tries_what_is_new(tmp_path: Path) -> None:
-    first = run(STUDY, tmp_path / "journal", 5)
-    tried = [search_trial(STUDY, setting).config.config_hash for setting in first]
-    search = Suggestions(STUDY, tmp_path / "journal", tried, dict)
-    for index in range(10):
-        setting = search.suggest_setting(f"again-{index}")
-        assert setting not in first
-        finish(search, f"again-{index}", 0.1)
+def test_tpe_acts_within_the_default_study(tmp_path: Path) -> None:
+    """After the first trials, suggestions follow the scores: with other scores they differ."""
+    assert StudyConfig().search.trials > START
+
+    def tried(sign: int, folder: str) -> list[TrialConfig]:
+        (tmp_path / folder).mkdir()
+        search = Search(STUDY, "perpeft", tmp_path / folder / "journal", {})
+        configs = []
+        for index in range(18):
+            configs.append(search.ask(str(index)).config)
+            search.tell(str(index), "COMPLETE", sign * score(configs[-1]))
+        return configs
+
+    up, down = tried(1, "up"), tried(-1, "down")
+    assert up[:3] == down[:3]
+    assert up != down
+
+
+def test_the_search_maximises(tmp_path: Path) -> None:
+    configs = run(STUDY, tmp_path / "journal")
+    best = max(configs, key=score)
+    found = journal_of(tmp_path / "journal", STUDY)
+    assert [direction.name for direction in found.directions] == ["MAXIMIZE"]
+    assert found.best_trial.user_attrs["trial_id"].endswith(best.config_hash[:8])
+    assert found.metric_names == ["validation NDCG@20"]
+    late = sum(score(config) for config in configs[-6:])
+    assert late > sum(score(config) for config in configs[:6])
 
 
 def test_another_space_or_fixed_value_is_another_optuna_study() -> None:
-    names = {
-        optuna_study_name(STUDY),
-        optuna_study_name(replace(STUDY, train=TrainSettings(epochs=3, personal_epochs=4))),
-        optuna_study_name(replace(STUDY, search=SearchSettings(groups=(4, 6)))),
-    }
-    assert len(names) == 3
+    longer = replace(STUDY, train=TrainSettings(epochs=3, personal_epochs=4))
+    fewer = replace(STUDY, search=replace(STUDY.search, groups=(4, 6)))
+    names = {optuna_study_name(study, "perpeft") for study in (STUDY, longer, fewer)}
+    names.add(optuna_study_name(STUDY, "global"))
+    assert len(names) == 4
     more = replace(STUDY, search=replace(STUDY.search, trials=20, max_concurrent=1))
-    assert optuna_study_name(more) == optuna_study_name(STUDY)
+    assert optuna_study_name(more, "perpeft") == optuna_study_name(STUDY, "perpeft")
 
 
-@pytest.mark.filterwarnings("error")
-def test_states_are_complete_pruned_and_fail(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_states_are_complete_pruned_fail_and_running(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    search = Suggestions(STUDY, journal, tried=(), sizes=dict)
+    search = Search(STUDY, "perpeft", journal, {})
     for trial_id in ("complete", "pruned", "failed", "lost"):
-        search.suggest_setting(trial_id)
-        search.on_trial_result(trial_id, {"record/epoch": 1, DONE: False})  # not validated
-    finish(search, "complete", 0.3)
-    search.on_trial_result("pruned", result(3, 0.1))
-    search.on_trial_complete("pruned", result(4, 0.2, done=True))
-    search.on_trial_complete("failed", error=True)
-    expected = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
-    assert journal_states(journal, STUDY) == expected
-    loaded = optuna.load_study(study_name=optuna_study_name(STUDY), storage=open_journal(journal))
-    assert [trial.value for trial in loaded.trials[:2]] == [0.3, 0.2]
-    assert loaded.trials[1].intermediate_values == {3: 0.1, 4: 0.2}
-
-
-def test_the_journal_names_objectives_and_trials(tmp_path: Path) -> None:
-    setting = run(STUDY, tmp_path / "journal", 1)[0]
-    name, storage = optuna_study_name(STUDY), open_journal(tmp_path / "journal")
-    loaded = optuna.load_study(study_name=name, storage=storage)
-    assert loaded.metric_names == ["validation NDCG@20"]
-    (trial,) = loaded.trials
-    assert trial.user_attrs["trial_id"] == search_trial(STUDY, setting).trial_id  # type: ignore[arg-type]
+        search.ask(trial_id)
+    search.report("complete", 4, 0.2)
+    search.tell("complete", "COMPLETE", 0.3)
+    search.report("pruned", 3, 0.1)
+    search.report("pruned", 4, 0.2)
+    search.tell("pruned", "PRUNED")
+    search.tell("failed", "FAIL")
+    trials = journal_of(journal, STUDY).trials
+    states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
+    assert [trial.state for trial in trials] == states
+    assert [trial.value for trial in trials[:2]] == [0.3, 0.2]
+    assert trials[1].intermediate_values == {3: 0.1, 4: 0.2}
