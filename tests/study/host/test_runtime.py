@@ -21,12 +21,7 @@ from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.encoder import sizes
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.host import runtime
-<<<<<<< HEAD
 from perpeft_ray.study.host.runtime import ray_for, with_gpus
-from perpeft_ray.study.plan import search_trials
-=======
-from perpeft_ray.study.host.runtime import ray_for
->>>>>>> 004cefc (Search every method's settings with Optuna's public API)
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.watch import one_line
 from perpeft_ray.train.outcome import EpochRecord
