@@ -103,7 +103,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     out = io.StringIO()
     [spec, *_] = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
     with Progress(out, every=0.0) as progress:
-        progress.plan(4, done=0)
+        progress.plan(4, done=0, shown=("rank", "groups", "learning_rate"))
         progress.start(spec)
         progress.epoch(spec, EpochRecord(1, 1, 0.5, 1.0, None, None, False))
         progress.epoch(spec, EpochRecord(1, 2, 0.5, 1.0, None, 0.25, False))
@@ -117,7 +117,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     assert status.startswith("0/4 trials, 1 running (epochs 2/24), best validation NDCG@20 25.00, ")
     assert status.endswith(" left")
     assert complete == (
-        f"[1/4] COMPLETE {spec.trial_id}  r=4 G=6 λ=0.5 lr=0.005  2.0 s  validation NDCG@20 25.00"
+        f"[1/4] COMPLETE {spec.trial_id}  G=6 r=4 lr=0.005  2.0 s  validation NDCG@20 25.00"
     )
     assert failed.endswith("1.0 s  ValueError: [no] markup")
     assert last.startswith("2/4 trials, 0 running, ")
