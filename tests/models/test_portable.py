@@ -127,7 +127,9 @@ def test_a_study_of_relative_paths_is_found_from_any_folder(
         storage="results",
         methods=("perpeft", "without_mm"),
     )
-    monkeypatch.setattr("perpeft_ray.study.host.runtime.ray_for", lambda *_: nullcontext())
+    monkeypatch.setattr(
+        "perpeft_ray.study.host.runtime.ray_for", lambda study, _: nullcontext(study)
+    )
     monkeypatch.setattr("perpeft_ray.cli.study.show_results", lambda _: None)
     monkeypatch.chdir(tmp_path)
     run_study(config, Question(run="tests.models.test_portable:train_one"))
@@ -152,7 +154,9 @@ def test_a_run_leaves_weights_in_the_studys_folder_even_where_it_is_stopped(
 ) -> None:
     config = new_study(shop, tmp_path / "results").config
     config = dataclasses.replace(config, study="run", methods=("perpeft", "without_mm"))
-    monkeypatch.setattr("perpeft_ray.study.host.runtime.ray_for", lambda *_: nullcontext())
+    monkeypatch.setattr(
+        "perpeft_ray.study.host.runtime.ray_for", lambda study, _: nullcontext(study)
+    )
 
     def stopped(place: object) -> None:
         raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.errors import InputError
+from perpeft_ray.errors import InputError, StudyStoppedError
 from perpeft_ray.study.host.disk import is_full_disk
 from perpeft_ray.study.host.scratch import ray_folder
 
@@ -23,7 +23,9 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are ours; no CSV, JSON and TensorBoard files
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without a validation have no objective
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study, not only Tune's current call
-    # Of Ray's C++ parts: they log errors that Ray then handles, in red, to the terminal too.
+    # Of Ray's C++ parts: they log errors that Ray then handles, in red, to the terminal too, and
+    # this process's wherever its log goes: ray.init starts it together with Ray's servers, so the
+    # errors are missing in their log files as well. Set the variable to look for a fault in Ray.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of encoders stay valid in trials
     # Trials keep the memory of a step for the next one: giving it back to the system and asking
@@ -49,8 +51,8 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
     What Ray, Optuna and failed trials log goes to `log_file`, whose folder must exist.
 
     Raises InputError where no Ray answers or our own has too few CPUs for a trial,
-    StudyStoppedError where a cluster has no room for one within `start_timeout_s`, RuntimeError
-    where trials would hang because the State API is missing.
+    StudyStoppedError where Ray does not start or a cluster has no room for one within
+    `start_timeout_s`, RuntimeError where trials would hang because the State API is missing.
     """
     with ray_runtime():
         study = with_gpus(study)
@@ -150,13 +152,22 @@ def _init() -> None:
         return
     # "local": never a cluster that happens to run on this machine. The dashboard serves the
     # State API, without which placement groups of stopped Ray Train trials are never freed.
-    ray.init(
-        address="local",
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray raises this very class
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        raise StudyStoppedError(
+            "Ray did not start within its 30 s, so this machine is too busy; run the same command "
+            "again"
+        ) from error
     hide_token()
 
 

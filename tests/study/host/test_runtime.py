@@ -19,9 +19,9 @@ from ray.util import state
 from perpeft_ray import screen
 from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.encoder import sizes
-from perpeft_ray.errors import InputError
+from perpeft_ray.errors import InputError, StudyStoppedError
 from perpeft_ray.study.host import runtime
-from perpeft_ray.study.host.runtime import ray_for, with_gpus
+from perpeft_ray.study.host.runtime import ray_for, ray_runtime, with_gpus
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.watch import one_line
 from perpeft_ray.train.outcome import EpochRecord
@@ -49,6 +49,24 @@ def test_more_workers_than_processors_are_told_at_once(
         f"{words} must be at most the {kind}s that Ray has ({there:g}), but is 999"
     )
     assert ray.is_initialized()  # it was there before
+
+
+def test_a_machine_too_busy_for_ray_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ""
+
+    def init(**_: object) -> None:
+        raise Exception(said)  # noqa: TRY002 - as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+    said = "The current node timed out during startup. This could happen because"
+    with pytest.raises(StudyStoppedError, match="run the same command again"), ray_runtime():
+        pass
+    said = "something else"
+    with pytest.raises(Exception, match="something else"), ray_runtime():
+        pass
 
 
 def test_rays_token_is_its_owners_alone(tmp_path: Path) -> None:
