@@ -11,10 +11,9 @@ paper's constants):
     python studies/ablation_peft.py --preset paper --dataset parquet:PATH --encoder PATH
         --seeds 0 1 2 3 4 --workers 4 --storage /absolute/path
 
-Searches PerPEFT's settings, takes the best of each variant by validation, and compares the methods
-with it over seeds. Scientific: method, variant, mode. Nuisance: the settings that the search
-chooses, the learning rate, which every baseline chooses among the same values, and the seed. Fixed:
-the rest. Interrupted, the same command does what is missing.
+Searches the settings of PerPEFT and of every baseline, takes the best of each variant by
+validation, and compares the methods over seeds. Scientific: method, variant, mode. Nuisance: the
+searched settings and the seed. Fixed: the rest. If it was interrupted, rerun the same command.
 """
 
 from __future__ import annotations
