@@ -329,7 +329,7 @@ def study(table: Table, device: torch.device, work: Path, minilm: Path, data: Pa
         ("frozen", "frozen_mm", {}),
         ("ids", "without_mm", {}),
     ]
-    rest = {"learning_rate": 3e-3, "stage1_epochs": 12, "stage3_epochs": 18}
+    rest: dict[str, Any] = {"learning_rate": 3e-3, "stage1_epochs": 12, "stage3_epochs": 18}
     for seed in (0, 1):
         for name, method, more in cells:
             config = dataclasses.replace(
@@ -382,7 +382,7 @@ def busy_seconds(work: Callable[[], Any], device: torch.device) -> float | None:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         work()
         wait(device)
-    return sum(event.device_time_total for event in profiled.key_averages()) / 1e6
+    return float(sum(event.device_time_total for event in profiled.key_averages()) / 1e6)
 
 
 def counted(work: Callable[[], Any]) -> float:
@@ -391,7 +391,7 @@ def counted(work: Callable[[], Any]) -> float:
 
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops() / 1e12
+    return float(counter.get_total_flops() / 1e12)
 
 
 def wait(device: torch.device) -> None:
@@ -420,7 +420,8 @@ def clip_workspace(work: Path, *, small: bool) -> Workspace:
                 text_config=few, vision_config={**few, "image_size": 64}, projection_dim=16
             )
         tf.CLIPModel(config).save_pretrained(folder / "encoder")
-        side = config.vision_config.image_size
+        vision: Any = config.vision_config
+        side = vision.image_size
         (folder / "encoder" / "preprocessor_config.json").write_text(
             json.dumps(
                 {
@@ -447,7 +448,11 @@ def text_workspace(work: Path, minilm: Path | None, *, small: bool) -> Workspace
     folder = work / f"minilm-{ITEMS}"
     encoder = minilm or folder / "encoder"
     if not (encoder / "config.json").exists():
-        shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
+        shape: dict[str, Any] = {
+            "hidden_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+        }
         if small:
             shape["num_hidden_layers"] = 3
         tf.BertModel(tf.BertConfig(**shape, intermediate_size=1536)).save_pretrained(encoder)

@@ -131,7 +131,7 @@ def one_catalogue(order: Order, seed: int) -> tuple[pd.DataFrame, dict[str, obje
     users = pd.DataFrame({"dataset": dataset, "seed": seed, "user_id": reference.user_id})
     for method, found in outcomes.items():
         users[method] = user_metric(found.users.test_rank, "ndcg@20")
-    row = {
+    row: dict[str, object] = {
         "catalogue": dataset,
         **{m: f"{100 * users[m][evaluated].mean():.2f}" for m in outcomes},
         "learning rate": f"{perpeft.learning_rate:g}",

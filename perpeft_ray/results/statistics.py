@@ -218,7 +218,7 @@ def read_values(folders: Sequence[Path], metric: str = "ndcg@20") -> pd.DataFram
     return user_values(*read_results(folders), metric)
 
 
-def user_metric(ranks: NDArray[np.floating], metric: str) -> NDArray[np.float64]:
+def user_metric(ranks: NDArray[np.number], metric: str) -> NDArray[np.float64]:
     """HR@K or NDCG@K of each user from 0-based ranks [users]; `metric` is such as `ndcg@20`."""
     name, _, cutoff = metric.partition("@")
     functions = {"hr": metrics.hit, "ndcg": metrics.ndcg}

@@ -400,7 +400,8 @@ def renamed(rows: list[dict], **names: str) -> list[dict]:
 def test_files_of_another_release_or_category_are_refused(tmp_path, ending, change, message):
     reviews = [review(f"U{user}", f"B{item}", item) for user in range(8) for item in range(6)]
     metas = [meta(f"B{item}", f"lamp {item}", []) for item in range(6)]
-    raw = write_raw(tmp_path / "raw", *change(reviews, metas), ending)
+    changed_reviews, changed_metas = change(reviews, metas)
+    raw = write_raw(tmp_path / "raw", changed_reviews, changed_metas, ending)
     with pytest.raises(InputError, match=message.format(ending=re.escape(ending))) as error:
         prepare_amazon2023(raw, CATEGORY, tmp_path / "new" / "out", Selection(), images=False)
     assert "\n" not in str(error.value)
