@@ -39,14 +39,30 @@ def ray_folder() -> Iterator[None]:
                 f"`{_VARIABLE}` must be at most {_room()} bytes long for Ray's sockets, but is "
                 f"{given}"
             )
-        yield
+        with _short_tmpdir(given):
+            yield
         return
     with scratch_folder(_PREFIX, _base()) as folder:
         os.environ[_VARIABLE] = str(folder)
         try:
-            yield
+            with _short_tmpdir(str(folder)):
+                yield
         finally:
             del os.environ[_VARIABLE]
+
+
+@contextmanager
+def _short_tmpdir(folder: str) -> Iterator[None]:
+    """Where `TMPDIR` is too long, give Ray's processes another: its dashboard has sockets there."""
+    before = os.environ.get("TMPDIR")
+    if before is None or _is_short(before):
+        yield
+        return
+    os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        os.environ["TMPDIR"] = before
 
 
 @contextmanager

@@ -34,9 +34,12 @@ def test_a_long_tmpdir_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     long = tmp_path / ("a_name_of_a_scheduler" * 4)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setenv("TMPDIR", str(long))
     with ray_folder():
+        assert os.environ["TMPDIR"] == os.environ["RAY_TMPDIR"]  # the dashboard has sockets there
         assert len(os.fsencode(_socket(os.environ["RAY_TMPDIR"]))) <= 103
     assert list(long.iterdir()) == []
+    assert os.environ["TMPDIR"] == str(long)
 
 
 def test_a_short_tmpdir_is_used_and_left_empty(
