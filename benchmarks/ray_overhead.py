@@ -5,8 +5,7 @@
 `studies/ablation_peft.py` on toyshop, one trial at a time, without a search. A study's own seconds
 are those of its trials' stages and evaluations, as its rows say. What is left is the study's start
 and end, and a part for every trial: the difference of two studies over the difference of trials.
-With `--workers 1` every trial starts Ray Train and a worker of its own; with 0 it trains in the
-process of Ray Tune that it has anyway.
+Workers are started once for a study. One worker a trial, and two.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from _bench import Row, record
 
 from perpeft_ray.train.workspace import prepare
 
-TRIALS = {0: (2, 6), 1: (1, 3)}
+TRIALS = {1: (2, 6), 2: (2, 6)}
 """Of the two studies, by `--workers`."""
 
 

@@ -117,7 +117,7 @@ def test_a_bad_trial_is_refused_in_one_line(change: dict[str, Any], message: str
             {"log": ("mlflow", "mlflow")},
             "`log` must not repeat a value, but is",
         ),
-        ({"workers": -1}, "`workers` must be a whole number of at least 0, but is -1"),
+        ({"workers": -1}, "`workers` must be a whole number of at least 1, but is -1"),
         ({"study": "../up"}, "`study` must be a plain folder name, but is '../up'"),
         ({"study": ""}, "`study` must be a plain folder name, but is ''"),
         ({"seeds": ()}, "`seeds` must have at least one value, but is empty"),
@@ -207,7 +207,6 @@ def test_only_what_applies_tells_trials_apart() -> None:
 
 
 def test_the_mode_follows_the_workers_unless_given() -> None:
-    assert StudyConfig(workers=0).mode == "sequential"
     assert StudyConfig(workers=1).mode == "sequential"
     assert StudyConfig(workers=2).mode == "parallel"
     assert StudyConfig(workers=1, train=TrainSettings(mode="parallel")).mode == "parallel"

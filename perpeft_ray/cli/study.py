@@ -202,7 +202,6 @@ def _open_study(
 ) -> Study:
     from perpeft_ray.study.ray_items import telling
     from perpeft_ray.study.trainable import Study
-    from perpeft_ray.train.ray_train import run_distributed
     from perpeft_ray.train.trial import run_trial
     from perpeft_ray.train.workspace import prepare_dataset
 
@@ -215,7 +214,6 @@ def _open_study(
         workspace=workspace,
         recorder=folder,
         run=run_trial,
-        run_distributed=run_distributed,
     )
 
 

@@ -43,15 +43,18 @@ class StudyConfig:
     """Folder of studies, or its URI (s3://…); results go to <storage>/<study>/."""
     study: str = "ablation_peft"
     """The study's name."""
-    workers: int = 0
-    """Ray Train workers a trial; 0 trains in the trial's own process."""
+    workers: int = 1
+    """Ray Train workers of a trial."""
     parallel_workers: int = 0
     """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0: no such rows."""
     cpus_per_worker: int = 1
-    """CPU threads of a worker (or of a trial without workers)."""
+    """CPU threads of a worker."""
     gpus_per_worker: float | None = None
-    """GPUs of a worker (or of a trial without workers), also a fraction; 0 trains on the CPU.
-    None: where Ray has GPUs 1, or 0.25 for encoders of under 50 million parameters, else 0."""
+    """GPUs of a worker, also a fraction; 0 trains on the CPU. None: where Ray has GPUs 1, or 0.25
+    for encoders of under 50 million parameters, else 0."""
+    memory_gb: float = 4.0
+    """What a training step of a worker may keep for its backward pass; what is beyond is computed
+    again, which takes longer and changes nothing."""
     log: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Trackers besides TensorBoard: mlflow, wandb; each a package of its own, see README."""
     checkpoints: str = ""
@@ -80,7 +83,7 @@ class StudyConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
-        at_least("workers", self.workers, 0)
+        at_least("workers", self.workers, 1)
         at_least("parallel_workers", self.parallel_workers, 0)
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
         between("gpus_per_worker", self.gpus, 0.0, math.inf)
@@ -89,6 +92,7 @@ class StudyConfig:
                 "`gpus_per_worker` must be a whole number above 1, or a fraction of one, but is "
                 f"{self.gpus_per_worker}"
             )
+        positive("memory_gb", self.memory_gb)
         positive("start_timeout_s", self.start_timeout_s)
         if self.log:
             distinct("log", self.log)

@@ -73,7 +73,10 @@ def run_ablation(study: Study, progress: Progress) -> None:
 
     best = best_configs(recorder.searched().values())
     perpeft = _best_perpeft(study)
-    _run_missing(study, other_mode_trials(config, perpeft) if perpeft else [], progress)
+    if perpeft is not None:
+        others = other_mode_trials(config, perpeft)
+        workers = config.parallel_workers if config.mode == "sequential" else config.workers
+        run_tune(study, Agenda(recorder.finished(), lambda _: others), progress, workers=workers)
     cells = [(m, v) for m in searching_methods(config) for v in variants_of(config, m)]
     for method, variant in cells:
         if (method, variant) not in best:
@@ -97,24 +100,8 @@ def run_listed(
     wanted = list(specs)
     finished = study.recorder.finished()
     progress.extend(len(wanted), done=sum(spec.key in finished for spec in wanted))
-    _run_missing(study, wanted, progress, fresh_processes=fresh_processes)
-
-
-def _run_missing(
-    study: Study, specs: Iterable[TrialSpec], progress: Progress, *, fresh_processes: bool = False
-) -> None:
-    finished = study.recorder.finished()
-    missing = [spec for spec in specs if spec.key not in finished]
-    if not missing:
-        return
-    agenda = Agenda(finished, lambda _: missing)
-    run_tune(
-        study,
-        agenda,
-        progress,
-        workers=max(spec.workers for spec in missing),
-        fresh_processes=fresh_processes,
-    )
+    agenda = Agenda(finished, lambda _: wanted)
+    run_tune(study, agenda, progress, workers=study.config.workers, fresh_processes=fresh_processes)
 
 
 def _best_perpeft(study: Study) -> TrialConfig | None:

@@ -45,6 +45,12 @@ class Agenda(Searcher):
         self._running: dict[str, TrialSpec] = {}
         self._queue: list[TrialSpec] | None = None
 
+    def is_empty(self) -> bool:
+        """Whether there is nothing to run; to be asked before the first trial."""
+        if any(search.left for search in self._searches.values()):
+            return False
+        return all(spec.key in self._ended for spec in self._ready(set()))
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
         """The next trial for Tune; None to be asked again, FINISHED when all has been done."""
         spec = self._next(trial_id)

@@ -34,8 +34,6 @@ class TrialSpec:
 
     phase: Phase
     config: TrialConfig
-    workers: int
-    """Ray Train workers; 0 trains in the trial's own process."""
 
     @property
     def test(self) -> bool:
@@ -68,7 +66,7 @@ class TrialSpec:
     @classmethod
     def from_tune(cls, values: Mapping[str, Any]) -> TrialSpec:
         """The trial that `to_tune` was called on."""
-        return cls(values["phase"], TrialConfig(**values["config"]), values["workers"])
+        return cls(values["phase"], TrialConfig(**values["config"]))
 
 
 def is_one_of(trial_id: str, keys: Collection[Key]) -> bool:
@@ -82,7 +80,7 @@ def is_one_of(trial_id: str, keys: Collection[Key]) -> bool:
 def search_trial(study: StudyConfig, method: Method, setting: Setting) -> TrialSpec:
     """The search's trial of a method's setting, with the study's first seed."""
     config = study.trial(method, seed=study.seeds[0], **setting)
-    return TrialSpec("search", config, study.workers)
+    return TrialSpec("search", config)
 
 
 def searching_methods(study: StudyConfig) -> list[Method]:
@@ -137,7 +135,7 @@ def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
         for seed in study.seeds:
             for config in configs:
                 changed = replace(config, seed=seed)
-                specs.append(TrialSpec("ablation", changed, study.workers))
+                specs.append(TrialSpec("ablation", changed))
     return specs
 
 
@@ -149,29 +147,28 @@ def simple_trials(study: StudyConfig) -> list[TrialSpec]:
         for method in study.methods
         if method in SIMPLE_METHODS
     )
-    return [TrialSpec("ablation", config, study.workers) for config in configs]
+    return [TrialSpec("ablation", config) for config in configs]
 
 
 def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec]:
     """PerPEFT in the training mode that the study does not use, for every seed.
 
-    `config`: PerPEFT's best, of the best variant. Parallel trials have `parallel_workers` Ray
-    Train workers. Empty where `parallel_workers` is 0 or PerPEFT is not among the methods.
+    `config`: PerPEFT's best, of the best variant. Empty where `parallel_workers` is 0 or PerPEFT is
+    not among the methods.
     """
     if study.parallel_workers == 0 or "perpeft" not in study.methods:
         return []
     mode: Mode = "sequential" if study.mode == "parallel" else "parallel"
-    workers = study.parallel_workers if mode == "parallel" else study.workers
     at_once = config.groups or 1 if mode == "parallel" else 1
     changed = replace(config, mode=mode, step_batches=at_once)
     configs = [replace(changed, seed=seed) for seed in study.seeds]
-    return [TrialSpec("ablation", config, workers) for config in configs]
+    return [TrialSpec("ablation", config) for config in configs]
 
 
 def settings_trials(study: StudyConfig, configs: Iterable[TrialConfig]) -> list[TrialSpec]:
     """Each config with every seed and test read, none twice; for studies of PerPEFT's settings."""
     seeded = (replace(config, seed=seed) for config in configs for seed in study.seeds)
-    specs = {c.config_hash: TrialSpec("settings", c, study.workers) for c in seeded}
+    specs = {c.config_hash: TrialSpec("settings", c) for c in seeded}
     return list(specs.values())
 
 

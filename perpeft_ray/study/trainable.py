@@ -1,19 +1,18 @@
-"""The function that Tune runs for every trial: train, report every epoch, write the row.
+"""The function that Tune runs for every trial: hand it to the workers, report, write the row.
 
-Everything in this module runs in the trial's own process.
+It runs in a process of Tune's own, which needs no processor and imports nothing that trains.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import ray
 from ray import tune
 
 from perpeft_ray.config import StudyConfig, TrialConfig
@@ -21,53 +20,17 @@ from perpeft_ray.data.places import is_uri, subfolder
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.record import Recorder, Searched, TrialRecord
-from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+from perpeft_ray.train.broker import Failure, Task
+from perpeft_ray.train.outcome import EpochRecord
 
-if TYPE_CHECKING:  # torch is imported by trials that train, not by those who plan them
+if TYPE_CHECKING:
+    from perpeft_ray.train.ray_train import Runner
     from perpeft_ray.train.workspace import Workspace
 
 OBJECTIVE = "best_valid_ndcg_at_20"
 """Key of the objective in what a trial reports to Tune; absent before any validation."""
 VALIDATED_STAGE3_EPOCHS = "validated_stage3_epochs"
 """Key of ASHA's time: epochs of stage 3, present only where this epoch was validated."""
-
-Report = Callable[[EpochRecord], None]
-
-
-class Runner(Protocol):
-    """Trains one trial in this process: `perpeft_ray.train.trial.run_trial`."""
-
-    def __call__(
-        self,
-        config: TrialConfig,
-        workspace: Workspace,
-        report: Report,
-        *,
-        test: bool,
-        checkpoints: Path | str,
-    ) -> TrialOutcome:
-        """Train, call `report` after every epoch and return what was measured.
-
-        `checkpoints` is a folder of this trial's own; what it holds is gone on with.
-        """
-
-
-class DistributedRunner(Protocol):
-    """Trains one trial with Ray Train: `perpeft_ray.train.ray_train.run_distributed`."""
-
-    def __call__(
-        self,
-        config: TrialConfig,
-        workspace: Workspace,
-        report: Report,
-        *,
-        workers: int,
-        cpus_per_worker: int,
-        gpus_per_worker: float,
-        test: bool,
-        checkpoints: Path | str,
-    ) -> TrialOutcome:
-        """As `Runner`; `report` is called in this process."""
 
 
 class StudyRecorder(Recorder, Protocol):
@@ -82,7 +45,7 @@ class StudyRecorder(Recorder, Protocol):
 
 @dataclass(frozen=True)
 class Study:
-    """A study and what its trials need; travels to every trial's process."""
+    """A study and what its trials need."""
 
     config: StudyConfig
     folder: Path
@@ -90,7 +53,7 @@ class Study:
     workspace: Workspace
     recorder: StudyRecorder
     run: Runner
-    run_distributed: DistributedRunner
+    """What each worker of a trial runs: `run_trial`."""
 
     @property
     def checkpoints(self) -> Path | str:
@@ -103,70 +66,64 @@ class Study:
         return subfolder(whole, "checkpoints")
 
 
-def make_trainable(study: Study) -> Callable[[dict[str, Any]], None]:
-    """The Tune function of a study; its configuration is `TrialSpec.to_tune`."""
+def make_trainable(
+    study: Study, broker: Any, *, fresh_processes: bool = False
+) -> Callable[[dict[str, Any]], None]:
+    """The Tune function of a study; its configuration is `TrialSpec.to_tune`.
 
-    def trial(config: dict[str, Any]) -> None:
-        run_spec(study, TrialSpec.from_tune(config), tune.report)
+    `broker`: handle of the actor that has the workers (`Broker`).
+    """
+    # Not the study itself, whose workspace would import what trains.
+    recorder, name, checkpoints = study.recorder, study.config.study, study.checkpoints
+
+    def trial(values: dict[str, Any]) -> None:
+        spec = TrialSpec.from_tune(values)
+        folder = subfolder(checkpoints, spec.trial_id)
+        task = Task(spec.trial_id, spec.config, spec.test, folder, fresh_processes)
+        recorder.write_trial(follow(name, spec, task, broker, tune.report))
 
     return trial
 
 
-def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None:
-    """Run one trial and write its COMPLETE row; `report` takes one dictionary an epoch.
+def follow(
+    study: str,
+    spec: TrialSpec,
+    task: Task,
+    broker: Any,
+    report: Callable[[dict[str, Any]], None],
+) -> TrialRecord:
+    """Have a trial trained, and report each epoch as a dictionary; the record of its end.
 
-    The row is written here and not by the study's main process, so that it is kept if that dies.
-    Raises FloatingPointError where the objective is not finite, and whatever the trial raises.
+    The row is written in this process and not by the study's main one, so that it is kept if that
+    dies. Raises FloatingPointError where the objective is not finite, and whatever ended the trial.
     """
     started_at = datetime.now(UTC)
     epochs: list[EpochRecord] = []
-
-    def keep(record: EpochRecord) -> None:
-        epochs.append(record)
-        report(to_result(record, spec.config))
-
-    checkpoints = subfolder(study.checkpoints, spec.trial_id)
-    if spec.workers == 0:
-        _use_threads(study.config.cpus_per_worker)
-        outcome = study.run(
-            spec.config, study.workspace, keep, test=spec.test, checkpoints=checkpoints
-        )
-    else:
-        # Read by Ray Train's controller: at the default of 2 s a short trial takes twice as long.
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        outcome = study.run_distributed(
-            spec.config,
-            study.workspace,
-            keep,
-            workers=spec.workers,
-            cpus_per_worker=study.config.cpus_per_worker,
-            gpus_per_worker=study.config.gpus,
-            test=spec.test,
-            checkpoints=checkpoints,
-        )
-    if not epochs:  # Tune prints a line for a trial that has reported nothing
-        report({OBJECTIVE: outcome.valid.ndcg_at_20})
-    study.recorder.write_trial(
-        TrialRecord(
-            study=study.config.study,
-            trial_id=spec.trial_id,
-            phase=spec.phase,
-            status="COMPLETE",
-            error=None,
-            config=spec.config,
-            outcome=outcome,
-            epochs=epochs,
-            started_at=started_at,
-            finished_at=datetime.now(UTC),
-        )
-    )
-
-
-def _use_threads(count: int) -> None:
-    """Train with as many threads as the trial has processors, whatever OMP_NUM_THREADS is."""
-    torch = sys.modules.get("torch")  # imported with the runner, if that trains at all
-    if torch is not None:
-        torch.set_num_threads(count)
+    ray.get(broker.submit.remote(task))
+    try:
+        while True:
+            for news in ray.get(broker.news.remote(task.trial_id)):
+                if isinstance(news, Failure):
+                    raise news.error
+                if not isinstance(news, EpochRecord):
+                    if not epochs:  # Tune prints a line for a trial that has reported nothing
+                        report({OBJECTIVE: news.valid.ndcg_at_20})
+                    return TrialRecord(
+                        study=study,
+                        trial_id=spec.trial_id,
+                        phase=spec.phase,
+                        status="COMPLETE",
+                        error=None,
+                        config=spec.config,
+                        outcome=news,
+                        epochs=epochs,
+                        started_at=started_at,
+                        finished_at=datetime.now(UTC),
+                    )
+                epochs.append(news)
+                report(to_result(news, spec.config))
+    finally:  # also where Tune stops the trial, by SystemExit in `report`
+        ray.get(broker.drop.remote(task.trial_id))
 
 
 def to_result(record: EpochRecord, config: TrialConfig) -> dict[str, Any]:

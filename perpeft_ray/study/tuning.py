@@ -1,4 +1,4 @@
-"""One run of Tune: trials from an agenda, each in a process of its own or on Ray Train workers."""
+"""One run of Tune: trials from an agenda, on groups of Ray Train workers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from perpeft_ray.study.plan import is_one_of
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.trainable import Study, make_trainable
 from perpeft_ray.study.watch import Watch
+from perpeft_ray.train.ray_train import Groups, worker_groups
+
+OF_RAY_TRAIN = "ray_train"
+"""Folder of Ray Train's own files, beside the checkpoints of trials."""
 
 
 def run_tune(
@@ -29,29 +33,42 @@ def run_tune(
 ) -> None:
     """Let Tune run the trials of an agenda; returns when all have ended.
 
-    `workers`: the most Ray Train workers that a trial has; 0 where each trains in its own process.
-    `fresh_processes`: whether a trial's process ends with it. A trial that fails becomes a FAIL row
-    and the others go on.
+    `workers`: of each trial, which stay for the next one; Tune's own processes only wait for them.
+    `fresh_processes`: whether a trial's workers end with it. A trial that fails becomes a FAIL row
+    and the others continue.
     """
+    if agenda.is_empty():
+        return
     take_memory_kills_as_deaths()
-    trainable = tune.with_resources(make_trainable(study), _resources(study.config, workers))
+    config = study.config
+    groups = Groups(
+        count=_concurrency(config, workers),
+        workers=workers,
+        cpus_per_worker=config.cpus_per_worker,
+        gpus_per_worker=config.gpus,
+        memory_gb=config.memory_gb,
+    )
+    files = subfolder(study.checkpoints, OF_RAY_TRAIN)
     # Rows are ours; what Tune keeps about the trials is thrown away.
-    with scratch_folder("perpeft-tune-") as scratch:
+    with (
+        scratch_folder("perpeft-tune-") as scratch,
+        worker_groups(groups, study.run, study.workspace, files) as running,
+    ):
+        trainable = make_trainable(study, running.broker, fresh_processes=fresh_processes)
         tune.Tuner(
-            trainable,
+            tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
             tune_config=tune.TuneConfig(
                 search_alg=agenda,
                 scheduler=scheduler,
                 num_samples=-1,  # as many as the agenda has
-                max_concurrent_trials=_concurrency(study.config, workers),
-                # Imports are paid once; with a nested trainer and ASHA reuse hangs.
-                reuse_actors=workers == 0 and not fresh_processes,
+                max_concurrent_trials=groups.count,
+                reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name=study.config.study,
+                name=config.study,
                 storage_path=str(scratch),
-                callbacks=[Watch(study, progress)],
+                callbacks=[Watch(study, running, progress)],
                 verbose=0,
             ),
         ).fit()
@@ -70,14 +87,7 @@ def _concurrency(config: StudyConfig, workers: int) -> int:
     """Trials at a time: what the study allows and the cluster holds, at least one."""
     cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     fits = [
-        int(cluster.get(name, 0) / (max(workers, 1) * amount))
+        int(cluster.get(name, 0) / (workers * amount))
         for name, amount in resources_of_worker(config).items()
     ]
     return max(1, min(config.search.max_concurrent, *fits))
-
-
-def _resources(config: StudyConfig, workers: int) -> dict[str, float]:
-    if workers == 0:
-        return resources_of_worker(config)
-    # The trial's own process only waits for its workers: given CPUs it could starve them.
-    return {"node:__internal_head__": 0.001}

@@ -13,13 +13,14 @@ from ray.tune.experiment import Trial
 
 from perpeft_ray.data.places import remove_folder, subfolder
 from perpeft_ray.study.host.disk import is_full_disk
-from perpeft_ray.study.host.room import LostRoom, Patience
+from perpeft_ray.study.host.room import Patience
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.record import Status, TrialRecord
 from perpeft_ray.study.trackers import trackers
 from perpeft_ray.study.trainable import Study, from_result
 from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.ray_train import Workers
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,14 @@ class Watch(tune.Callback):
     written here, from what it reported.
     """
 
-    def __init__(self, study: Study, progress: Progress) -> None:
+    def __init__(self, study: Study, workers: Workers, progress: Progress) -> None:
         self._study = study
+        self._workers = workers
         self._progress = progress
         self._started_at: dict[str, datetime] = {}
         self._epochs: dict[str, list[EpochRecord]] = {}
         self._trackers = trackers(study.config, study.folder)
         self._patience = Patience(study.config.start_timeout_s)
-        self._lost_room = LostRoom()
         self._stopped_by: BaseException | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Watch(tune.Callback):
         complete = spec.key in self._study.recorder.finished()  # it has written its row itself
         if not complete:
             self._write(trial, spec, "PRUNED", None)
-            # A Ray Train worker may be writing still: what it leaves goes when the study ends.
+            # A worker may be writing still: what it leaves goes when the study ends.
             remove_folder(subfolder(self._study.checkpoints, spec.trial_id))
         self._tell(trial, spec, "COMPLETE" if complete else "PRUNED", None)
 
@@ -91,14 +92,14 @@ class Watch(tune.Callback):
     ) -> None:
         """Write the row of a trial that failed; the traceback goes to the log."""
         spec = TrialSpec.from_tune(trial.config)
+        # A process of Tune's that was killed has not said so itself.
+        ray.get(self._workers.broker.drop.remote(spec.trial_id))
         raised = _raised_by(trial)
         error = one_line(raised)
         log.error("trial %s failed\n%s", spec.trial_id, Path(trial.error_file).read_text())
         if is_full_disk(raised):  # not the trial's fault: it has no row, and is run again
             self._stopped_by = raised
             return
-        if spec.workers > 0:
-            self._lost_room.suspect()
         self._write(trial, spec, "FAIL", error)
         self._tell(trial, spec, "FAIL", error)
 
@@ -110,7 +111,7 @@ class Watch(tune.Callback):
         self._progress.tick()
         if self._stopped_by is not None:
             raise self._stopped_by
-        self._lost_room.look()
+        self._workers.look()
         self._patience.look()
 
     def _write(self, trial: Trial, spec: TrialSpec, status: Status, error: str | None) -> None:

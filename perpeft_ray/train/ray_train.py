@@ -1,207 +1,258 @@
-"""A trial on Ray Train workers: a thin adapter to `run_trial`.
+"""Groups of Ray Train workers that stay, and take trials from a broker one after another.
 
-Ray Train places the workers and, where one is lost, starts all of them again; the trial goes on
-after its last checkpoint (`train/checkpoint.py`). What a worker raises itself would come again, so
-it ends the trial: a loss that is not finite, memory that does not suffice, a full disk.
+Ray Train places the workers and, where one is lost, starts its group again; the trial in hand then
+continues from its last checkpoint (`train/checkpoint.py`). What a worker raises itself would come
+again, so it ends the trial: a loss that is not finite, memory that does not suffice, a full disk.
 
 The number of workers is fixed. Ray Train's elastic `num_workers=(least, most)` would give the same
-result, but starts with what is free at the moment, so that trials side by side would each get some
-number, and starts all workers again for every change, which costs more than most trials are long.
+result, but starts with what is free at the moment, and starts all workers again for every change.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import ray
 import ray.train
 import torch
+from ray.exceptions import OutOfMemoryError
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from perpeft_ray.config import TrialConfig
-from perpeft_ray.data.places import remove_folder, subfolder
-from perpeft_ray.train.collective import PeerLostError, TorchCollective
+from perpeft_ray.data.places import remove_folder
+from perpeft_ray.train.broker import Broker, Failure, Task
+from perpeft_ray.train.collective import Alone, Collective, PeerLostError, TorchCollective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
-from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace
 
-MAX_FAILURES = 3
-"""Losses of workers that a trial survives; announced preemptions of nodes are not counted."""
-MAX_STARTS = 10
-"""Times that workers may wait for room (60 s each by Ray's default) before the trial fails."""
 _TIMEOUT_S = 24 * 3600
-"""Of collectives: a worker may wait for another trial's stage 1."""
-_OWN_FILES = "ray_train"
-"""Folder of Ray Train's own files beside the trial's checkpoints."""
+"""Of collectives: a worker may wait for another trial's stage 1. And of waiting for room, which the
+study limits itself."""
+_END_S = 30.0
+"""For workers to end; those in mid-epoch go with the study's Ray job at the latest."""
 
 
-def run_distributed(
-    config: TrialConfig,
-    workspace: Workspace,
-    report: Callable[[EpochRecord], None],
-    *,
-    workers: int,
-    cpus_per_worker: int,
-    gpus_per_worker: float,
-    checkpoints: Path | str,
-    test: bool,
-) -> TrialOutcome:
-    """Run a trial in a group of Ray Train workers and return worker 0's outcome.
+class Runner(Protocol):
+    """Trains a trial, on each of its workers: `perpeft_ray.train.trial.run_trial`."""
 
-    Ray must be initialised. `report` is called in this process, once an epoch also where epochs are
-    reported again after a worker was lost. `checkpoints` is the folder of this trial's own, as in
-    `run_trial`, which every worker must see. What a worker raises is raised here.
-    """
-    # It takes no CPU, since the workers may need them all, and does not go with another node.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    channel: Queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "config": config,
-            "workspace": workspace,
-            "channel": channel,
-            "threads": cpus_per_worker,
-            "test": test,
-            "checkpoints": checkpoints,
-        },
-        torch_config=TorchConfig(backend=_backend(gpus_per_worker), timeout_s=_TIMEOUT_S),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus_per_worker > 0,
-            resources_per_worker={"CPU": cpus_per_worker, "GPU": gpus_per_worker},
-        ),
-        run_config=ray.train.RunConfig(
-            name=_OWN_FILES,
-            storage_path=str(checkpoints),
-            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # Ray Train v2 has it
-                max_failures=MAX_FAILURES, controller_failure_limit=MAX_STARTS
-            ),
-            callbacks=[_EndsAtOwnErrors()],  # type: ignore[list-item]  # Ray Train v2 takes it
-        ),
-    )
-    failures: list[BaseException] = []
+    def __call__(
+        self,
+        config: TrialConfig,
+        workspace: Workspace,
+        report: Callable[[EpochRecord], None],
+        *,
+        test: bool,
+        checkpoints: Path | str,
+        collective: Collective,
+        device: torch.device,
+        memory_gb: float,
+    ) -> TrialOutcome:
+        """Train, call `report` after every epoch and return what was measured."""
 
-    def fit() -> None:
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of workers, all alike."""
+
+    count: int
+    """Trials at a time."""
+    workers: int
+    """In each group."""
+    cpus_per_worker: int
+    gpus_per_worker: float
+    memory_gb: float
+    """As in `run_trial`."""
+
+
+class Workers:
+    """Running groups."""
+
+    def __init__(self, broker: Any) -> None:
+        self.broker = broker
+        """Handle of the actor; its methods are those of `Broker`."""
+        self._failures: list[BaseException] = []
+
+    def look(self) -> None:
+        """Raise what has ended a group, if one has ended."""
+        if self._failures:
+            raise RuntimeError("Ray Train cannot keep workers running") from self._failures[0]
+
+    def fit(self, trainer: TorchTrainer) -> None:
+        """Run a group to its end."""
         try:
             trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
-            failures.append(error)
-
-    fitting = threading.Thread(target=fit, name="ray-train", daemon=True)
-    fitting.start()
-    try:
-        outcome = _listen(channel, report, fitting)
-    finally:
-        channel.shutdown(force=True)
-    remove_folder(subfolder(checkpoints, _OWN_FILES))
-    if failures:
-        raise _cause(failures[0])
-    if outcome is None:
-        raise RuntimeError("Ray Train ended the trial without an outcome")
-    remove_folder(checkpoints)
-    return outcome
+        except BaseException as error:  # noqa: BLE001 - raised by `look`, in the study's thread
+            self._failures.append(error)
 
 
-class _OwnError(Exception):
-    """What a worker raised itself, and would raise again."""
+@contextmanager
+def worker_groups(
+    groups: Groups, run: Runner, workspace: Workspace, files: Path | str
+) -> Iterator[Workers]:
+    """Groups of Ray Train workers for the time of the block; Ray must be there.
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-class _EndsAtOwnErrors(UserCallback):
-    """Ends a run where a worker raised something itself.
-
-    FailureConfig cannot tell that from a lost worker: it would train to the same error again, as
-    often as it may. What is raised here, in Ray Train's controller, is not retried.
+    They start in the background. `files` is for Ray Train's own, which are removed afterwards; all
+    nodes must see it, by path or URI.
     """
+    # Read by Ray Train's controllers.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_TIMEOUT_S)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    remove_folder(files)
+    # It takes no CPU, since the workers may need them all, and does not go with another node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": here}
+    workers = Workers(ray.remote(Broker).options(**options).remote())
+    threads = []
+    for slot in range(groups.count):
+        trainer = _trainer(slot, groups, run, workspace, files, workers.broker)
+        threads.append(threading.Thread(target=workers.fit, args=(trainer,), daemon=True))
+        threads[-1].start()
+    try:
+        yield workers
+    finally:
+        ray.get(workers.broker.close.remote())
+        deadline = time.monotonic() + _END_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if not any(thread.is_alive() for thread in threads):  # else it still tells them to end
+            ray.kill(workers.broker)
+        remove_folder(files)
+
+
+def _trainer(
+    slot: int, groups: Groups, run: Runner, workspace: Workspace, files: Path | str, broker: Any
+) -> TorchTrainer:
+    # NCCL refuses two workers on one GPU, which fractions allow; gloo takes CUDA tensors too.
+    backend = "cpu:gloo,cuda:nccl" if groups.gpus_per_worker >= 1 else "gloo"
+    return TorchTrainer(
+        _work,
+        train_loop_config={
+            "broker": broker,
+            "slot": slot,
+            "run": run,
+            "workspace": workspace,
+            "groups": groups,
+        },
+        torch_config=TorchConfig(backend=backend, timeout_s=_TIMEOUT_S),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=groups.workers,
+            use_gpu=groups.gpus_per_worker > 0,
+            resources_per_worker={"CPU": groups.cpus_per_worker, "GPU": groups.gpus_per_worker},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"workers-{slot}",
+            storage_path=str(files),
+            # The broker counts losses, by trial.
+            failure_config=ray.train.FailureConfig(max_failures=-1),
+            callbacks=[_TellsLosses(slot, broker)],  # type: ignore[list-item]  # Ray names Tune's
+        ),
+    )
+
+
+class _TellsLosses(UserCallback):
+    """Tells the broker, from Ray Train's controller, that workers are gone."""
+
+    def __init__(self, slot: int, broker: Any) -> None:
+        self._slot = slot
+        self._broker = broker
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            if isinstance(error, _OwnError):
-                raise ControllerError(error.error)
+        """Called before the workers are started again, also for what a worker raised itself."""
+        how, memory = _how(worker_exceptions)
+        ray.get(self._broker.lost.remote(self._slot, how, for_want_of_memory=memory))
 
 
-def _backend(gpus_per_worker: float) -> str:
-    """NCCL refuses two workers on one GPU, which fractions allow; gloo takes CUDA tensors too."""
-    return "cpu:gloo,cuda:nccl" if gpus_per_worker >= 1 else "gloo"
+def _how(errors: dict[int, Exception]) -> tuple[str, bool]:
+    """What became of workers, and whether Ray's memory monitor has killed one."""
+    found = [getattr(error, "health_check_failure", error) for error in errors.values()]
+    for error in found:
+        if isinstance(error, OutOfMemoryError):
+            # The first line has the node and its memory; what follows is general advice.
+            return str(error).strip().partition("\n")[0], True
+    first = [error for error in found if not isinstance(error, PeerLostError)] or found
+    return type(first[0]).__name__, False
 
 
-def _worker(loop: dict[str, Any]) -> None:
+class _StoppedError(Exception):
+    """Nobody waits for the trial any longer."""
+
+
+class _RenewalError(Exception):
+    """Ends the processes of a group, for Ray Train to start others."""
+
+
+def _work(loop: dict[str, Any]) -> None:
     """What each worker runs; worker 0 speaks for all."""
-    torch.set_num_threads(loop["threads"])
-    device = ray.train.torch.get_device()
-    collective = TorchCollective()
-    first = collective.rank == 0
-    channel: Queue = loop["channel"]
+    broker, slot, groups = loop["broker"], loop["slot"], loop["groups"]
+    torch.set_num_threads(groups.cpus_per_worker)
+    alone = groups.workers == 1
+    collective: Collective = Alone() if alone else TorchCollective()
+    serial = 0
+    while (taken := ray.get(broker.take.remote(slot, serial))) is not None:
+        serial, task = taken
 
-    def report(record: EpochRecord) -> None:
-        if first:
-            channel.put(record)
-        ray.train.report({"epoch": record.epoch, "loss": record.loss})
+        def report(record: EpochRecord, serial: int = serial) -> None:
+            asked = lambda: ray.get(broker.report.remote(slot, serial, record))  # noqa: E731
+            if collective.share(asked):
+                raise _StoppedError
 
+        result = _result(loop, task, report, collective)
+        if collective.rank == 0 or isinstance(result, Failure):
+            ray.get(broker.end.remote(slot, serial, result))
+        if isinstance(result, Failure):
+            gc.collect()
+            # Of a loss that is not finite every worker has raised; of another error, perhaps one,
+            # which the others would wait for.
+            if not alone and not isinstance(result.error, FloatingPointError):
+                raise result.error
+        if task.fresh_process:
+            raise _RenewalError
+
+
+def _result(
+    loop: dict[str, Any],
+    task: Task,
+    report: Callable[[EpochRecord], None],
+    collective: Collective,
+) -> TrialOutcome | Failure | None:
+    run: Runner = loop["run"]
     try:
-        outcome = run_trial(
-            loop["config"],
+        return run(
+            task.config,
             loop["workspace"],
             report,
-            test=loop["test"],
-            checkpoints=loop["checkpoints"],
+            test=task.test,
+            checkpoints=task.checkpoints,
             collective=collective,
-            device=device,
+            device=ray.train.torch.get_device(),
+            memory_gb=loop["groups"].memory_gb,
         )
+    except _StoppedError:
+        return None
     except PeerLostError:
         raise
-    except Exception as error:
-        raise _OwnError(error) from error
-    if first:
-        channel.put(outcome)
+    except Exception as error:  # noqa: BLE001 - it ends the trial, and not the workers
+        return Failure(_portable(error))
 
 
-def _listen(
-    channel: Queue, report: Callable[[EpochRecord], None], fitting: threading.Thread
-) -> TrialOutcome | None:
-    """Pass new records on until training has ended; the outcome, if there was one."""
-    outcome: TrialOutcome | None = None
-    told = 0
-    while True:
-        alive = fitting.is_alive()  # asked before the channel, so that nothing put last is lost
-        try:
-            message = channel.get(timeout=0.5 if alive else 0.01)
-        except Empty:
-            if not alive:
-                return outcome
-            continue
-        if isinstance(message, TrialOutcome):
-            outcome = message
-        elif message.epoch > told:
-            told = message.epoch
-            report(message)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, or what became of the one that was lost."""
-    if isinstance(error, ControllerError):
-        return error.controller_failure
-    if isinstance(error, WorkerGroupError):
-        failures = list(error.worker_failures.values())
-        lost = [e for e in failures if not isinstance(e, PeerLostError)]
-        first = next(iter(lost or failures), error)
-        of_ray = getattr(first, "health_check_failure", first)
-        if not isinstance(of_ray, _OwnError):
-            told = RuntimeError(
-                f"workers were lost {MAX_FAILURES + 1} times; killed for want of memory, or with "
-                f"their node ({type(of_ray).__name__})"
-            )
-            told.__cause__ = of_ray
-            return told
-        return of_ray.error
-    return error
+def _portable(error: Exception) -> Exception:
+    """An error for another process, with its traceback as a note and without what it refers to."""
+    note = traceback.format_exc()
+    try:
+        packed = ray.cloudpickle.dumps(error)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        portable: Exception = ray.cloudpickle.loads(packed)
+    except Exception:  # noqa: BLE001 - some cannot be pickled, and raise anything
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+    portable.add_note(note)
+    return portable

@@ -127,4 +127,4 @@ def test_a_wrong_token_is_told_and_nothing_hangs(nodes: Any, tmp_path: Path) -> 
 def test_bad_input_needs_no_cluster(nodes: Any, tmp_path: Path) -> None:
     ended = doctor(nodes, tmp_path, "--workers -1")
     assert ended.returncode == 2
-    assert "`workers` must be a whole number of at least 0, but is -1" in ended.stderr
+    assert "`workers` must be a whole number of at least 1, but is -1" in ended.stderr

@@ -82,5 +82,5 @@ def test_a_study_on_two_nodes_that_leaves_no_process(tmp_path: Path) -> None:
 def test_what_is_missing_ends_the_job(tmp_path: Path) -> None:
     ended = run_slurm(tmp_path, "--storage", str(tmp_path / "results"), "--workers", "-1")
     assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert "`workers` must be a whole number of at least 0, but is -1" in ended.stderr
+    assert "`workers` must be a whole number of at least 1, but is -1" in ended.stderr
     assert not (tmp_path / "results").exists()

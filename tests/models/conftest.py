@@ -55,9 +55,9 @@ def finished_trial(study_folder: StudyFolder) -> FinishedTrial:
 
 
 def trials_of(study_folder: StudyFolder) -> FinishedTrial:
-    from perpeft_ray.study.trainable import Study, run_spec
-    from perpeft_ray.train.ray_train import run_distributed
+    from perpeft_ray.study.trainable import Study
     from perpeft_ray.train.trial import run_trial
+    from tests.one_trial import run_spec
 
     config = study_folder.config
     study = Study(
@@ -68,7 +68,6 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
         ),
         recorder=study_folder,
         run=run_trial,
-        run_distributed=run_distributed,
     )
 
     def finish(
@@ -87,7 +86,7 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
             conditioning_weight=0.5,
             learning_rate=learning_rate,
         )
-        spec = TrialSpec("search" if phase == "search" else "ablation", trial, workers=0)
+        spec = TrialSpec("search" if phase == "search" else "ablation", trial)
         if spec.trial_id not in set(study_folder.trials().trial_id):
             run_spec(study, spec, lambda result: None)
         return spec.trial_id

@@ -20,9 +20,9 @@ from perpeft_ray.models.pack import keep_weights, pack
 from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.trainable import run_spec
 from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import new_study, trials_of
+from tests.one_trial import run_spec
 
 HISTORY = ["i3", "i5"]
 
@@ -146,7 +146,7 @@ def test_a_study_of_relative_paths_is_found_from_any_folder(
 def train_one(study: Any, progress: Any) -> None:
     """A question that trains one trial of the ablation in this process."""
     trial = study.config.trial("without_mm", seed=0, learning_rate=1e-3)
-    run_spec(study, TrialSpec("ablation", trial, workers=0), lambda result: None)
+    run_spec(study, TrialSpec("ablation", trial), lambda result: None)
 
 
 def test_a_run_leaves_weights_in_the_studys_folder_even_where_it_is_stopped(

@@ -24,6 +24,7 @@ from perpeft_ray.config import (
 from perpeft_ray.data.places import subfolder, write_file
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study.record import Searched, TrialRecord
+from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
 
 
@@ -111,7 +112,8 @@ def fake_run(
     test: bool,
     checkpoints: Path | str,
     score: Score = score_of,
-    workers: int = 1,
+    collective: Collective,
+    **more: Any,
 ) -> TrialOutcome:
     """All epochs at once; validated as `validate_every` says, growing towards the score.
 
@@ -146,7 +148,7 @@ def fake_run(
         stage3_seconds=0.0,
         evaluate_seconds=0.0,
         peak_memory_mb=0.0,
-        world_size=workers,
+        world_size=collective.world_size,
         device="cpu",
         users=UserRanks(
             user_id=np.array(["a", "b", "c"], dtype=object),
@@ -158,20 +160,6 @@ def fake_run(
             map_y=np.zeros(3, dtype=np.float32),
         ),
     )
-
-
-def fake_run_distributed(
-    config: TrialConfig,
-    workspace: object,
-    report: Callable[[EpochRecord], None],
-    *,
-    workers: int,
-    cpus_per_worker: int,
-    gpus_per_worker: float,
-    test: bool,
-    checkpoints: Path | str,
-) -> TrialOutcome:
-    return fake_run(config, workspace, report, test=test, checkpoints=checkpoints, workers=workers)
 
 
 def small_study(**changes: Any) -> StudyConfig:
@@ -196,9 +184,7 @@ def fake_run_failing(
     config: TrialConfig,
     workspace: object,
     report: Callable[[EpochRecord], None],
-    *,
-    test: bool,
-    checkpoints: Path | str,
+    **more: Any,
 ) -> TrialOutcome:
     """ia3 raises; lora with four groups has a score that is not a number."""
     if config.variant == "ia3":
@@ -208,7 +194,7 @@ def fake_run_failing(
     def score(config: TrialConfig) -> float:
         return float("nan") if diverges else score_of(config)
 
-    return fake_run(config, workspace, report, test=test, checkpoints=checkpoints, score=score)
+    return fake_run(config, workspace, report, score=score, **more)
 
 
 def fake_run_out_of_memory(
@@ -270,7 +256,6 @@ def make_study(tmp_path: Path) -> Callable[..., Any]:
             workspace=None,
             recorder=recorder,
             run=run,
-            run_distributed=fake_run_distributed,
         )
 
     return make

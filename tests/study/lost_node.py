@@ -16,9 +16,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from perpeft_ray.config import TrialConfig
+from perpeft_ray.train.broker import Task
 from perpeft_ray.train.outcome import EpochRecord
-from perpeft_ray.train.ray_train import run_distributed
+from perpeft_ray.train.ray_train import Groups, worker_groups
+from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import prepare
+from tests.on_workers import train
 
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
 
@@ -40,17 +43,11 @@ def main(folder: Path) -> None:
             cluster.remove_node(lost, allow_graceful=False)
             cluster.add_node(num_cpus=1)
 
+    groups = Groups(count=1, workers=2, cpus_per_worker=1, gpus_per_worker=0.0, memory_gb=4.0)
+    task = Task("trial", config, True, folder / "checkpoints")
     try:
-        outcome = run_distributed(
-            config,
-            workspace,
-            report,
-            workers=2,
-            cpus_per_worker=1,
-            gpus_per_worker=0.0,
-            test=True,
-            checkpoints=folder / "checkpoints",
-        )
+        with worker_groups(groups, run_trial, workspace, folder / "ray_train") as workers:
+            outcome = train(workers.broker, task, report)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -36,7 +36,7 @@ from perpeft_ray.study.trainable import Study
 from perpeft_ray.train import fingerprints
 from perpeft_ray.train.fingerprints import Fingerprints
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
-from tests.study.conftest import fake_run, fake_run_distributed
+from tests.study.conftest import fake_run
 
 STEP, STEPS = 100_000_000, 50
 """Bytes taken every 0.1 s, so that Ray, which looks every 0.25 s, sees them; and how often."""
@@ -105,7 +105,6 @@ def open_study(fault: Fault) -> Callable[..., Study]:
             workspace=Workspace(),
             recorder=folder,
             run=fault.run,
-            run_distributed=fake_run_distributed,
         )
 
     return opened
@@ -121,7 +120,8 @@ def start(arguments: list[str]) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     fault = Fault(runs, os.getpid(), kind, place)
     command._open_study = open_study(fault)
-    command.check_inputs = lambda *_: None
+    command.check_inputs = lambda *_, **__: None
+    command._keep_weights = lambda *_: None
     split.repeat_shares = lambda _: RepeatShares(0.0, 0.0)
     fingerprints.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")
     command.show_results = lambda _: None  # type: ignore[attr-defined]  # not public there

@@ -13,10 +13,10 @@ from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.data.places import remove_folder, subfolder, subfolders
 from perpeft_ray.results.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.trainable import Study, run_spec
-from perpeft_ray.train.ray_train import run_distributed
+from perpeft_ray.study.trainable import Study
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import prepare
+from tests.one_trial import run_spec
 from tests.small_shop import write_small_shop
 
 
@@ -83,7 +83,6 @@ def _study(config: StudyConfig) -> Any:
         workspace=prepare(config.dataset, config.encoder, cache),
         recorder=folder,
         run=run_trial,
-        run_distributed=run_distributed,
     )
 
 
@@ -96,4 +95,4 @@ def _spec(config: StudyConfig) -> TrialSpec:
         conditioning_weight=0.5,
         learning_rate=1e-3,
     )
-    return TrialSpec("ablation", trial, workers=0)
+    return TrialSpec("ablation", trial)

@@ -66,7 +66,7 @@ def test_trials_without_memory_are_rows_and_the_study_goes_on(
     rows = {row["variant"]: row for row in study.recorder.rows() if row["phase"] == "search"}
     assert rows["lora"]["status"] == "COMPLETE"
     assert (rows["ia3"]["status"], rows["iisan"]["status"]) == ("FAIL", "FAIL")
-    assert rows["ia3"]["error"].startswith("ActorDiedError: ")
+    assert rows["ia3"]["error"].startswith("RuntimeError: workers were lost 3 times in epoch 1;")
     assert rows["iisan"]["error"] == "MemoryError: 8 TB"
     assert states(study) == {TrialState.COMPLETE, TrialState.FAIL}
     ablation = [row for row in study.recorder.rows() if row["phase"] == "ablation"]
@@ -150,7 +150,7 @@ def test_what_a_cluster_has_no_room_for_is_told() -> None:
     assert text.startswith("Ray has had no room for a trial for 1 s: it needs 500 x (2 CPU); the")
     assert f"the nodes have {there:g} CPU, of which {there:g} CPU are free" in text
     assert "`start_timeout_s`" in text
-    wait_for_room(config, 0)
+    wait_for_room(config, 1)
 
 
 @pytest.mark.usefixtures("ray_runtime")

@@ -1,23 +1,28 @@
-"""A trial on real Ray Train workers, against this process alone; and workers that are lost."""
+"""Trials on real Ray Train workers that stay, against this process alone; and lost workers."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from ray.util.state import list_actors
-from ray.util.state.common import ActorState
 
 from perpeft_ray.config import StudyConfig, TrainSettings, TrialConfig
-from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
-from perpeft_ray.train.ray_train import run_distributed
+from perpeft_ray.train.broker import Task
+from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.ray_train import Groups, Workers, worker_groups
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace, prepare
+from tests.on_workers import train
 from tests.small_shop import write_small_shop
 
 pytestmark = [pytest.mark.usefixtures("ray_runtime"), pytest.mark.timeout(500)]
@@ -30,18 +35,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return prepare(f"parquet:{shop}", "toyshop-clip", folder / "cache")
 
 
-@pytest.fixture(autouse=True)
-def _short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-
-
 def _config(personal_epochs: int, learning_rate: float = 1e-3) -> TrialConfig:
     train = TrainSettings(
-        epochs=1,
-        personal_epochs=personal_epochs,
-        batch_size=8,
-        validate_every=1,
-        dtype="float32",
+        epochs=1, personal_epochs=personal_epochs, batch_size=8, validate_every=1, dtype="float32"
     )
     return StudyConfig(train=train).trial(
         "perpeft",
@@ -55,31 +51,23 @@ def _config(personal_epochs: int, learning_rate: float = 1e-3) -> TrialConfig:
     )
 
 
-def _distributed(
-    config: TrialConfig,
-    workspace: Workspace,
-    folder: Path,
-    report: Callable[[EpochRecord], None],
-    workers: int,
-) -> TrialOutcome:
-    return run_distributed(
-        config,
-        workspace.with_nothing_trained(folder),
-        report,
-        workers=workers,
-        cpus_per_worker=1,
-        gpus_per_worker=0.0,
-        test=True,
-        checkpoints=folder / "checkpoints",
-    )
+@contextmanager
+def _workers(count: int, workspace: Workspace, folder: Path) -> Iterator[Workers]:
+    groups = Groups(count=1, workers=count, cpus_per_worker=1, gpus_per_worker=0.0, memory_gb=4.0)
+    with worker_groups(groups, run_trial, workspace, folder / "ray_train") as workers:
+        yield workers
 
 
-def _workers(**wanted: str) -> list[ActorState]:
-    """Ray Train's workers, those that have ended too."""
-    filters = [("class_name", "=", "RayTrainWorker")]
+def _task(config: TrialConfig, folder: Path) -> Task:
+    return Task(config.config_hash, config, True, folder / "checkpoints" / config.config_hash)
+
+
+def _pids(**wanted: str) -> list[int]:
+    """Of Ray Train's workers."""
+    filters: list[Any] = [("class_name", "=", "RayTrainWorker")]
     filters += [(name, "=", value) for name, value in wanted.items()]
     address = ray.get_runtime_context().gcs_address
-    return list_actors(address, filters=filters, limit=1000)
+    return [actor.pid or 0 for actor in list_actors(address, filters=filters, limit=1000)]
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -89,21 +77,22 @@ def test_workers_agree_with_this_process_though_one_of_two_is_killed(
     """Every user's rank and every epoch's loss; parameters are compared in tests/train."""
     config = _config(personal_epochs=8)
     alone: list[EpochRecord] = []
-    own = tmp_path / "alone"
-    fresh = workspace.with_nothing_trained(own)
+    fresh = workspace.with_nothing_trained(tmp_path / "alone")
     expected = run_trial(config, fresh, alone.append, test=True)
     records: list[EpochRecord] = []
 
     def report(record: EpochRecord) -> None:
         records.append(record)
         if workers == 2 and record.epoch == 3:
-            os.kill(_workers(state="ALIVE")[-1].pid, signal.SIGKILL)
+            os.kill(_pids(state="ALIVE")[-1], signal.SIGKILL)
 
-    before = len(_workers())
-    outcome = _distributed(config, workspace, tmp_path / "workers", report, workers)
+    before = len(_pids())
+    with _workers(workers, workspace.with_nothing_trained(tmp_path / "own"), tmp_path) as running:
+        outcome = train(running.broker, _task(config, tmp_path), report)
     assert outcome.world_size == workers
-    assert not (tmp_path / "workers" / "checkpoints").exists()
-    started = len(_workers()) - before
+    assert not list((tmp_path / "checkpoints").glob("*/*/epoch-*"))
+    assert not (tmp_path / "ray_train").exists()
+    started = len(_pids()) - before
     assert started == (4 if workers == 2 else 1)  # a lost worker takes its group with it
     assert [record.epoch for record in records] == list(range(1, 10))  # none is told twice
     np.testing.assert_allclose(
@@ -113,12 +102,42 @@ def test_workers_agree_with_this_process_though_one_of_two_is_killed(
     assert np.array_equal(outcome.users.test_rank, expected.users.test_rank)
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_ends_the_trial_at_once(
+def test_the_same_processes_take_the_next_trial_also_after_one_that_fails(
     tmp_path: Path, workspace: Workspace
 ) -> None:
-    """It would come again, so the workers are not started again for it."""
-    before = len(_workers())
-    with pytest.raises(FloatingPointError, match="must be finite, but is nan in stage"):
-        _distributed(_config(3, learning_rate=1e18), workspace, tmp_path, lambda record: None, 2)
-    assert len(_workers()) - before == 2
+    """A loss that is not finite would come again, so no worker starts again for it."""
+    before = set(_pids())
+    with _workers(2, workspace.with_nothing_trained(tmp_path), tmp_path) as running:
+        with pytest.raises(FloatingPointError, match="must be finite, but is nan in stage") as told:
+            train(running.broker, _task(_config(3, 1e18), tmp_path), lambda record: None)
+        assert "train_epoch" in "".join(told.value.__notes__)  # where it was raised
+        quick = replace(
+            _config(1),
+            method="without_mm",
+            variant=None,
+            rank=None,
+            adapter_dropout=None,
+            groups=None,
+            conditioning_weight=None,
+        )
+        train(running.broker, _task(quick, tmp_path), lambda record: None)
+        began = time.perf_counter()
+        other = replace(quick, seed=1)
+        outcome = train(running.broker, _task(other, tmp_path), lambda record: None)
+        whole = time.perf_counter() - began
+        print(f"beyond the trial's own: {whole - _own_seconds(outcome):.2f} s")
+    assert len(set(_pids()) - before) == 2
+
+
+def _own_seconds(outcome: Any) -> float:
+    return float(outcome.stage1_seconds + outcome.stage3_seconds + outcome.evaluate_seconds)
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_trial_that_asks_for_it(tmp_path: Path, workspace: Workspace) -> None:
+    before = set(_pids())
+    with _workers(1, workspace.with_nothing_trained(tmp_path), tmp_path) as running:
+        for rate in (1e-3, 2e-3):
+            task = replace(_task(_config(1, rate), tmp_path), fresh_process=True)
+            train(running.broker, task, lambda record: None)
+    assert len(set(_pids()) - before) >= 2

@@ -1,4 +1,4 @@
-"""Ray Train workers under a Tune trial: what becomes of them when its process is killed, and when
+"""Ray Train workers of a study: when the process of Tune that waits for a trial is killed, and when
 Ray has no room for them."""
 
 from __future__ import annotations
@@ -7,9 +7,8 @@ import io
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.search.suggest import open_journal
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.train.outcome import EpochRecord
-from perpeft_ray.train.ray_train import run_distributed
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace, prepare
 from tests.small_shop import write_small_shop
@@ -44,7 +42,8 @@ pytestmark = [
 ]
 EPOCHS = 5
 KILLED_AT = 3
-OF_TRAIN = ("RayTrainWorker", "TrainController")
+OF_TRAIN = ("RayTrainWorker", "TrainController", "Broker")
+OF_TUNE = ("ImplicitFunc",)
 
 
 @pytest.fixture(autouse=True)
@@ -54,14 +53,10 @@ def _of_this_module() -> None:
 
 
 @dataclass(frozen=True)
-class KilledOnce:
-    """Ray Train, under a process that is killed in its first trial.
-
-    `starting`: when its workers have got their room and do not yet run; else in mid-epoch.
-    """
+class KillsOnce:
+    """A trial; in mid-epoch of the first one the process of Tune that waits for it is killed."""
 
     folder: Path
-    starting: bool
 
     def __call__(
         self,
@@ -72,28 +67,17 @@ class KilledOnce:
     ) -> Any:
         killed = self.folder / "killed"
 
-        def and_die(record: EpochRecord) -> None:
+        def and_kill(record: EpochRecord) -> None:
             report(record)
-            if record.epoch == KILLED_AT and not killed.exists():
+            if record.epoch == KILLED_AT and more["collective"].rank == 0 and not killed.exists():
                 killed.write_text(config.config_hash)
-                os.kill(os.getpid(), signal.SIGKILL)
+                [waiting] = _actors(OF_TUNE)
+                os.kill(waiting.pid, signal.SIGKILL)
 
-        def die_when_there_is_room() -> None:
-            while not any(_has_workers_room(g) for g in placement_group_table().values()):
-                time.sleep(0.02)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        if self.starting and not killed.exists():
-            killed.write_text(config.config_hash)
-            threading.Thread(target=die_when_there_is_room, daemon=True).start()
-        return run_distributed(config, workspace, and_die, **more)
+        return run_trial(config, workspace, and_kill, **more)
 
 
-def _has_workers_room(group: Mapping[str, Any]) -> bool:
-    return group["state"] == "CREATED" and "CPU" in group["bundles"][0]
-
-
-def _study(folder: Path, starting: bool) -> Study:
+def _study(folder: Path) -> Study:
     shop = write_small_shop(folder / "shop")
     config = StudyConfig(
         dataset=f"parquet:{shop}",
@@ -125,8 +109,7 @@ def _study(folder: Path, starting: bool) -> Study:
         folder=recorder.path,
         workspace=prepare(config.dataset, config.encoder, folder / "results" / ".cache"),
         recorder=recorder,
-        run=run_trial,
-        run_distributed=KilledOnce(folder / "told", starting),
+        run=KillsOnce(folder / "told"),
     )
 
 
@@ -143,27 +126,26 @@ def _states(study: Study) -> list[TrialState]:
     return sorted(t.state for t in optuna.load_study(study_name=name, storage=storage).trials)
 
 
-def _actors_of_train() -> list[ActorState]:
+def _actors(classes: tuple[str, ...]) -> list[ActorState]:
     """That have not ended."""
     address = ray.get_runtime_context().gcs_address
     actors = list_actors(address, filters=[("state", "!=", "DEAD")], limit=1000)
-    return [actor for actor in actors if actor.class_name in OF_TRAIN]
+    return [actor for actor in actors if actor.class_name in classes]
 
 
 def _wait_until_nothing_is_left(*, but_groups: bool = False) -> None:
     deadline = time.monotonic() + 120
-    while left := _actors_of_train():
+    while left := _actors(OF_TRAIN):
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
     states = {group["state"] for group in placement_group_table().values()}
     assert but_groups or states <= {"REMOVED"}
 
 
-@pytest.mark.parametrize("starting", [False, True])
-def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(
-    tmp_path: Path, starting: bool
+def test_its_row_is_fail_the_workers_take_the_next_and_the_same_command_goes_on(
+    tmp_path: Path,
 ) -> None:
-    study = _study(tmp_path, starting)
+    study = _study(tmp_path)
     _run(study)
     _wait_until_nothing_is_left()
     killed = (tmp_path / "told" / "killed").read_text()
@@ -200,7 +182,7 @@ def test_its_row_is_fail_no_worker_stays_and_the_same_command_goes_on(
 
 
 def test_workers_that_have_no_room_end_the_wait(tmp_path: Path) -> None:
-    """In a trial, whose own process needs no processor and has begun."""
+    """Of a trial, for which Tune's process waits already."""
     there = int(ray.cluster_resources()["CPU"])
 
     @ray.remote(num_cpus=1)
@@ -210,9 +192,9 @@ def test_workers_that_have_no_room_end_the_wait(tmp_path: Path) -> None:
 
     other = Other.remote()  # type: ignore[attr-defined]  # Ray adds it
     assert ray.get(other.here.remote())
-    study = _study(tmp_path, starting=False)
+    study = _study(tmp_path)
     impatient = replace(study.config, workers=there, start_timeout_s=3.0)
-    study = replace(study, config=impatient, run_distributed=run_distributed)
+    study = replace(study, config=impatient)
     began = time.monotonic()
     wanted = rf"it needs {there} x \(1 CPU\); the nodes have {there} CPU, of which {there - 1} CPU"
     with pytest.raises(StudyStoppedError, match=wanted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.study.doctor import diagnosis, node_report
 from perpeft_ray.study.doctor.diagnosis import Check
 from perpeft_ray.study.doctor.node_report import NodeReport, Question
-from perpeft_ray.study.host.runtime import ray_runtime, wait_for_state_api, with_gpus, worker_counts
+from perpeft_ray.study.host.runtime import ray_runtime, with_gpus, worker_counts
 
 LIBRARIES = ("ray", "torch", "transformers", "peft")
 """Beside Python and this package, what must be the same on every node."""
 ANSWER_S = 120.0
 """For a node to answer: a worker process starts there and imports transformers."""
 _DASHBOARD_S = 10.0
+_DASHBOARD_STARTS_S = 30.0
 
 
 def diagnose(study: StudyConfig, storage: Path | str, data: Dataset | list[Path]) -> list[Check]:
@@ -58,10 +60,8 @@ def _checks(
     from perpeft_ray.encoder.source import encoder_fingerprint
 
     url = _dashboard_url()
-    # The State API first: it waits for the dashboard.
-    complaint = _state_api_complaint()
     status = _status_without_token(url)
-    yield diagnosis.check_dashboard(url, status, complaint)
+    yield diagnosis.check_dashboard(url, status)
     yield diagnosis.check_authentication(status)
 
     nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]  # Ray leaves it untyped
@@ -125,25 +125,25 @@ def _dashboard_url() -> str:
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
-def _state_api_complaint() -> str | None:
-    try:
-        wait_for_state_api()
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
 def _status_without_token(url: str) -> int | None:
-    """HTTP status of the dashboard's answer to a stranger who asks for its jobs."""
+    """HTTP status of the dashboard's answer to a stranger who asks for its jobs; None: no answer.
+
+    It comes up after Ray itself, and is waited for.
+    """
     import urllib3
 
     if not url:
         return None
-    try:
-        answer = urllib3.request("GET", f"{url}/api/jobs/", timeout=_DASHBOARD_S, retries=False)
-    except urllib3.exceptions.HTTPError:
-        return None
-    return answer.status
+    deadline = time.monotonic() + _DASHBOARD_STARTS_S
+    while True:
+        try:
+            answer = urllib3.request("GET", f"{url}/api/jobs/", timeout=_DASHBOARD_S, retries=False)
+        except urllib3.exceptions.HTTPError:
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(1)
+        else:
+            return answer.status
 
 
 def _name(node: Mapping[str, Any]) -> str:

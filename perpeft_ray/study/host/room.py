@@ -1,5 +1,4 @@
-"""Room for trials on Ray: what a trial asks for, an end to waiting for what does not come, and the
-room that killed trials have left behind."""
+"""Room for trials on Ray: what a trial asks for, and an end to waiting for what does not come."""
 
 from __future__ import annotations
 
@@ -10,21 +9,15 @@ from typing import Any
 
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup
-from ray.util.state import list_actors
-from ray.util.state.common import ActorState
-from ray.util.state.exception import RayStateApiException
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import StudyStoppedError
 
 LOOK_EVERY_S = 1.0
-UNUSED_S = 15.0
-"""Ray Train starts its workers as soon as it has their room: unused for so long, it is lost."""
 
 
 def resources_of_worker(config: StudyConfig) -> dict[str, float]:
-    """What a Ray Train worker, or a trial without workers, holds."""
+    """What a worker holds."""
     amounts = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus}
     return {name: amount for name, amount in amounts.items() if amount}
 
@@ -35,7 +28,7 @@ def wait_for_room(config: StudyConfig, workers: int) -> None:
     The request is one that an autoscaling cluster grows for. Raises StudyStoppedError after
     `start_timeout_s`, with what is missing.
     """
-    bundles = [resources_of_worker(config)] * max(workers, 1)
+    bundles = [resources_of_worker(config)] * workers
     group = placement_group(bundles)
     try:
         if not group.wait(config.start_timeout_s):
@@ -78,64 +71,6 @@ class Patience:
             return []
         states = ("PENDING", "PREPARED", "RESCHEDULING")
         return [list(group["bundles"].values()) for group in mine if group["state"] in states]
-
-
-class LostRoom:
-    """Gives back the room of trials whose process was killed before all of their workers ran.
-
-    Of Ray 2.60's parts none does: a placement group outlives the actor that made it until the whole
-    job ends, and Ray Train's cleaner learns of one only after its workers have started. The next
-    trial, and the study with it, would wait for ever.
-    """
-
-    def __init__(self) -> None:
-        self._suspected = False
-        self._looked_at = 0.0
-        self._unused_since: dict[str, float] = {}
-
-    def suspect(self) -> None:
-        """A trial with Ray Train workers has failed; from now on there may be lost room."""
-        self._suspected = True
-
-    def look(self) -> None:
-        """Call often; trials with and without workers must not run side by side."""
-        now = time.monotonic()
-        if not self._suspected or now - self._looked_at < LOOK_EVERY_S:
-            return
-        self._looked_at = now
-        unused = self._unused()
-        self._unused_since = {key: self._unused_since.get(key, now) for key in unused}
-        for key, since in self._unused_since.items():
-            if now - since > UNUSED_S:
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key))))
-
-    def _unused(self) -> list[str]:
-        """Ids of this job's groups that hold processors with no actor in them."""
-        holding = [
-            key
-            for key, group in _groups_of_this_job().items()
-            if group["state"] == "CREATED" and _holds_processors(group)
-        ]
-        if not holding:
-            return []
-        living = _living_actors()
-        if living is None:
-            return []  # to be asked again
-        used = {actor.placement_group_id for actor in living}
-        return [key for key in holding if key not in used]
-
-
-def _living_actors() -> list[ActorState] | None:
-    """This job's; None where the State API does not answer."""
-    context = ray.get_runtime_context()
-    filters: list[tuple[str, str, str | bool | float]] = [
-        ("job_id", "=", context.get_job_id()),
-        ("state", "!=", "DEAD"),
-    ]
-    try:
-        return list_actors(context.gcs_address, filters=filters, limit=10_000, detail=True)
-    except (RayStateApiException, ConnectionError):
-        return None
 
 
 def _groups_of_this_job() -> dict[str, dict[str, Any]]:

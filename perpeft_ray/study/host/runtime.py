@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +35,6 @@ _ENVIRONMENT = {
 }
 ADDRESS_WAIT_S = 10.0
 """For the cluster that is joined to take a connection."""
-STATE_API_WAIT_S = 30.0
-"""The dashboard, which serves the State API, comes up after Ray itself."""
 _LARGE_ENCODER, _SHARE = 50_000_000, 0.25
 """Parameters of an encoder that has a GPU alone; a trial's share of one with a smaller encoder."""
 _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
@@ -52,7 +49,7 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
 
     Raises InputError where no Ray answers or our own has too few CPUs for a trial,
     StudyStoppedError where Ray does not start or a cluster has no room for one within
-    `start_timeout_s`, RuntimeError where trials would hang because the State API is missing.
+    `start_timeout_s`.
     """
     with ray_runtime():
         study = with_gpus(study)
@@ -62,8 +59,6 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
             wait_for_room(study, max(worker_counts(study).values()))
         else:
             _check_resources(study)
-        if any(worker_counts(study).values()):
-            wait_for_state_api()
         with _logging_to(log_file):
             yield study
 
@@ -106,34 +101,10 @@ def ray_runtime() -> Iterator[None]:
             ray.shutdown()
 
 
-def wait_for_state_api() -> None:
-    """Wait until the State API answers; RuntimeError where it does not in STATE_API_WAIT_S.
-
-    Without it Ray Train never frees the placement groups of stopped trials, and the next one hangs.
-    """
-    import ray
-    from ray.util.state import list_placement_groups
-    from ray.util.state.exception import RayStateApiException
-
-    deadline = time.monotonic() + STATE_API_WAIT_S
-    while True:
-        try:
-            # The address, since other instances may run on this machine.
-            list_placement_groups(ray.get_runtime_context().gcs_address, limit=1)
-            return
-        except (RayStateApiException, ConnectionError) as error:
-            if time.monotonic() >= deadline:
-                raise RuntimeError(
-                    "Ray's State API does not answer, and without it trials with Ray Train workers "
-                    "hang: install ray[default] and start Ray with its dashboard"
-                ) from error
-        time.sleep(1)
-
-
 def worker_counts(study: StudyConfig) -> dict[str, int]:
-    """The Ray Train workers of a study's trials, by the name of the setting; 0: none."""
+    """The Ray Train workers of a study's trials, by the name of the setting."""
     counts = {"workers": study.workers}
-    if study.mode == "sequential" and "perpeft" in study.methods:
+    if study.mode == "sequential" and "perpeft" in study.methods and study.parallel_workers:
         counts["parallel_workers"] = study.parallel_workers
     return counts
 
@@ -150,8 +121,7 @@ def _init() -> None:
             logging_level=logging.ERROR,
         )
         return
-    # "local": never a cluster that happens to run on this machine. The dashboard serves the
-    # State API, without which placement groups of stopped Ray Train trials are never freed.
+    # "local": never a cluster that happens to run on this machine.
     try:
         ray.init(
             address="local",
@@ -205,11 +175,10 @@ def _check_resources(study: StudyConfig) -> None:
     for kind, amount in of_worker.items():
         field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
         for name, workers in worker_counts(study).items():
-            needed = max(workers, 1) * amount
+            needed = workers * amount
             if needed > there:
-                product = f"`{name}` x `{field}`" if workers else f"`{field}`"
                 raise InputError(
-                    f"{product} must be at most the {kind}s that Ray has ({there:g}), "
+                    f"`{name}` x `{field}` must be at most the {kind}s that Ray has ({there:g}), "
                     f"but is {needed:g}"
                 )
 

@@ -119,7 +119,7 @@ def test_the_killed_trial_is_a_row_the_study_goes_on_and_so_does_the_same_comman
     assert ended.returncode == 0, ended.stderr
     trials = rows(tmp_path)
     [killed] = trials[trials.status == "FAIL"].to_dict("records")
-    assert re.match(r"RayActorError: .*[Mm]emory.* used / .* limit", killed["error"])
+    assert re.match(r"MemoryError: .*[Mm]emory.* used / .* limit", killed["error"])
     assert killed["phase"] == "search"
     assert set(trials.status) == {"COMPLETE", "PRUNED", "FAIL"}
     assert (trials.started_at > killed["finished_at"]).sum() >= 6

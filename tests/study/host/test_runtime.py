@@ -14,7 +14,6 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
-from ray.util import state
 
 from perpeft_ray import screen
 from perpeft_ray.config import StudyConfig, TrainSettings
@@ -34,8 +33,8 @@ from tests.study.whole_space import search_trials
     [
         ({"workers": 999}, "`workers` x `cpus_per_worker`"),
         ({"parallel_workers": 999}, "`parallel_workers` x `cpus_per_worker`"),
-        ({"cpus_per_worker": 999, "parallel_workers": 0}, "`cpus_per_worker`"),
-        ({"gpus_per_worker": 999.0, "parallel_workers": 0}, "`gpus_per_worker`"),
+        ({"cpus_per_worker": 999, "parallel_workers": 0}, "`workers` x `cpus_per_worker`"),
+        ({"gpus_per_worker": 999.0, "parallel_workers": 0}, "`workers` x `gpus_per_worker`"),
     ],
 )
 def test_more_workers_than_processors_are_told_at_once(
@@ -79,22 +78,6 @@ def test_rays_token_is_its_owners_alone(tmp_path: Path) -> None:
     token.chmod(0o400)
     runtime.hide_token(token)
     assert token.stat().st_mode & 0o777 == 0o400
-
-
-@pytest.mark.usefixtures("ray_runtime")
-def test_ray_train_workers_need_the_state_api(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_answer(*_: object, **__: object) -> None:
-        raise ConnectionError
-
-    monkeypatch.setattr(state, "list_placement_groups", no_answer)
-    monkeypatch.setattr(runtime, "STATE_API_WAIT_S", 0.0)
-    study = StudyConfig(workers=1, parallel_workers=0)
-    with pytest.raises(RuntimeError, match="dashboard"), ray_for(study, tmp_path):
-        pass
-    with ray_for(replace(study, workers=0), tmp_path):
-        pass
 
 
 @pytest.mark.usefixtures("ray_runtime")

@@ -1,0 +1,41 @@
+"""A study's trial in this process, without Ray; its row is the study's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from perpeft_ray.data.places import subfolder
+from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.study.record import TrialRecord
+from perpeft_ray.study.trainable import Study, to_result
+from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.trial import run_trial
+
+
+def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None:
+    """Train a trial, report its epochs as Tune is told of them, and write its COMPLETE row."""
+    started_at = datetime.now(UTC)
+    epochs: list[EpochRecord] = []
+
+    def keep(record: EpochRecord) -> None:
+        epochs.append(record)
+        report(to_result(record, spec.config))
+
+    checkpoints = subfolder(study.checkpoints, spec.trial_id)
+    outcome = run_trial(spec.config, study.workspace, keep, test=spec.test, checkpoints=checkpoints)
+    study.recorder.write_trial(
+        TrialRecord(
+            study=study.config.study,
+            trial_id=spec.trial_id,
+            phase=spec.phase,
+            status="COMPLETE",
+            error=None,
+            config=spec.config,
+            outcome=outcome,
+            epochs=epochs,
+            started_at=started_at,
+            finished_at=datetime.now(UTC),
+        )
+    )
