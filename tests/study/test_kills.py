@@ -22,6 +22,8 @@ from perpeft_ray.study.search.suggest import open_journal
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SCRIPT = Path(__file__).with_name("quick_study.py")
 TIMES = ["started_at", "finished_at"]
+TRIALS = 19
+"""Of the whole study."""
 
 
 def run(
@@ -68,7 +70,7 @@ def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     assert run(unbroken).returncode == 0
     expected = rows(unbroken)
-    assert len(expected) == 15
+    assert len(expected) == TRIALS
     assert "PRUNED" in set(expected.status)  # what ASHA remembers matters
 
     done = 0
@@ -76,7 +78,7 @@ def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path
         ended = run(broken, "--die", die)
         assert ended.returncode == -signal.SIGKILL, (die, ended.stdout, ended.stderr)
         if done:
-            assert f"continuing: {done} of 15 trials are done" in ended.stderr
+            assert f"continuing: {done} of {TRIALS} trials are done" in ended.stderr
         done = len(rows(broken))
         deadline = time.monotonic() + 120
         while processes_of_trials(broken):  # Ray's processes do not outlive the script
@@ -85,8 +87,8 @@ def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path
         assert len(rows(broken)) == done  # nor has one written a row meanwhile
     last = run(broken)
     assert last.returncode == 0, last.stderr
-    assert f"continuing: {done} of 15 trials are done" in last.stderr
-    assert "[15/15]" in last.stderr
+    assert f"continuing: {done} of {TRIALS} trials are done" in last.stderr
+    assert f"[{TRIALS}/{TRIALS}]" in last.stderr
 
     pd.testing.assert_frame_equal(rows(broken).drop(columns=TIMES), expected.drop(columns=TIMES))
     finished = states(broken)
@@ -98,7 +100,7 @@ def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path
 
     again = run(broken)
     assert again.returncode == 0
-    assert "continuing: 15 of 15 trials are done" in again.stderr
+    assert f"continuing: {TRIALS} of {TRIALS} trials are done" in again.stderr
     assert "COMPLETE" not in again.stderr
 
 
@@ -144,14 +146,14 @@ def test_a_disk_that_is_full_stops_the_study_until_there_is_room(small_disk: Pat
         re.MULTILINE,
     )
     before = rows(small_disk)
-    assert 0 < len(before) < 15
+    assert 0 < len(before) < TRIALS
     assert "FAIL" not in set(before.status)
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
     again = run(small_disk)
     assert again.returncode == 0, again.stderr
-    assert f"continuing: {len(before)} of 15 trials are done" in again.stderr
+    assert f"continuing: {len(before)} of {TRIALS} trials are done" in again.stderr
     after = rows(small_disk)
-    assert len(after) == 15
+    assert len(after) == TRIALS
     assert states(small_disk)[TrialState.RUNNING] == 0
     kept = after[after.trial_id.isin(before.trial_id)].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, before, check_dtype=False)
@@ -178,7 +180,7 @@ def test_a_cluster_that_loses_its_nodes_is_told_and_another_node_lets_it_go_on(
         ) as process:
             assert process.stderr is not None
             for line in process.stderr:
-                if line.startswith("[2/15]"):
+                if line.startswith(f"[2/{TRIALS}]"):
                     break
             cluster.remove_node(node, allow_graceful=False)
             began = time.monotonic()
@@ -192,7 +194,7 @@ def test_a_cluster_that_loses_its_nodes_is_told_and_another_node_lets_it_go_on(
         last = run(tmp_path, "--study", "other", RAY_ADDRESS=cluster.address)
         assert last.returncode == 0, last.stderr
         trials = pd.read_parquet(tmp_path / "other" / "trials")
-        assert len(trials) == 15
+        assert len(trials) == TRIALS
         assert set(trials.status) == {"COMPLETE", "PRUNED"}
     finally:
         cluster.shutdown()
