@@ -15,7 +15,7 @@ from transformers import CLIPConfig
 
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.config import FACTS, VARIANTS, Dtype, Variant
-from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.encoder.foundation import Towers, load_towers
 from perpeft_ray.encoder.items import TowerItemEncoder
 from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
@@ -62,6 +62,16 @@ def _moved(towers: Towers, seed: int = 3) -> dict[str, torch.nn.Parameter]:
         name: torch.nn.Parameter(p.detach() + 0.1 * torch.randn(p.shape, generator=generator))
         for name, p in trainable(towers).items()
     }
+
+
+NO_ITEMS = Catalogue(
+    folder=Path(),
+    pixels=None,
+    pixel_row=np.zeros(1, dtype=np.int32),
+    token_ids=np.zeros((1, 1), dtype=np.int32),
+    token_counts=np.ones(1, dtype=np.int32),
+    has_title=np.zeros(1, dtype=bool),
+)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +216,7 @@ def test_dropout_is_the_adapters_alone_and_only_in_training(
     variant: Variant, batch: ItemBatch
 ) -> None:
     towers = _towers(variant, dropout=0.5)
-    encoder = TowerItemEncoder(towers, catalogue=None)
+    encoder = TowerItemEncoder(towers, NO_ITEMS)
     module = _moved(towers)
     with torch.no_grad():
         encoder.train()
@@ -216,7 +226,7 @@ def test_dropout_is_the_adapters_alone_and_only_in_training(
         first, second = (functional_call(towers, module, (batch,)) for _ in range(2))
         assert torch.equal(first, second)
         without = _towers(variant, dropout=0.0)
-        TowerItemEncoder(without, catalogue=None).train()
+        TowerItemEncoder(without, NO_ITEMS).train()
         assert torch.equal(functional_call(without, module, (batch,)), first)
 
 

@@ -143,15 +143,15 @@ class Search:
         return self._asked()
 
     def _asked(self) -> tuple[optuna.Trial, Setting]:
-        # A sampler of its own for each suggestion: what it draws depends on the journal alone, so
-        # that a study that is resumed needs no other state.
+        # A sampler of its own for each suggestion: what it draws depends on the trials so far alone,
+        # so that a study that is resumed needs no other state.
         self._optuna.sampler = sampler(self._random().randrange(2**32))
         trial = self._optuna.ask()
         return trial, suggest_setting(self._study, self._method, trial)
 
     def _random(self) -> random.Random:
-        number = len(self._optuna.get_trials(deepcopy=False))
-        return random.Random(f"{self._study.search.seed}-{self._method}-{number}")
+        # By trials that count: one that was interrupted is asked for again, and changes nothing.
+        return random.Random(f"{self._study.search.seed}-{self._method}-{len(self._tried)}")
 
     def _spec(self, setting: Setting) -> TrialSpec:
         return search_trial(self._study, self._method, setting)
