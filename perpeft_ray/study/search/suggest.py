@@ -143,7 +143,7 @@ class Search:
         return self._asked()
 
     def _asked(self) -> tuple[optuna.Trial, Setting]:
-        # A sampler of its own for each suggestion: what it draws depends on the trials so far alone,
+        # A sampler of its own for each suggestion: it depends on the trials so far alone,
         # so that a study that is resumed needs no other state.
         self._optuna.sampler = sampler(self._random().randrange(2**32))
         trial = self._optuna.ask()
