@@ -18,6 +18,7 @@ from perpeft_ray import __version__
 from perpeft_ray.cli import main, parse_study
 from perpeft_ray.cli.main import COMMANDS, Command, Commands
 from perpeft_ray.config import StudyConfig
+from perpeft_ray.data import toyshop
 from perpeft_ray.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -225,9 +226,11 @@ def test_bad_input_exits_with_2_and_writes_nothing(
 
 def test_toyshop_leaves_nothing_either(tmp_path: Path) -> None:
     """In a process of its own, as from a shell."""
-    ended = run("--grouping.groups", "3000", "--storage", "new", cwd=tmp_path)
+    groups = toyshop.USERS + 1
+    ended = run("--grouping.groups", str(groups), "--storage", "new", cwd=tmp_path)
     assert ended.returncode == 2
-    assert "must be between 1 and the number of users (2400), but is 3000" in ended.stderr
+    rule = f"must be between 1 and the number of users ({toyshop.USERS}), but is {groups}"
+    assert rule in ended.stderr
     assert not (tmp_path / "new").exists()
 
 
