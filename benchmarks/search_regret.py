@@ -164,5 +164,7 @@ def simulate() -> pd.DataFrame:
 if __name__ == "__main__":
     if sys.argv[1:] == ["record"]:
         record()
+    elif not GRID.exists():
+        print(f"not measured: {GRID} is missing; run `record` first")
     else:
         print(simulate().to_string())

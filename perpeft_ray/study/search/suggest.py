@@ -29,7 +29,7 @@ from perpeft_ray.study.search.space import (
 SCORE, SIZE = "validation NDCG@20", "trainable parameters"
 """Names of the objectives in the journal."""
 START = 2
-"""Trials after which TPE models the scores; benchmarks/search_regret.py says why."""
+"""Trials after which TPE models the scores; `benchmarks/search_regret.py` compares samplers."""
 
 
 class Search:
