@@ -15,7 +15,7 @@ from perpeft_ray.train.trial import run_trial
 
 
 def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None:
-    """Train a trial, report its epochs as Tune is told of them, and write its COMPLETE row."""
+    """Train a trial, report its epochs as Tune does, and write its COMPLETE row."""
     started_at = datetime.now(UTC)
     epochs: list[EpochRecord] = []
 

@@ -16,7 +16,7 @@ NO_PART = {"storage", "checkpoints", "start_timeout_s", "log", "memory_gb"}
 
 
 TOLD_FROM = 0.001
-"""The least share of repeats that is told."""
+"""Smaller shares of repeats are not reported."""
 
 
 def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dict[str, list[str]]:

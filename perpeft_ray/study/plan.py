@@ -185,7 +185,7 @@ def ready_trials(
 
 
 def count_trials(study: StudyConfig) -> int:
-    """How many trials a study has; it does not depend on what the search finds."""
+    """Number of trials of a study, whatever the search finds."""
     some = {
         (method, variant): search_trial(study, method, first_setting(study, method, variant)).config
         for method in searching_methods(study)

@@ -254,7 +254,7 @@ def _accumulate(
         torch.manual_seed(piece.dropout + unit)
         return model.content(piece.units[unit], module)
 
-    for unit in reversed(own):  # the first last: the loss goes on with its random stream
+    for unit in reversed(own):  # the first last: the loss continues its random stream
         with torch.set_grad_enabled(unit in own[:kept]):
             found = encode(unit)
         content[starts[unit] : starts[unit + 1]] = found.detach()

@@ -1,4 +1,4 @@
-"""What ties a study to its data is told before anything starts."""
+"""Rules between a study and its data are checked before anything starts."""
 
 from __future__ import annotations
 

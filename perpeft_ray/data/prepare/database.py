@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class MemoryBoundError(InputError):
-    """`memory_gb` is too small; what was made so far is good, and more memory goes on with it."""
+    """`memory_gb` is too small; rerun with more memory to resume."""
 
 
 class Database:

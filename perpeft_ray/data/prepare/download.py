@@ -64,7 +64,7 @@ def download_images(
 
     A file appears whole or not at all, and only if it is a readable image, so a stopped run goes
     on; in the folder `scratch` are those under way. Busy servers, broken connections and no network
-    are failures that may pass. `advance` is told how many images were dealt with, found on disk or
+    are failures that may pass. `advance` receives the number of images handled, found on disk or
     not.
     """
     failures: list[Failure] = []

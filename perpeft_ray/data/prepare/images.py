@@ -53,7 +53,7 @@ def copy_images(
     """Copy readable images to where they are not yet; what is missing or broken, in order.
 
     A file appears whole or not at all, so a stopped run goes on; in the folder `scratch` are those
-    under way. `advance` is told how many images were dealt with.
+    under way. `advance` receives the number of images handled.
     """
     failures: list[Failure] = []
 
