@@ -124,8 +124,8 @@ def test_the_best_trial_is_the_ablations_by_validation(
     assert config_of(study_folder, searched).learning_rate == 3e-2
     with pytest.raises(InputError, match="`trial` must be best or the id of a COMPLETE trial"):
         choose_trial(study_folder, "../secret")
-    with pytest.raises(InputError, match="`method` without_image"):
-        choose_trial(study_folder, "best", "without_image")
+    with pytest.raises(InputError, match="`method` item_knn"):
+        choose_trial(study_folder, "best", "item_knn")
 
 
 def test_weights_that_are_gone_are_told_with_what_brings_them_back(

@@ -116,6 +116,7 @@ def test_the_same_processes_take_the_next_trial_also_after_one_that_fails(
             method="without_mm",
             variant=None,
             rank=None,
+            last_layers=None,
             adapter_dropout=None,
             groups=None,
             conditioning_weight=None,
