@@ -56,7 +56,7 @@ class StudyConfig:
     """What a training step of a worker may keep for its backward pass; what is beyond is computed
     again, which takes longer and changes nothing."""
     log: tuple[Literal["mlflow", "wandb"], ...] = ()
-    """Trackers besides TensorBoard: mlflow, wandb; each a package of its own, see README."""
+    """Trackers besides TensorBoard: mlflow, wandb; install each first."""
     checkpoints: str = ""
     """Folder or URI (such as s3://…) that all nodes reach, for the checkpoints of trials that have
     not ended; empty: in the study's folder."""
