@@ -1,6 +1,6 @@
 """Who serves users and items best that first appear after training? The paper does not measure it.
 
-Small (one catalogue, the figures in results/LOG.md):
+Small (one catalogue, the figures in results/findings/cold_start.md):
 
     python studies/cold_start.py
 
@@ -19,7 +19,7 @@ interactions of each user after the cut that have a history; a user counts once 
 the mean over their events and seeds. Intervals and tests are those of all studies, over users.
 
 Scientific: the method. Nuisance: the learning rate, the seed. Fixed: the rest; groups and
-conditioning weight are what a search found on toyshop:0 (results/LOG.md, toyshop_order).
+conditioning weight are what a search found on the former toyshop:0.
 """
 
 from __future__ import annotations

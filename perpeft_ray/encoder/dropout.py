@@ -15,7 +15,7 @@ class BitDropout(nn.Module):
     """As `nn.Dropout`, with masks cut on a CPU from whole random words of torch's generator.
 
     `p` is rounded to a multiple of 2^-16. At width 64 torch's own Bernoulli draws were a quarter
-    of a LoRA training step (see results/LOG.md).
+    of a LoRA training step (see results/findings/cpu_speed.md).
     """
 
     def __init__(self, p: float) -> None:

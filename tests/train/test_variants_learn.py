@@ -6,7 +6,7 @@ mean is what test NDCG@20 estimates, with less than half of its standard error (
 drawn test item has 0.27, LoRA on a catalogue of 3,600 users). `frozen_mm` has the
 better of two learning rates by validation, variants have one for all. A new variant is compared
 without another line here. One seed of one catalogue: that a variant can learn, not that it is
-better everywhere (results/LOG.md has others).
+better everywhere (results/findings/variants.md).
 """
 
 from __future__ import annotations

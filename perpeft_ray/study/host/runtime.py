@@ -28,7 +28,7 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of encoders stay valid in trials
     # Trials keep the memory of a step for the next one: giving it back to the system and asking
-    # for it again was a fifth of their time (sys 20 % -> 4 %, see results/LOG.md).
+    # for it again was a fifth of their time (sys 20 % -> 4 %, see results/findings/cpu_speed.md).
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
