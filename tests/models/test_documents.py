@@ -83,6 +83,17 @@ def run(language: str, code: str, folder: Path) -> str:
     return done.stderr + done.stdout
 
 
+def test_every_link_between_documents_leads_somewhere() -> None:
+    broken = [
+        f"{document.relative_to(ROOT)}: {link}"
+        for pattern in ("*.md", "*/*.md", "results/*/*.md")
+        for document in ROOT.glob(pattern)
+        for link in re.findall(r"\]\(([^)\s#:]+)[^)\s:]*\)", document.read_text())
+        if not (document.parent / link).exists()
+    ]
+    assert broken == []
+
+
 @EACH
 def test_every_block_is_of_a_language_that_is_run(document: Path) -> None:
     languages = [language for language, _ in blocks(document)]
