@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from perpeft_ray.results.files import whole_file
+from perpeft_ray.store.files import whole_file
 
 FOLDER = Path("results/bench")
 COLUMNS = [

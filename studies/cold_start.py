@@ -33,7 +33,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from perpeft_ray.cli import parse, run, run_study
+from perpeft_ray.cli import parse, run, run_and_show
 from perpeft_ray.config import (
     GroupingSettings,
     LossSettings,
@@ -86,7 +86,7 @@ def main() -> None:
         [ranks_of(cold, dataset, seed) for dataset in cold.datasets for seed in cold.seeds],
         ignore_index=True,
     )
-    from perpeft_ray.results.files import whole_file
+    from perpeft_ray.store.files import whole_file
 
     with whole_file(Path(cold.storage) / "cold_start" / "ranks.parquet") as temporary:
         ranks.to_parquet(temporary, index=False)
@@ -104,7 +104,7 @@ def ranks_of(cold: ColdStart, dataset: str, seed: int) -> pd.DataFrame:
     from perpeft_ray.models.export import export_trial
     from perpeft_ray.models.loaded import LoadedModel
     from perpeft_ray.models.trained import choose_trial
-    from perpeft_ray.results.folder import StudyFolder, storage_folder, study_place
+    from perpeft_ray.store.folder import StudyFolder, storage_folder, study_place
 
     cache = storage_folder(cold.storage) / ".cache"
     whole = open_dataset(dataset, cache)
@@ -121,7 +121,7 @@ def ranks_of(cold: ColdStart, dataset: str, seed: int) -> pd.DataFrame:
         f"{events.new_user.sum()} of new users, {events.new_item.sum()} with new items"
     )
     config = _study(cold, f"parquet:{training}", f"cold_start_{key}_{seed}", seed)
-    run_study(config)
+    run_and_show(config)
     folder = StudyFolder.open(study_place(cold.storage, config.study))
     frames = []
     for method in cold.methods:
@@ -163,7 +163,7 @@ def comparison(ranks: pd.DataFrame, variant: str, metric: str) -> pd.DataFrame:
     itself).
     """
     from perpeft_ray.models.cold_start import SLICES
-    from perpeft_ray.results.statistics import compare_users, user_metric
+    from perpeft_ray.report.statistics import compare_users, user_metric
 
     ranks = ranks.assign(value=user_metric(ranks["rank"].to_numpy(), metric))
     keys = ["dataset", "seed", "user_id"]

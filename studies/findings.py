@@ -28,8 +28,8 @@ class Findings:
 
 def main() -> None:
     """Write the tables and print them."""
-    from perpeft_ray.results.orderings import means, orderings
-    from perpeft_ray.results.tables import write_table
+    from perpeft_ray.report.orderings import means, orderings
+    from perpeft_ray.report.tables import write_table
 
     findings = parse(Findings, description=__doc__)
     for table in (means(findings.studies), orderings(findings.studies)):

@@ -80,7 +80,7 @@ def one_catalogue(order: Order, seed: int) -> tuple[pd.DataFrame, dict[str, obje
 
     from perpeft_ray.data.sources import open_dataset
     from perpeft_ray.data.toyshop import planted_groups
-    from perpeft_ray.results.statistics import user_metric
+    from perpeft_ray.report.statistics import user_metric
     from perpeft_ray.train.outcome import TrialOutcome
     from perpeft_ray.train.trial import run_trial
     from perpeft_ray.train.workspace import prepare
@@ -143,8 +143,8 @@ def one_catalogue(order: Order, seed: int) -> tuple[pd.DataFrame, dict[str, obje
 
 def report(users: pd.DataFrame, catalogues: pd.DataFrame) -> str:
     """The tables of means and of orderings, as Markdown."""
-    from perpeft_ray.results.comparisons import p_text
-    from perpeft_ray.results.statistics import compare_users, holm
+    from perpeft_ray.report.comparisons import p_text
+    from perpeft_ray.report.statistics import compare_users, holm
 
     found = [
         compare_users(users.rename(columns={a: "a", b: "b"}), (a, b, None), "ndcg@20")

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from perpeft_ray.data.places import subfolder
+from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.record import TrialRecord
 from perpeft_ray.study.trainable import Study, to_result
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.trial import run_trial

@@ -5,6 +5,6 @@ Heavy libraries are imported where they are used, so that `--help` and bad input
 
 from perpeft_ray.cli.main import main
 from perpeft_ray.cli.parsing import parse, run
-from perpeft_ray.cli.study import Question, ask, parse_study, run_study
+from perpeft_ray.cli.study import Question, ask, parse_study, run_and_show
 
-__all__ = ["Question", "ask", "main", "parse", "parse_study", "run", "run_study"]
+__all__ = ["Question", "ask", "main", "parse", "parse_study", "run", "run_and_show"]

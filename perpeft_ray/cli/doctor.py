@@ -13,7 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from perpeft_ray.cli.study import StudyCommand, check_inputs, check_settings
+from perpeft_ray.cli.study import StudyCommand
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.screen import console as console_on
 from perpeft_ray.study.host.job import check_storage_outlives_job
@@ -35,13 +35,13 @@ class Doctor(StudyCommand):
 def doctor(config: StudyConfig) -> None:
     """Print a table of checks of a study; exit with 1 where one did not pass."""
     from perpeft_ray.data.places import is_uri
-    from perpeft_ray.results.folder import storage_folder
+    from perpeft_ray.data.sources import raw_files
+    from perpeft_ray.store.folder import storage_folder
+    from perpeft_ray.study.check import check_inputs, check_settings
+    from perpeft_ray.study.doctor.examine import diagnose
 
     check_storage_outlives_job(config.storage)
     storage = config.storage if is_uri(config.storage) else storage_folder(config.storage)
-    from perpeft_ray.data.sources import raw_files
-    from perpeft_ray.study.doctor.examine import diagnose
-
     data: Dataset | list[Path]
     # The toyshop is drawn anew, so that nothing is left in the storage.
     with tempfile.TemporaryDirectory(prefix="perpeft-doctor-") as scratch:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from perpeft_ray.explain.item import ItemExplanation
     from perpeft_ray.explain.user import UserExplanation
     from perpeft_ray.models.trained import TrainedTrial
-    from perpeft_ray.results.folder import StudyFolder
+    from perpeft_ray.store.folder import StudyFolder
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _user(command: User) -> None:
 
 def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial]:
     from perpeft_ray.models.trained import choose_trial, open_trained
-    from perpeft_ray.results.folder import StudyFolder
+    from perpeft_ray.store.folder import StudyFolder
 
     folder = StudyFolder.open(command.study)
     return folder, open_trained(folder, choose_trial(folder, command.trial))

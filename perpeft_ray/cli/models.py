@@ -33,7 +33,7 @@ class Export:
         """Write the model."""
         from perpeft_ray.models.export import ExportOptions, export_trial
         from perpeft_ray.models.trained import choose_trial
-        from perpeft_ray.results.folder import StudyFolder
+        from perpeft_ray.store.folder import StudyFolder
 
         folder = StudyFolder.open(self.study)
         trial_id = choose_trial(folder, self.trial, self.method)
@@ -52,7 +52,7 @@ class Pack:
     def run(self) -> None:
         """Complete the study's folder."""
         from perpeft_ray.models.pack import pack
-        from perpeft_ray.results.folder import StudyFolder
+        from perpeft_ray.store.folder import StudyFolder
 
         packed = pack(StudyFolder.open(self.study))
         parts = ["data", *["encoder"] * packed.encoder]

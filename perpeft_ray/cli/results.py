@@ -13,8 +13,8 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.screen import console as console_on
 
 if TYPE_CHECKING:
-    from perpeft_ray.results.tables import StudyResults
-    from perpeft_ray.results.text import StudyTable, TextTable
+    from perpeft_ray.report.tables import StudyResults
+    from perpeft_ray.report.text import StudyTable, TextTable
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Tables:
         if self.paper == (self.study is not None):
             raise InputError("either a study or --paper must be given: perpeft tables STUDY")
         if self.study is None:
-            from perpeft_ray.results.reference import paper_text_tables
+            from perpeft_ray.report.reference import paper_text_tables
 
             for table in paper_text_tables():
                 _console().print(table.terminal())
             return
-        from perpeft_ray.results.tables import write_tables
+        from perpeft_ray.report.tables import write_tables
 
         results = _read(self.study)
         tables = write_tables(results)
@@ -58,7 +58,7 @@ class Report:
 
     def run(self) -> None:
         """Write the report."""
-        from perpeft_ray.results.report import write_report
+        from perpeft_ray.report.page import write_report
 
         results = _read(self.study)
         page, _ = write_report(results)
@@ -77,7 +77,7 @@ class Power:
 
     def run(self) -> None:
         """Print the estimate."""
-        from perpeft_ray.results.power import power_table
+        from perpeft_ray.report.power import power_table
 
         if not self.effect > 0:
             raise InputError(f"`effect` must be above 0, but is {self.effect}")
@@ -92,7 +92,7 @@ class Power:
 
 def show_results(place: Path | str) -> None:
     """Write a study's tables, figures and page, and print the table and verdict they open with."""
-    from perpeft_ray.results.report import empty_groups, write_report
+    from perpeft_ray.report.page import empty_groups, write_report
 
     results = _read(place)
     page, tables = write_report(results)
@@ -112,8 +112,8 @@ def _shown(results: StudyResults, path: Path) -> str:
 
 
 def _read(place: Path | str) -> StudyResults:
-    from perpeft_ray.results.folder import StudyFolder
-    from perpeft_ray.results.tables import StudyResults
+    from perpeft_ray.report.tables import StudyResults
+    from perpeft_ray.store.folder import StudyFolder
 
     return StudyResults.read(StudyFolder.open(place))
 
@@ -121,7 +121,7 @@ def _read(place: Path | str) -> StudyResults:
 def _print_answer(
     results: StudyResults, tables: dict[str, StudyTable], *, every_table: bool = False
 ) -> None:
-    from perpeft_ray.results.tables import best_setting, printed_tables
+    from perpeft_ray.report.tables import best_setting, printed_tables
 
     console = _console()
     shown: list[TextTable] = printed_tables(tables)

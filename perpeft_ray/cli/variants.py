@@ -10,7 +10,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.screen import console as console_on
 
 if TYPE_CHECKING:
-    from perpeft_ray.results.text import TextTable
+    from perpeft_ray.report.text import TextTable
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Variants:
 def _table(command: Variants) -> tuple[TextTable, dict[Variant, str]]:
     """The table, and for variants that do not fit the encoder, why."""
     from perpeft_ray.encoder.sizes import ModuleSettings, encoder_parameters, module_parameters
-    from perpeft_ray.results.text import MISSING, Cell, TextTable
+    from perpeft_ray.report.text import MISSING, Cell, TextTable
 
     encoder = command.encoder
     settings = ModuleSettings(command.rank, command.bottleneck, command.last_layers)

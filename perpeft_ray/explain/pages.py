@@ -16,7 +16,7 @@ from perpeft_ray.explain.item import GroupView, ItemExplanation
 from perpeft_ray.explain.pictures import data_uri, heat, thumbnail
 from perpeft_ray.explain.user import UserExplanation
 from perpeft_ray.models.trained import TrainedTrial
-from perpeft_ray.results.files import whole_file
+from perpeft_ray.store.files import whole_file
 from perpeft_ray.train.workspace import open_catalogue
 
 

@@ -20,7 +20,7 @@ from perpeft_ray.models.trained import (
 )
 from perpeft_ray.recommender.ranking import target_ranks
 from perpeft_ray.recommender.sampling import select
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from perpeft_ray.data.tables import INTERACTION_COLUMNS, ParquetTable, open_tabl
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.layout import read_config, read_items
 from perpeft_ray.models.loaded import LoadedModel
-from perpeft_ray.results.files import whole_file
+from perpeft_ray.store.files import whole_file
 
 SCHEMA = pa.schema(
     [

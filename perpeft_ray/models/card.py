@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from perpeft_ray.metrics import CUTOFFS
 from perpeft_ray.models.layout import ENCODER, GROUPING, ExportConfig
-from perpeft_ray.results.statistics import user_metric
+from perpeft_ray.report.statistics import user_metric
 
 _RESAMPLES = 2000
 _PARTS = {"valid": "validation", "test": "test"}

@@ -35,7 +35,7 @@ from perpeft_ray.models.layout import (
     write_config,
 )
 from perpeft_ray.models.trained import TrainedTrial, item_embeddings, open_global, open_trained
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 
 EXPORTED_METHODS: tuple[Method, ...] = (
     "without_mm",

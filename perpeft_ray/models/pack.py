@@ -6,21 +6,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyarrow import fs
-
-from perpeft_ray.config import SIMPLE_METHODS
-from perpeft_ray.data.folders import link_or_copy, new_folder
+from perpeft_ray.data.folders import new_folder
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, Dataset
-from perpeft_ray.data.places import resolve, subfolder
 from perpeft_ray.encoder.source import TOYSHOP_CLIP, parse_encoder
 from perpeft_ray.models.export import copy_encoder
 from perpeft_ray.models.layout import ENCODER
-from perpeft_ray.models.portable import DATA, STAGES, TRIALS, WEIGHTS, open_workspace
-from perpeft_ray.models.trained import config_of
-from perpeft_ray.results.folder import StudyFolder
-from perpeft_ray.train.stage_cache import stage_one_key
-from perpeft_ray.train.trial_cache import is_kept, trial_key
-from perpeft_ray.train.workspace import Workspace
+from perpeft_ray.models.portable import DATA, open_workspace
+from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.weights import keep_weights
 
 
 @dataclass(frozen=True)
@@ -50,41 +43,6 @@ def pack(folder: StudyFolder) -> Packed:
         copy_encoder(workspace.encoder, folder.path)
     folder.keep()
     return Packed(trials, without_weights, encoder=local)
-
-
-def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
-    """Put the weights of the ablation's COMPLETE trials into the study's folder.
-
-    How many trials have theirs there, and of how many they are gone.
-    """
-    rows = folder.trials()
-    complete = rows[(rows.phase == "ablation") & (rows.status == "COMPLETE")]
-    done = complete[~complete.method.isin(SIMPLE_METHODS)]
-    kept = 0
-    for trial_id in done.trial_id:
-        config = config_of(folder, trial_id)
-        kept += _keep(folder, workspace.trials, TRIALS, trial_key(config, workspace.fingerprint))
-        if config.groups is not None:
-            key = stage_one_key(config, workspace.fingerprint)
-            _keep(folder, workspace.stages, STAGES, key)
-    return kept, len(done) - kept
-
-
-def _keep(folder: StudyFolder, place: Path | str, part: str, key: str) -> bool:
-    """Copy an entry of the storage's cache into the study's folder; whether it is there now."""
-    target = folder.path / WEIGHTS / part / key
-    if target.is_dir():
-        return True
-    entry = subfolder(place, key)
-    if not is_kept(entry):
-        return False
-    with new_folder(target) as temporary:
-        if isinstance(entry, Path):
-            shutil.copytree(entry, temporary, copy_function=link_or_copy, dirs_exist_ok=True)
-        else:
-            files, path = resolve(entry)
-            fs.copy_files(path, str(temporary), source_filesystem=files)
-    return True
 
 
 def _pack_data(dataset: Dataset, target: Path) -> None:

@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from perpeft_ray.config import PERSONAL_METHODS, SIMPLE_METHODS, VECTOR_METHODS, TrialConfig
+from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS, TrialConfig
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.split import LeaveOneOut
 from perpeft_ray.errors import InputError
-from perpeft_ray.models.portable import open_workspace, read_stage, read_weights
+from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import last_inputs
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.weights import read_stage, read_weights
 from perpeft_ray.train.build import build_model, build_vectors
 from perpeft_ray.train.fingerprints import Fingerprints
 from perpeft_ray.train.grouping import Grouping
@@ -109,7 +110,7 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     where it is not in the cache any more. Raises InputError for an unknown trial, and where its
     weights are gone or are not of the data set and encoder as they are now.
     """
-    config = config_of(folder, trial_id)
+    config = folder.config_of(trial_id)
     dataset, workspace = open_workspace(folder)
     _check_unchanged(folder, trial_id, workspace)
     trained = read_weights(folder, workspace, trial_id, config)
@@ -183,16 +184,6 @@ def user_states(
     owners = users if trial.grouping is None else trial.grouping.of(part)[users]
     with torch.no_grad():
         return trial.model.queries(owners, inputs, embeddings, trial.modules[group])
-
-
-def config_of(folder: StudyFolder, trial_id: str) -> TrialConfig:
-    """The configuration of a trial, from its row. Raises InputError where there is no such row."""
-    if trial_id not in set(folder.trials().trial_id):
-        raise InputError(f"`trial` must be the id of a trial of {folder.path}, but is {trial_id}")
-    row = _row(folder, trial_id, [field.name for field in fields(TrialConfig)])
-    if row["method"] in SIMPLE_METHODS:
-        raise InputError(f"`trial` must be one that was trained, but {trial_id} only counts")
-    return TrialConfig(**row)
 
 
 def _row(folder: StudyFolder, trial_id: str, columns: list[str]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
 from perpeft_ray.config import Method
+from perpeft_ray.store.record import Searched
 from perpeft_ray.study.plan import Key, TrialSpec
-from perpeft_ray.study.record import Searched
 from perpeft_ray.study.search.suggest import Search
 from perpeft_ray.study.trainable import OBJECTIVE
 

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import numpy as np
+import torch
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.data.split import LeaveOneOut
+from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.sources import open_dataset
+from perpeft_ray.data.split import LeaveOneOut, leave_one_out
+from perpeft_ray.encoder.foundation import load_towers
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
 from perpeft_ray.errors import InputError
+
+
+def check_inputs(config: StudyConfig, cache: Path, *, again: bool = True) -> Dataset:
+    """Open the dataset and the encoder's preprocessing. Raises InputError for unusable ones.
+
+    `again`: as in `open_dataset`; a study that has begun keeps the data that it began with.
+    Also where a variant does not fit the encoder: its trials would all fail.
+    """
+
+    dataset = open_dataset(config.dataset, cache, again=again)
+    split = leave_one_out(dataset)
+    check_settings(config, split.num_users)
+    check_histories(split, config.dataset)
+    return dataset
+
+
+def check_settings(config: StudyConfig, num_users: int | None) -> None:
+    """What `check_inputs` does besides opening the dataset; `num_users` None: not known yet."""
+
+    has_images = FoundationPreprocessor(config.encoder).image_size > 0
+    check_study(config, num_users, has_images=has_images)
+    for variant, rank in itertools.product(config.values("variant"), config.values("rank")):
+        settings = ModuleSettings(rank, config.peft.bottleneck, config.peft.last_layers)
+        module_parameters(config.encoder, variant, settings)
+    load_towers(config.encoder, "bfloat16", torch.device("cpu"))  # its weights fit its model
 
 
 def check_histories(split: LeaveOneOut, dataset: str) -> None:

@@ -17,7 +17,7 @@ from perpeft_ray.config import (
     TrialConfig,
     Variant,
 )
-from perpeft_ray.study.record import Phase, Searched
+from perpeft_ray.store.record import Phase, Searched
 from perpeft_ray.study.search.space import Setting, all_settings, first_setting, variants_of
 
 Key = tuple[str, str]

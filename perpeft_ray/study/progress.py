@@ -12,8 +12,8 @@ from rich.status import Status as Spinner
 
 from perpeft_ray.config import SEARCHABLE, VARIED
 from perpeft_ray.screen import console as console_on
+from perpeft_ray.store.record import Status
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.record import Status
 from perpeft_ray.train.outcome import EpochRecord
 
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
+from perpeft_ray.store.record import Status
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.record import Status
 from perpeft_ray.train.outcome import EpochRecord
 
 TENSORBOARD = "tensorboard"

@@ -18,8 +18,8 @@ from ray import tune
 from perpeft_ray.config import StudyConfig, TrialConfig
 from perpeft_ray.data.places import is_uri, subfolder
 from perpeft_ray.metrics import RankingMetrics
+from perpeft_ray.store.record import Recorder, Searched, TrialRecord
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.record import Recorder, Searched, TrialRecord
 from perpeft_ray.train.broker import Failure, Task
 from perpeft_ray.train.outcome import EpochRecord
 
@@ -34,7 +34,7 @@ VALIDATED_STAGE3_EPOCHS = "validated_stage3_epochs"
 
 
 class StudyRecorder(Recorder, Protocol):
-    """A recorder that also tells what the search has found: `perpeft_ray.results.folder`."""
+    """A recorder that also tells what the search has found: `perpeft_ray.store.folder`."""
 
     def keep(self) -> None:
         """See that what the study's main process has written outlives this machine."""

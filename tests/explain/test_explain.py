@@ -32,7 +32,7 @@ from perpeft_ray.explain.pictures import thumbnail
 from perpeft_ray.explain.user import explain_user
 from perpeft_ray.explain.words import title_words
 from perpeft_ray.models.trained import item_embedding, open_trained
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.workspace import open_catalogue, prepare
 from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import GROUPS, FinishedTrial

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from perpeft_ray.config import Method, StudyConfig, TrainSettings, Variant
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.train.workspace import prepare
 from tests.small_shop import write_small_shop

@@ -17,7 +17,7 @@ from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.adapters import read_module, write_module
 from perpeft_ray.recommender.model import Recommender
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.workspace import Workspace, open_catalogue, prepare
 

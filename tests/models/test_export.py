@@ -24,7 +24,7 @@ from perpeft_ray.models.export import ExportOptions, export_trial
 from perpeft_ray.models.loaded import LoadedModel
 from perpeft_ray.models.trained import TrainedTrial, item_embeddings, open_trained
 from perpeft_ray.recommender.projector import Projector
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.workspace import open_catalogue
 from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import GROUPS, FinishedTrial, new_study, trials_of

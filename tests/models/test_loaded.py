@@ -16,7 +16,7 @@ from perpeft_ray.models.export import ExportOptions, export_trial
 from perpeft_ray.models.loaded import LoadedModel
 from perpeft_ray.models.new_items import NewItem
 from perpeft_ray.models.trained import item_embeddings, open_trained
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from tests.models.conftest import GROUPS, FinishedTrial
 
 TITLE = "a red lamp of oak"

@@ -9,7 +9,7 @@ import pytest
 import perpeft_ray
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from tests.models.conftest import FinishedTrial
 
 

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 import perpeft_ray
-from perpeft_ray.cli import Question, run_study
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.loaded import Recommendation
-from perpeft_ray.models.pack import keep_weights, pack
+from perpeft_ray.models.pack import pack
 from perpeft_ray.models.portable import open_workspace
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.weights import keep_weights
 from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.study.run import run_study
 from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import new_study, trials_of
 from tests.one_trial import run_spec
@@ -127,12 +128,9 @@ def test_a_study_of_relative_paths_is_found_from_any_folder(
         storage="results",
         methods=("perpeft", "without_mm"),
     )
-    monkeypatch.setattr(
-        "perpeft_ray.study.host.runtime.ray_for", lambda study, _: nullcontext(study)
-    )
-    monkeypatch.setattr("perpeft_ray.cli.study.show_results", lambda _: None)
+    monkeypatch.setattr("perpeft_ray.study.run.ray_for", lambda study, _: nullcontext(study))
     monkeypatch.chdir(tmp_path)
-    run_study(config, Question(run="tests.models.test_portable:train_one"))
+    run_study(config, train_one)
     monkeypatch.chdir(tmp_path / "elsewhere")
     folder = StudyFolder.open(tmp_path / "results" / "small")
     made = folder.config
@@ -154,15 +152,13 @@ def test_a_run_leaves_weights_in_the_studys_folder_even_where_it_is_stopped(
 ) -> None:
     config = new_study(shop, tmp_path / "results").config
     config = dataclasses.replace(config, study="run", methods=("perpeft", "without_mm"))
-    monkeypatch.setattr(
-        "perpeft_ray.study.host.runtime.ray_for", lambda study, _: nullcontext(study)
-    )
+    monkeypatch.setattr("perpeft_ray.study.run.ray_for", lambda study, _: nullcontext(study))
 
-    def stopped(place: object) -> None:
+    def stopped(study: Any, progress: Any) -> None:
+        train_one(study, progress)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("perpeft_ray.cli.study.show_results", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run_study(config, Question(run="tests.models.test_portable:train_one"))
+        run_study(config, stopped)
     kept = tmp_path / "results" / "run" / "weights" / "trials"
     assert [file.name for file in kept.rglob("*.safetensors")] == ["best.safetensors"]

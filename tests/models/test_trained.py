@@ -17,14 +17,13 @@ from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.trained import (
     choose_trial,
-    config_of,
     item_embedding,
     item_embeddings,
     open_global,
     open_trained,
     user_states,
 )
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.fingerprints import fingerprints
 from perpeft_ray.train.grouping import nearest_centroids
 from tests.encoder.tiny_models import write_tiny_model
@@ -121,7 +120,7 @@ def test_the_best_trial_is_the_ablations_by_validation(
     best = mine.set_index("trial_id").valid_ndcg_at_20
     assert best[choose_trial(study_folder, "best")] == best.max()
     assert choose_trial(study_folder, searched) == searched
-    assert config_of(study_folder, searched).learning_rate == 3e-2
+    assert study_folder.config_of(searched).learning_rate == 3e-2
     with pytest.raises(InputError, match="`trial` must be best or the id of a COMPLETE trial"):
         choose_trial(study_folder, "../secret")
     with pytest.raises(InputError, match="`method` item_knn"):

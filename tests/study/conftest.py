@@ -23,7 +23,7 @@ from perpeft_ray.config import (
 )
 from perpeft_ray.data.places import subfolder, write_file
 from perpeft_ray.metrics import RankingMetrics
-from perpeft_ray.study.record import Searched, TrialRecord
+from perpeft_ray.store.record import Searched, TrialRecord
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
 

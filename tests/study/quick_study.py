@@ -26,14 +26,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from perpeft_ray.cli import parse_study, run, run_study
-from perpeft_ray.cli import study as command
+from perpeft_ray.cli import parse_study, run
 from perpeft_ray.config import StudyConfig, TrialConfig
-from perpeft_ray.data import split
 from perpeft_ray.data.split import RepeatShares
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.study import run as study_run
 from perpeft_ray.study.trainable import Study
-from perpeft_ray.train import fingerprints
 from perpeft_ray.train.fingerprints import Fingerprints
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from tests.study.conftest import fake_run
@@ -119,19 +117,19 @@ def start(arguments: list[str]) -> None:
     runs = Path(os.environ.get("RUNS", storage)) / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     fault = Fault(runs, os.getpid(), kind, place)
-    command._open_study = open_study(fault)
-    command.check_inputs = lambda *_, **__: None
-    command._keep_weights = lambda *_: None
-    split.repeat_shares = lambda _: RepeatShares(0.0, 0.0)
-    fingerprints.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")
-    command.show_results = lambda _: None  # type: ignore[attr-defined]  # not public there
+    study_run._open_study = open_study(fault)
+    study_run.check_inputs = lambda *_, **__: None  # type: ignore[attr-defined]  # not public there
+    study_run.keep_weights = lambda *_: None  # type: ignore[attr-defined]
+    study_run.repeat_shares = lambda _: RepeatShares(0.0, 0.0)  # type: ignore[attr-defined]
+    study_run.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")  # type: ignore[attr-defined]
     small = (
         "--train.epochs 1 --train.personal-epochs 4 --train.validate-every 1 --parallel-workers 0 "
         "--search.grace-epochs 1 --search.trials 9 --search.max-concurrent 1 "
         "--search.learning-rates 5e-3 --search.groups 4 8 --search.ranks 2 4 "
         "--methods global perpeft"
     )
-    run(lambda: run_study(parse_study([*small.split(), "--storage", storage, *rest])))
+    study = parse_study([*small.split(), "--storage", storage, *rest])
+    run(lambda: study_run.run_study(study))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.data.places import remove_folder, subfolder, subfolders
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.train.trial import run_trial

@@ -20,11 +20,11 @@ from ray.exceptions import RayTaskError
 
 from perpeft_ray.config import SearchSettings, StudyConfig
 from perpeft_ray.errors import StudyStoppedError
+from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.ablation import run_ablation
 from perpeft_ray.study.host.disk import is_full_disk, telling_a_full_disk
 from perpeft_ray.study.host.room import wait_for_room
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.record import TrialRecord
 from perpeft_ray.study.search.resume import settle
 from perpeft_ray.study.search.suggest import open_journal
 

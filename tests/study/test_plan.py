@@ -14,6 +14,7 @@ from perpeft_ray.config import (
     StudyConfig,
     TrialConfig,
 )
+from perpeft_ray.store.record import Searched
 from perpeft_ray.study.plan import (
     Cell,
     TrialSpec,
@@ -27,7 +28,6 @@ from perpeft_ray.study.plan import (
     search_trial,
     searching_methods,
 )
-from perpeft_ray.study.record import Searched
 from perpeft_ray.study.search.space import all_settings, variants_of
 from tests.study.whole_space import search_trials
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from tests.study.test_kills import TIMES, processes_of_trials, rows, run, states
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

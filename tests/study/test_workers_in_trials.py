@@ -25,7 +25,7 @@ from ray.util.state.common import ActorState
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
 from perpeft_ray.errors import StudyStoppedError
-from perpeft_ray.results.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.ablation import run_ablation
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.search.suggest import open_journal

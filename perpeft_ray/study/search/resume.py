@@ -13,8 +13,8 @@ import optuna
 from optuna.trial import TrialState
 
 from perpeft_ray.config import StudyConfig
+from perpeft_ray.store.record import Searched
 from perpeft_ray.study.plan import search_trial, searching_methods
-from perpeft_ray.study.record import Searched
 from perpeft_ray.study.search.suggest import open_journal, optuna_study_name, setting_of
 
 

@@ -10,8 +10,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from perpeft_ray.config import StudyConfig
+from perpeft_ray.store.record import Searched
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.record import Searched
 from perpeft_ray.study.trainable import OBJECTIVE, VALIDATED_STAGE3_EPOCHS
 
 REDUCTION_FACTOR = 2

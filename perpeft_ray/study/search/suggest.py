@@ -16,8 +16,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from perpeft_ray.config import Method, StudyConfig, Variant, canonical_hash
+from perpeft_ray.store.record import Searched, Status
 from perpeft_ray.study.plan import TrialSpec, search_budget, search_trial
-from perpeft_ray.study.record import Searched, Status
 from perpeft_ray.study.search.space import (
     Setting,
     all_settings,

@@ -11,8 +11,8 @@ import pytest
 from optuna.trial import TrialState
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
+from perpeft_ray.store.record import Searched
 from perpeft_ray.study.plan import TrialSpec, search_trial
-from perpeft_ray.study.record import Searched
 from perpeft_ray.study.search import suggest
 from perpeft_ray.study.search.resume import settle
 from perpeft_ray.study.search.schedule import AshaWithinVariant

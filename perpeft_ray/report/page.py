@@ -1,0 +1,172 @@
+"""`report.html`: a study on one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from perpeft_ray.config import VARIED
+from perpeft_ray.report.command import fixed_to, study_command
+from perpeft_ray.report.drawing import StudyFigure
+from perpeft_ray.report.figures import figure_path, write_figures
+from perpeft_ray.report.summary import SELECTION, best_settings
+from perpeft_ray.report.tables import (
+    StudyResults,
+    best_setting,
+    printed_tables,
+    write_tables,
+)
+from perpeft_ray.report.text import MISSING, StudyTable
+from perpeft_ray.store.description import repeat_warnings
+from perpeft_ray.store.files import whole_file
+from perpeft_ray.store.folder import StudyFolder
+
+
+def write_report(results: StudyResults) -> tuple[Path, dict[str, StudyTable]]:
+    """Write a study's tables, figures and `report.html`; returns the page's path and the tables.
+
+    Everything comes from the study's folder; a study that is not done has a page that says so.
+    """
+    tables, figures = write_tables(results), write_figures(results)
+    path = results.folder.path / "report.html"
+    with whole_file(path) as temporary:
+        temporary.write_text(_page(results, tables, figures), encoding="utf-8")
+    return path, tables
+
+
+def _page(results: StudyResults, tables: dict[str, StudyTable], figures: list[StudyFigure]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("perpeft_ray.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    study, trials, folder = results.study, results.trials, results.folder
+    description = folder.description
+    settings = best_settings(trials)
+    first = printed_tables(tables)
+    texts = [text for table in tables.values() for text in table.printed]
+    return environment.get_template("report.html.jinja").render(
+        study=study,
+        users=None if trials.empty else trials.users_evaluated.max(),
+        verdict=results.verdict.lines(folder.uri or f"{study.storage}/{study.study}"),
+        best=best_setting(results),
+        best_command=None
+        if settings.empty
+        else study_command(fixed_to(study, settings.loc[settings[SELECTION].idxmax()])),
+        warnings=list(_warnings(results, description)),
+        first=first,
+        tables=[text for text in texts if text not in first],
+        figures=[(figure, _base64(folder, figure)) for figure in figures],
+        trials=list(_trials(trials)),
+        trial_header=TRIAL_HEADER,
+        command=study_command(study),
+        parameters=_parameters(trials, description["parameters"]),
+        machine=description["machine"] | {"created": description["created_at"]},
+        versions=description["versions"] | {"code": description["git_revision"] or "unknown"},
+        timings=_timings(trials),
+    )
+
+
+def _trials(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """A row per trial: its cells as (text, value to sort by), and which files it has."""
+    for row in trials.sort_values("started_at").itertuples():
+        seconds = (row.finished_at - row.started_at).total_seconds()
+        setting = [getattr(row, name) for name in ("rank", "groups", *_OTHER_SETTINGS, "seed")]
+        numbers = [
+            *(("" if pd.isna(value) else f"{value:g}", value) for value in setting),
+            *((_times_100(value), value) for value in (row.valid_ndcg_at_20, row.test_ndcg_at_20)),
+            (f"{seconds:.1f}", seconds),
+        ]
+        words = (row.phase, row.method, "" if pd.isna(row.variant) else row.variant)
+        yield {
+            "trial_id": row.trial_id,
+            "complete": row.status == "COMPLETE",
+            "words": (*words, row.status),
+            "numbers": [(text, "" if pd.isna(value) else value) for text, value in numbers],
+        }
+
+
+_OTHER_SETTINGS = tuple(name for name in VARIED if name not in ("rank", "groups"))
+TRIAL_HEADER = (
+    *("trial", "phase", "method", "variant", "status", "rank", "groups"),
+    *(name.replace("_", " ") for name in _OTHER_SETTINGS),
+    *("seed", "valid NDCG@20", "test NDCG@20", "seconds"),
+)
+"""Columns of the table of all trials."""
+
+
+def _times_100(value: float) -> str:
+    return "" if pd.isna(value) else f"{100 * value:.2f}"
+
+
+def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[str]:
+    """What a reader has to know besides the verdict's notes."""
+    trials = results.trials
+    yield from repeat_warnings(description.get("repeats"))
+    if any(trials[f"{part}_fingerprint"].nunique() > 1 for part in ("tables", "images", "encoder")):
+        yield "The trials were trained on different data or encoders: their rows do not compare."
+    yield from empty_groups(results)
+    for row in trials[trials.status == "FAIL"].itertuples():
+        yield f"Failed: {row.trial_id}: {row.error}"
+    pruned = int((trials.status == "PRUNED").sum())
+    if pruned:
+        yield f"{pruned} trials of the search were stopped early (ASHA); they are in no table."
+    if len(results.study.seeds) == 1:
+        yield "One seed: nothing here says how much a result changes from seed to seed."
+    if str(description["git_revision"]).endswith("-dirty"):
+        yield "The code had changes that were not committed."
+    devices = sorted(trials.device.dropna().unique())
+    if len(devices) > 1:
+        yield f"Trials ran on different devices, so times differ: {', '.join(devices)}."
+
+
+def empty_groups(results: StudyResults) -> Iterator[str]:
+    """A sentence where compared trials have groups without users."""
+    used = results.users.groupby("trial_id").group.nunique()
+    trials = results.trials[results.trials.groups.notna()].set_index("trial_id")
+    empty = (trials.groups - used).dropna()
+    empty = empty[empty > 0]
+    if len(empty):
+        worst = empty.idxmax()
+        yield (
+            f"{len(empty)} of the compared trials have groups without users, such as {worst} "
+            f"({empty[worst]:.0f} of {trials.groups[worst]:.0f} groups): too many users are alike; "
+            "ask for fewer groups."
+        )
+
+
+def _parameters(trials: pd.DataFrame, declared: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Scientific, nuisance and fixed parameters with the values that the trials have."""
+    return [
+        (part, "; ".join(f"{name} = {_values(trials[name])}" for name in names))
+        for part, names in declared.items()
+    ]
+
+
+def _values(column: pd.Series) -> str:
+    values = sorted(column.dropna().unique())
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) or MISSING
+
+
+def _timings(trials: pd.DataFrame) -> dict[str, str]:
+    if trials.empty:
+        return {}
+    seconds = (trials.finished_at - trials.started_at).dt.total_seconds()
+    return {
+        "trials": f"{len(trials)}, {seconds.sum() / 60:.1f} minutes in all",
+        "longest trial": f"{seconds.max() / 60:.1f} minutes ({trials.trial_id[seconds.idxmax()]})",
+        "first began": f"{trials.started_at.min():%Y-%m-%d %H:%M} UTC",
+        "last ended": f"{trials.finished_at.max():%Y-%m-%d %H:%M} UTC",
+        "peak memory of a trial": f"{trials.peak_memory_mb.max():,.0f} MB",
+    }
+
+
+def _base64(folder: StudyFolder, figure: StudyFigure) -> str:
+    return base64.b64encode(figure_path(folder, figure).read_bytes()).decode("ascii")

@@ -1,0 +1,105 @@
+"""How many users or seeds a paired comparison needs: power of the t test over users.
+
+A user's difference between two methods is the user's own part, which more seeds leave as it is,
+and noise of the trained models, which they average out: the variance of a user's mean over S seeds
+is between² + within² / S.
+"""
+
+from __future__ import annotations
+
+import math
+
+from perpeft_ray.report.statistics import LEVEL, Comparison
+from perpeft_ray.report.text import MISSING, Cell, TextTable
+
+POWER = 0.8
+"""Chance of a significant result that a study is planned for."""
+
+
+def users_needed(effect: float, deviation: float, alpha: float = LEVEL) -> float:
+    """Users with which a two-sided paired t test at level `alpha` has a power of 0.8.
+
+    `effect`: the true mean difference; `deviation`: the standard deviation of users' differences.
+    Infinite for no effect. Source: Guenther, The American Statistician 35 (1981).
+    """
+    if not effect or math.isnan(effect):
+        return math.inf
+    significant, _ = _quantiles(alpha)
+    return math.ceil((_reach(alpha) * deviation / effect) ** 2 + significant**2 / 2)
+
+
+def seeds_needed(comparison: Comparison, effect: float, alpha: float = LEVEL) -> float:
+    """Seeds with which the same users would show `effect` with a power of 0.8.
+
+    Infinite where no number would. From one seed, noise of training cannot be told from what is the
+    user's own; as if all were noise, this is then the least number.
+    """
+    users, seeds = comparison.users, comparison.seeds
+    total = comparison.deviation**2
+    within = comparison.seed_deviation**2 if seeds > 1 else total
+    between = max(total - within / seeds, 0.0)
+    significant, _ = _quantiles(alpha)
+    room = (users - significant**2 / 2) * (effect / _reach(alpha)) ** 2 - between
+    return math.ceil(within / room) if room > 0 else math.inf
+
+
+def smallest_effect(comparison: Comparison, alpha: float = LEVEL) -> float:
+    """The difference that a study of the same users and seeds would show with a power of 0.8."""
+    significant, _ = _quantiles(alpha)
+    users = max(comparison.users - significant**2 / 2, 1.0)
+    return _reach(alpha) * comparison.deviation / math.sqrt(users)
+
+
+def power_table(compared: list[Comparison], effect: float) -> TextTable:
+    """What a relative effect over `global` needs, per variant.
+
+    `compared`: PerPEFT with `global`, one per variant.
+    """
+    alpha = LEVEL / max(len(compared), 1)
+    rows = []
+    for row in compared:
+        absolute = effect * row.mean_b
+        found = smallest_effect(row, alpha) / row.mean_b if row.mean_b else math.nan
+        rows.append(
+            (
+                Cell(row.variant or MISSING),
+                Cell(MISSING if math.isnan(row.ratio) else f"{100 * (row.ratio - 1):+.0f} %"),
+                Cell(f"{row.users:,}"),
+                Cell(f"{row.seeds}"),
+                Cell(MISSING if math.isnan(found) else f"{100 * found:.0f} %"),
+                Cell(rounded(users_needed(absolute, row.deviation, alpha))),
+                Cell(
+                    ("≥ " if row.seeds == 1 else "") + rounded(seeds_needed(row, absolute, alpha))
+                ),
+            )
+        )
+    return TextTable(
+        title=f"What shows an effect of {100 * effect:g} % in NDCG@20 over global",
+        header=("variant", "observed", "users", "seeds", "shows", "users needed", "seeds needed"),
+        rows=tuple(rows),
+        caption=(
+            "shows: the smallest effect for which these users and seeds have a power of "
+            f"{POWER:.0%}. Users needed with these seeds, seeds needed with these users; paired t "
+            f"over users at {LEVEL:g} / {max(len(compared), 1)} comparisons. From one seed, only "
+            "the least number of seeds is known."
+        ),
+    )
+
+
+def rounded(count: float) -> str:
+    """A number of users or seeds to two digits, upwards; `no number` where it is infinite."""
+    if math.isinf(count):
+        return "no number"
+    step = 10 ** max(len(str(int(count))) - 2, 0)
+    return f"{math.ceil(count / step) * step:,}"
+
+
+def _reach(alpha: float) -> float:
+    """The effect, in standard errors, that is found with a power of 0.8."""
+    return sum(_quantiles(alpha))
+
+
+def _quantiles(alpha: float) -> tuple[float, float]:
+    from scipy import stats
+
+    return float(stats.norm.ppf(1 - alpha / 2)), float(stats.norm.ppf(POWER))

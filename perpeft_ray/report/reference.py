@@ -1,0 +1,135 @@
+"""The paper's own Tables 2 and 3, its order of methods and its count of wins.
+
+Source: arXiv 2602.09445; the CSV files in `paper/` are its published numbers × 100.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from typing import Literal
+
+import pandas as pd
+
+from perpeft_ray.config import TABLE_2, TABLE_3, VARIANTS
+from perpeft_ray.report.text import Cell, TextTable
+
+METRICS = {
+    "hr_at_20": "HR@20",
+    "hr_at_30": "HR@30",
+    "ndcg_at_20": "NDCG@20",
+    "ndcg_at_30": "NDCG@30",
+}
+"""The metrics that the paper prints, and that wins are counted over."""
+
+Number = Literal[2, 3]
+
+
+@dataclass(frozen=True)
+class Wins:
+    """In how many comparisons PerPEFT is best."""
+
+    won: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.won} of {self.of}"
+
+
+def paper_table(number: Number) -> pd.DataFrame:
+    """Table 2 or 3 of the paper.
+
+    Columns: method, variant (null for methods without PEFT), dataset, metric (`hr_at_20` …), mean,
+    std (null where the paper has none); values in [0, 1], as in `ablation_summary`.
+    """
+    table = _read(f"table{number}.csv")
+    return pd.DataFrame(
+        {
+            "method": table.method,
+            "variant": table.peft.where(table.peft != "none"),
+            "dataset": table.dataset,
+            "metric": table.metric.str.replace("@", "_at_"),
+            "mean": table.mean_x100 / 100.0,
+            "std": table.std_x100 / 100.0,
+        }
+    )
+
+
+def paper_datasets() -> dict[str, str]:
+    """The paper's four data sets: name in its tables here, and title."""
+    table = _read("table1.csv")
+    return dict(zip(table.dataset, table.title, strict=True))
+
+
+def count_wins(summary: pd.DataFrame, rows: tuple[str, ...]) -> Wins:
+    """Comparisons that PerPEFT wins, counted as in the captions of the paper's tables.
+
+    A comparison is one data set, metric of `METRICS` and variant. PerPEFT wins where its mean is at
+    or above the mean of every other method of `rows` with that variant and of every one without
+    PEFT. On the paper's numbers this gives its 44 of 48 (Table 2) and 15 of 16 (Table 3); it has no
+    ties. Where PerPEFT or all others are missing there is no comparison.
+
+    `summary`: columns method, variant, metric, mean, and dataset where there are several.
+    """
+    place = [name for name in ("dataset", "metric") if name in summary]
+    rows_of = summary[summary.metric.isin(METRICS) & summary.method.isin(rows)]
+    own = rows_of[rows_of.method == "perpeft"]
+    others = rows_of[rows_of.method != "perpeft"]
+    with_variant = others[others.variant.notna()].merge(own, on=[*place, "variant"])
+    without = others[others.variant.isna()].drop(columns="variant").merge(own, on=place)
+    columns = [*place, "variant", "mean_x", "mean_y"]
+    pairs = pd.concat([with_variant[columns], without[columns]])
+    won = (pairs.mean_y >= pairs.mean_x).groupby([pairs[name] for name in columns[:-2]]).all()
+    return Wins(int(won.sum()), len(won))
+
+
+def paper_text_tables() -> list[TextTable]:
+    """Tables 2 and 3 for reading, one for each data set; wins of PerPEFT in the captions."""
+    tables: tuple[tuple[Number, tuple[str, ...]], ...] = ((2, TABLE_2), (3, TABLE_3))
+    return [
+        _text(number, rows, dataset, title)
+        for number, rows in tables
+        for dataset, title in paper_datasets().items()
+    ]
+
+
+def _text(number: Number, rows: tuple[str, ...], dataset: str, title: str) -> TextTable:
+    whole = paper_table(number)
+    table = whole[whole.dataset == dataset]
+    variants = table.variant.dropna().unique()
+    lines: list[tuple[Cell, ...]] = []
+    rules = []
+    for variant in (None, *VARIANTS):
+        is_block = table.variant.isna() if variant is None else table.variant == variant
+        block = table[is_block]
+        if block.empty:
+            continue
+        if lines:
+            rules.append(len(lines))
+        tops = block.groupby("metric")["mean"].max() if variant else {}
+        for method in (method for method in rows if (block.method == method).any()):
+            cells = block[block.method == method].set_index("metric")
+            name = f"{method} {variant}" if variant and len(variants) > 1 else method
+            lines.append((Cell(name), *(_cell(cells.loc[metric], tops) for metric in METRICS)))
+    return TextTable(
+        title=f"The paper's Table {number} on {title} ({', '.join(variants)})",
+        header=("method", *METRICS.values()),
+        rows=tuple(lines),
+        caption=(
+            "× 100, the best of each PEFT variant is bold. perpeft is best in "
+            f"{count_wins(table, rows)} here and in {count_wins(whole, rows)} over the four data "
+            "sets."
+        ),
+        rules=tuple(rules),
+    )
+
+
+def _cell(row: pd.Series, tops: pd.Series | dict[str, float]) -> Cell:
+    spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.2f}"
+    best = row.name in tops and row["mean"] == tops[row.name]
+    return Cell(f"{100 * row['mean']:.2f}{spread}", best=best)
+
+
+def _read(name: str) -> pd.DataFrame:
+    with resources.files("perpeft_ray.report").joinpath("paper", name).open() as file:
+        return pd.read_csv(file, keep_default_na=False, na_values=[""])

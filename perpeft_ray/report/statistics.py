@@ -1,0 +1,273 @@
+"""Is one method better than another? Paired tests over users and over seeds, with intervals.
+
+Two trials are a pair where data set and seed are the same; a user's value is the mean over the
+seeds, so that a user counts once however many seeds there are. The primary test is the paired t
+test over users: it is about the difference of means, which is what the tables show, and with the
+hundreds of users of a study it agrees with the permutation test (Smucker et al., CIKM 2007; Urbano
+et al., SIGIR 2019). It takes the trained models as given. Whether the next seed would
+show the same is another question: the paired t test over seeds answers it, with few of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from perpeft_ray import metrics
+from perpeft_ray.config import METHODS, SIMPLE_METHODS, VARIANTS
+from perpeft_ray.errors import InputError
+from perpeft_ray.report.summary import final_trials
+from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.schema import USERS
+
+LEVEL = 0.05
+"""Significance level of corrected tests."""
+_RESAMPLES = 2000
+_PAIR = ["dataset", "seed"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Method a against method b on the same users; metrics in [0, 1]."""
+
+    method_a: str
+    method_b: str
+    variant: str | None
+    metric: str
+    mean_a: float
+    mean_b: float
+    difference: float
+    """mean_a - mean_b."""
+    interval: tuple[float, float]
+    """95 % bootstrap interval of the difference, over users; unknown where mean_b is 0."""
+    ratio: float
+    """mean_a / mean_b; not a number where mean_b is 0."""
+    ratio_interval: tuple[float, float]
+    """95 % bootstrap interval of the ratio, over users."""
+    p_value: float
+    """Two-sided, of the primary test: paired t over users."""
+    p_seeds: float
+    """Two-sided, paired t over (data set, seed); not a number with fewer than two."""
+    deviation: float
+    """Standard deviation (ddof 1) of the users' differences, which are means over seeds."""
+    seed_deviation: float
+    """Standard deviation of one user's difference from seed to seed, pooled over users; not a
+    number with one seed."""
+    effect_size: float
+    """Cohen's d of the users' differences: their mean by their standard deviation (ddof 1)."""
+    users: int
+    """Users compared; a user of two data sets is two users."""
+    seeds: int
+    """Pairs of trials, that is, of (data set, seed)."""
+    p_holm: float = float("nan")
+    """`p_value`, corrected for its family of comparisons (`compare_all`)."""
+    p_seeds_holm: float = float("nan")
+    """`p_seeds`, corrected likewise."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected primary test finds a difference."""
+        return self.p_holm < LEVEL
+
+
+def compare(
+    values: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
+) -> Comparison | None:
+    """Compare two methods on `user_values`; None where no data set and seed has both."""
+    pairs = paired_users(values, method_a, method_b, variant)
+    return None if pairs.empty else compare_users(pairs, (method_a, method_b, variant), metric)
+
+
+def compare_all(values: pd.DataFrame, metric: str = "ndcg@20") -> list[Comparison]:
+    """PerPEFT with every other method, then every other method with `global`, by variant.
+
+    `values`: of `user_values`; methods without a variant stand under every one. p values are
+    corrected by Holm over PerPEFT's comparisons and, apart, over the others.
+    """
+    others = [method for method in METHODS if method != "perpeft"]
+    families = (
+        [("perpeft", method) for method in others],
+        [(method, "global") for method in others if method != "global"],
+    )
+    there = set(values.variant.dropna())
+    variants = [variant for variant in VARIANTS if variant in there]
+    return [
+        comparison
+        for pairs in families
+        for comparison in _corrected(
+            [compare(values, a, b, variant, metric) for variant in variants for a, b in pairs]
+        )
+    ]
+
+
+def _corrected(family: Sequence[Comparison | None]) -> list[Comparison]:
+    found = [comparison for comparison in family if comparison is not None]
+    p_holm, p_seeds_holm = (
+        holm(np.array([getattr(comparison, name) for comparison in found]))
+        for name in ("p_value", "p_seeds")
+    )
+    return [
+        replace(comparison, p_holm=float(p), p_seeds_holm=float(p_seeds))
+        for comparison, p, p_seeds in zip(found, p_holm, p_seeds_holm, strict=True)
+    ]
+
+
+def compare_users(
+    values: pd.DataFrame, names: tuple[str, str, str | None], metric: str
+) -> Comparison:
+    """Two methods on values of the same users, one row a user, data set and seed.
+
+    `values`: columns dataset, seed, user_id, a, b. `names`: method a, method b and variant.
+    """
+    from scipy import stats
+
+    users = [values.dataset, values.user_id]
+    of_seeds = values.groupby(_PAIR)[["a", "b"]].mean()
+    of_users = values.groupby(users)[["a", "b"]].mean()
+    a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
+    differences = a - b
+    spread = float(np.std(differences, ddof=1)) if len(a) > 1 else 0.0
+    low, high = _bootstrap(a, b)
+    return Comparison(
+        *names,
+        metric=metric,
+        mean_a=float(a.mean()),
+        mean_b=float(b.mean()),
+        difference=float(differences.mean()),
+        interval=(low[0], high[0]),
+        ratio=_ratio(a.mean(), b.mean()),
+        ratio_interval=(low[1], high[1]),
+        p_value=float(stats.ttest_rel(a, b).pvalue) if spread else 1.0,
+        p_seeds=(
+            float(stats.ttest_rel(of_seeds.a, of_seeds.b).pvalue)
+            if len(of_seeds) > 1
+            else float("nan")
+        ),
+        deviation=spread,
+        seed_deviation=float(np.sqrt((values.a - values.b).groupby(users).var(ddof=1).mean())),
+        effect_size=float(differences.mean() / spread) if spread else 0.0,
+        users=len(of_users),
+        seeds=len(of_seeds),
+    )
+
+
+def paired_users(
+    values: pd.DataFrame, method_a: str, method_b: str, variant: str | None
+) -> pd.DataFrame:
+    """The values of each user under both methods, a row per user, data set and seed.
+
+    `values`: of `user_values`. Columns: dataset, seed, user_id, a, b, and group, the user's in a
+    while testing (null for methods without groups). A method that has no seeds is paired with all.
+    """
+    sides = []
+    for method in (method_a, method_b):
+        has_variant = values.variant.isna() | (values.variant == variant)
+        rows = values[(values.method == method) & has_variant]
+        sides.append(rows[[*_PAIR, "user_id", "value", "group"]])
+    a, b = sides[0], sides[1].drop(columns="group")
+    if method_a in SIMPLE_METHODS:
+        a = a.drop(columns="seed")
+    elif method_b in SIMPLE_METHODS:
+        b = b.drop(columns="seed")
+    keys = [name for name in (*_PAIR, "user_id") if name in a and name in b]
+    pairs = a.merge(b, on=keys, suffixes=("_a", "_b"))
+    pairs = pairs.rename(columns={"value_a": "a", "value_b": "b"})
+    return pairs.reindex(columns=[*_PAIR, "user_id", "a", "b", "group"])
+
+
+def user_values(
+    trials: pd.DataFrame, users: pd.DataFrame, metric: str = "ndcg@20", *, own_mode: bool = True
+) -> pd.DataFrame:
+    """Each evaluated user's test metric in every final trial.
+
+    `trials`, `users`: of `read_results`. Columns: dataset, encoder, method, variant, mode, seed,
+    user_id, value, group. `own_mode`: leave out trials in another training mode than
+    their study's.
+    """
+    final = final_trials(trials)
+    if own_mode:
+        final = final[final["mode"] == final.study_mode]
+    cells = ["trial_id", "dataset", "encoder", "method", "variant", "mode", "seed"]
+    ranked = users.loc[users.test_rank.notna(), ["trial_id", "user_id", "test_rank", "test_group"]]
+    values = ranked.merge(final[cells], on="trial_id")
+    values["value"] = user_metric(values.test_rank.to_numpy(np.int64), metric)
+    return values.rename(columns={"test_group": "group"}).drop(columns=["trial_id", "test_rank"])
+
+
+def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All trials of some studies, with a column study_mode, and the users of their final trials."""
+    if not folders:
+        raise InputError("a comparison must have at least one study folder, but has none")
+    trials, users = [], []
+    for path in folders:
+        folder = StudyFolder.open(Path(path))
+        trials.append(folder.trials().assign(study_mode=folder.config.mode))
+        users += [folder.users_of(trial_id) for trial_id in final_trials(trials[-1]).trial_id]
+    both = pd.concat(users or [USERS.empty_table().to_pandas()], ignore_index=True)
+    once = both.drop_duplicates(["trial_id", "user_id"], keep="last")  # a trial of two studies
+    return pd.concat(trials, ignore_index=True), once
+
+
+def read_values(folders: Sequence[Path], metric: str = "ndcg@20") -> pd.DataFrame:
+    """`user_values` of some studies."""
+    return user_values(*read_results(folders), metric)
+
+
+def user_metric(ranks: NDArray[np.number], metric: str) -> NDArray[np.float64]:
+    """HR@K or NDCG@K of each user from 0-based ranks [users]; `metric` is such as `ndcg@20`."""
+    name, _, cutoff = metric.partition("@")
+    functions = {"hr": metrics.hit, "ndcg": metrics.ndcg}
+    if name not in functions or cutoff not in map(str, metrics.CUTOFFS):
+        allowed = ", ".join(f"{name}@{k}" for name in functions for k in metrics.CUTOFFS)
+        raise InputError(f"`metric` must be one of {allowed}, but is {metric}")
+    return functions[name](ranks.astype(np.int64), int(cutoff))
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Holm's adjusted p values of a family, in the order given; [n] -> [n].
+
+    Those that are not numbers stay so and do not count. Source: Holm, Scandinavian Journal of
+    Statistics 6 (1979).
+    """
+    adjusted = np.full(len(p_values), np.nan)
+    known = np.flatnonzero(~np.isnan(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    steps = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps * p_values[order]), 1.0)
+    return adjusted
+
+
+def _bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+    """Low and high ends of the 95 % percentile intervals of (difference, ratio) of means.
+
+    Not numbers with fewer than two users or where b is 0 for all, so that no ratio exists.
+    """
+    from scipy import stats
+
+    def both(x: NDArray[np.float64], y: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        means = x.mean(axis=axis), y.mean(axis=axis)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.stack([means[0] - means[1], means[0] / means[1]])
+
+    if len(a) < 2 or not b.any():
+        return [float("nan")] * 2, [float("nan")] * 2
+    result = stats.bootstrap(
+        (a, b),
+        both,
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return result.confidence_interval.low.tolist(), result.confidence_interval.high.tolist()
+
+
+def _ratio(a: float, b: float) -> float:
+    return float(a / b) if b else float("nan")

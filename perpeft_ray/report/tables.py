@@ -1,0 +1,236 @@
+"""The tables of a study, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.report.ablation_table import ablation_table
+from perpeft_ray.report.comparisons import comparisons_table
+from perpeft_ray.report.statistics import Comparison, compare_all, read_results, user_values
+from perpeft_ray.report.summary import (
+    SELECTION,
+    baseline_learning_rates,
+    best_settings,
+    costs,
+    front,
+    sensitivity,
+)
+from perpeft_ray.report.text import MISSING, Cell, StudyTable, TextTable, mean_and_std
+from perpeft_ray.report.verdict import Verdict, verdict
+from perpeft_ray.store.files import whole_file
+from perpeft_ray.store.folder import StudyFolder
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What a study has found so far, read once."""
+
+    folder: StudyFolder
+    study: StudyConfig
+    trials: pd.DataFrame
+    """All rows of `trials/`, and study_mode."""
+    users: pd.DataFrame
+    """The users of the final trials."""
+    compared: tuple[Comparison, ...]
+    """Of `compare_all`."""
+    verdict: Verdict
+
+    @classmethod
+    def read(cls, folder: StudyFolder) -> StudyResults:
+        """From the study's Parquet files alone."""
+        study = folder.config
+        trials, users = read_results([folder.path])
+        compared = tuple(compare_all(user_values(trials, users)))
+        return cls(folder, study, trials, users, compared, verdict(study, trials, compared))
+
+    @property
+    def compares(self) -> bool:
+        """Whether methods are compared; else the study is about given settings alone."""
+        return set(self.trials.phase) != {"settings"}
+
+
+def study_tables(results: StudyResults) -> dict[str, StudyTable]:
+    """All tables that the trials so far give, by name; the study's answer comes first."""
+    trials = results.trials
+    tables = []
+    if results.compares:
+        tables.append(ablation_table(trials, results.users, results.study, results.compared))
+    if results.study.search.pareto:
+        tables.append(front_table(trials))
+    elif len((varied := sensitivity_table(trials)).numbers):
+        tables.append(varied)
+    if results.compares:
+        tables += [
+            comparisons_table(results.compared),
+            best_settings_table(trials),
+            learning_rates_table(trials),
+        ]
+    tables.append(costs_table(trials))
+    return {table.name: table for table in tables}
+
+
+def printed_tables(tables: dict[str, StudyTable]) -> list[TextTable]:
+    """The tables that answer the study's question: at most two."""
+    answers = [tables[name] for name in ("ablation_peft", "front", "sensitivity") if name in tables]
+    return [table.printed[0] for table in answers or [tables["costs"]]]
+
+
+def write_tables(results: StudyResults) -> dict[str, StudyTable]:
+    """Write `tables/<name>.parquet`, `.csv`, `.md` and `.tex` of a study, and return the tables."""
+    tables = study_tables(results)
+    for table in tables.values():
+        write_table(table, results.folder.path / "tables")
+    return tables
+
+
+def best_setting(results: StudyResults) -> str | None:
+    """The search's best setting of PerPEFT by validation, in words; None before there is one."""
+    settings = best_settings(results.trials)
+    if settings.empty:
+        return None
+    row = settings.loc[settings[SELECTION].idxmax()]
+    rank = "" if pd.isna(row["rank"]) else f"rank {row['rank']:.0f}, "
+    return (
+        f"{row.variant}, {rank}{row.groups:.0f} groups, λ = {row.conditioning_weight:g}, "
+        f"learning rate {row.learning_rate:g} (validation NDCG@20 {100 * row[SELECTION]:.2f})"
+    )
+
+
+def write_table(
+    table: StudyTable, folder: Path, forms: Sequence[str] = ("parquet", "csv", "md", "tex")
+) -> None:
+    """Write a table in these forms to `<folder>/<name>.<form>`: numbers, and as printed."""
+    for form in forms:
+        with whole_file(folder / f"{table.name}.{form}") as temporary:
+            if form == "parquet":
+                table.numbers.to_parquet(temporary, index=False)
+            elif form == "csv":
+                table.numbers.to_csv(temporary, index=False)
+            else:
+                texts = (t.markdown() if form == "md" else t.latex() for t in table.printed)
+                temporary.write_text("\n".join(texts), encoding="utf-8")
+
+
+def best_settings_table(trials: pd.DataFrame) -> StudyTable:
+    """The search's best setting of each variant."""
+    rows = best_settings(trials)
+    columns = {
+        "variant": (rows.variant, ""),
+        "groups": (rows.groups, ".0f"),
+        "rank": (rows["rank"], ".0f"),
+        "λ": (rows.conditioning_weight, "g"),
+        "learning rate": (rows.learning_rate, "g"),
+        "valid NDCG@20": (100 * rows[SELECTION], ".2f"),
+        "trials": (rows.trials, ""),
+    }
+    caption = (
+        "Chosen in the search by validation NDCG@20 (× 100) among the variant's complete trials."
+    )
+    best = ("valid NDCG@20", rows[SELECTION] == rows[SELECTION].max())
+    text = _text("Best settings of PerPEFT", columns, caption, best)
+    return StudyTable("best_settings", rows, (text,))
+
+
+def learning_rates_table(trials: pd.DataFrame) -> StudyTable:
+    """Every learning rate of every baseline."""
+    rows = baseline_learning_rates(trials)
+    columns = {
+        "method": (rows.method, ""),
+        "variant": (rows.variant, ""),
+        "learning rate": (rows.learning_rate, "g"),
+        "valid NDCG@20": (100 * rows[SELECTION], ".2f"),
+    }
+    caption = "Validation NDCG@20 (× 100); the rate in bold is the one the ablation uses."
+    best = ("valid NDCG@20", rows.chosen)
+    text = _text("Learning rates of the baselines", columns, caption, best)
+    return StudyTable("learning_rates", rows, (text,))
+
+
+def costs_table(trials: pd.DataFrame) -> StudyTable:
+    """Trainable parameters, time and memory of each method and variant."""
+    rows = costs(trials)
+    in_parallel = rows.method + " (" + rows["mode"] + ")"
+    columns = {
+        "method": (rows.method.where(rows["mode"] == "sequential", in_parallel), ""),
+        "variant": (rows.variant, ""),
+        "rank": (rows["rank"], ".0f"),
+        "parameters": (rows.trainable_parameters, ",.0f"),
+        "%": (100 * rows.trainable_fraction, ".2f"),
+        "s": (rows.stage1_seconds + rows.stage2_seconds + rows.stage3_seconds, ".0f"),
+        "s/epoch": (rows.epoch_seconds, ".2f"),
+        "MB": (rows.peak_memory_mb, ",.0f"),
+    }
+    caption = (
+        "Medians over complete trials: trainable parameters of the PEFT modules, also in % of the "
+        "frozen encoder's; seconds of training, with those of a stage 1 that is shared, and of an "
+        "epoch of stage 3; peak memory."
+    )
+    return StudyTable("costs", rows, (_text("What a trial costs", columns, caption),))
+
+
+def front_table(trials: pd.DataFrame) -> StudyTable:
+    """The settings on the search's Pareto front, with what they reach in test."""
+    rows = front(trials)
+    columns = {
+        "variant": (rows.variant, ""),
+        "rank": (rows["rank"], ".0f"),
+        "groups": (rows.groups, ".0f"),
+        "λ": (rows.conditioning_weight, "g"),
+        "lr": (rows.learning_rate, "g"),
+        "parameters": (rows.trainable_parameters, ",.0f"),
+        "valid": (100 * rows[SELECTION], ".2f"),
+        "test NDCG@20": (_means(rows), ""),
+    }
+    caption = (
+        "PerPEFT's settings that no other of the search beats in both validation NDCG@20 and "
+        "trainable parameters; × 100, means over seeds. The front is chosen by validation."
+    )
+    text = _text("Pareto front of accuracy and size", columns, caption)
+    return StudyTable("front", rows, (text,))
+
+
+def sensitivity_table(trials: pd.DataFrame) -> StudyTable:
+    """Test NDCG@20 of PerPEFT against one setting at a time."""
+    rows = sensitivity(trials)
+    columns = {
+        "setting": (rows.parameter, ""),
+        "variant": (rows.variant, ""),
+        "value": (rows.value, "g"),
+        "test NDCG@20": (_means(rows), ""),
+        "seeds": (rows.seeds, ""),
+    }
+    caption = "× 100, mean ± standard deviation over seeds; the other settings are held."
+    text = _text("Sensitivity of PerPEFT", columns, caption)
+    return StudyTable("sensitivity", rows, (text,))
+
+
+def _text(
+    title: str,
+    columns: dict[str, tuple[Iterable[Any], str]],
+    caption: str,
+    best: tuple[str, pd.Series] | None = None,
+) -> TextTable:
+    """A table for reading from columns by header, each with its format; `best`: what is bold."""
+    texts = {
+        header: [MISSING if pd.isna(value) else format(value, form) for value in values]
+        for header, (values, form) in columns.items()
+    }
+    bold = {best[0]: list(best[1])} if best else {}
+    rows = tuple(
+        tuple(
+            Cell(text, best=header in bold and bool(bold[header][number]))
+            for header, text in zip(texts, row, strict=True)
+        )
+        for number, row in enumerate(zip(*texts.values(), strict=True))
+    )
+    return TextTable(title, tuple(texts), rows, caption)
+
+
+def _means(rows: pd.DataFrame) -> list[str]:
+    return [mean_and_std(mean, std) for mean, std in zip(rows["mean"], rows["std"], strict=True)]

@@ -1,0 +1,249 @@
+"""The verdict in plain words: does PerPEFT pay here, how sure is that, and what to use."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from perpeft_ray.config import (
+    PERSONAL_METHODS,
+    SIMPLE_METHODS,
+    VARIED,
+    VECTOR_METHODS,
+    StudyConfig,
+)
+from perpeft_ray.report.power import rounded, seeds_needed, users_needed
+from perpeft_ray.report.statistics import LEVEL, Comparison
+from perpeft_ray.report.summary import SELECTION, expected_trials, final_trials
+
+TITLES = {"lora": "LoRA", "ia3": "(IA)³", "iisan": "IISAN"}
+ADVICE = {
+    "popularity": "counting is enough here",
+    "item_knn": "counting is enough here",
+    "without_mm": "do not use content here",
+    "frozen_mm": "do not adapt the encoder here",
+    "global": "do not personalise here",
+    "large_global": "one larger module is enough here",
+    "without_group_negatives": "set the conditioning weight to 0 here",
+    "random_grouping": "grouping by interest adds nothing here",
+}
+"""What follows where a method is better than PerPEFT."""
+RIVALS = ("popularity", "item_knn", "without_mm", "frozen_mm", "global")
+"""Simpler methods, all of which PerPEFT has to beat."""
+NOT_EXPORTED = {"random_grouping", *VECTOR_METHODS}
+"""Methods that a new user's group or vector is not known for."""
+MIN_TRIALS = 5
+"""Complete trials of a variant in the search below which its setting is close to random."""
+
+Choice = tuple[str, str | None]
+"""A method and its variant."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Sentences for someone who reads nothing else."""
+
+    sentences: tuple[str, ...]
+    """One per variant, then one for each other method that is better than PerPEFT."""
+    notes: tuple[str, ...]
+    """Where the study is not complete, or was too small to decide."""
+    use: Choice | None
+    """What to use; None where no trial is complete."""
+    decided: bool
+    """Whether the tests decide that; else validation does."""
+
+    def lines(self, study: str) -> list[str]:
+        """The verdict as printed; `study`: its folder or URI."""
+        notes = [f"Note: {'; '.join(self.notes)}."] if self.notes else []
+        if self.use is None:
+            return [*self.sentences, *notes]
+        method, variant = self.use
+        named = f"`{method}`" + (f" with {_title(variant)}" if variant else "")
+        what = (
+            "it counts, so there is nothing to export"
+            if method in SIMPLE_METHODS
+            else f"perpeft export {shlex.quote(study)} my_model"
+            + ("" if method == "perpeft" else f" --method {method}")
+        )
+        lead = f"Use {named}" if self.decided else f"Not decided; best in validation is {named}"
+        return [*self.sentences, f"{lead}: {what}", *notes]
+
+
+def verdict(study: StudyConfig, trials: pd.DataFrame, compared: Sequence[Comparison]) -> Verdict:
+    """The verdict on a study.
+
+    `trials`: rows of `trials/`; `compared`: of `compare_all`, from the users' ranks. Test says what
+    is better; between methods that it does not tell apart, validation chooses.
+    """
+    final = final_trials(trials)
+    final = final[final["mode"] == study.mode]
+    lead = _best(final, ["perpeft"])
+    variants = study.values("variant") if "perpeft" in study.methods else ()
+    ordered = sorted(variants, key=lambda variant: lead is None or variant != lead[1])
+    sentences = [_of_variant(variant, trials, compared) for variant in ordered]
+    of_lead = {c.method_b: c for c in _of_perpeft(compared) if lead and c.variant == lead[1]}
+    better = [c for c in of_lead.values() if c.significant and c.difference < 0]
+    better.sort(key=lambda comparison: comparison.difference)
+    sentences += [
+        f"`{comparison.method_b}` is better than PerPEFT ({_title(comparison.variant)}) by "
+        f"{_percent(comparison, loss=True)}, {_p(comparison.p_holm)}: "
+        f"{ADVICE.get(comparison.method_b, 'prefer it here')}."
+        for comparison in better
+        if comparison.method_b not in ("global", "frozen_mm")  # said already
+    ]
+    notes = tuple(_notes(study, trials, final))
+    winners = [c.method_b for c in better if c.method_b not in NOT_EXPORTED]
+    if winners:
+        return Verdict(tuple(sentences), notes, _best(final, winners[:1]), decided=True)
+    beaten = {name for name, c in of_lead.items() if c.significant and c.difference > 0}
+    level = [method for method in RIVALS if method in set(final.method) - beaten]
+    use = lead if lead and not level else _best(final, ["perpeft", *level])
+    return Verdict(tuple(sentences), notes, use, decided=bool(lead) and not level)
+
+
+def _of_perpeft(compared: Iterable[Comparison]) -> list[Comparison]:
+    return [comparison for comparison in compared if comparison.method_a == "perpeft"]
+
+
+def _best(final: pd.DataFrame, methods: Sequence[str]) -> Choice | None:
+    """The method and variant with the highest mean validation NDCG@20; None where there is none."""
+    rows = final[final.method.isin(methods) & final[SELECTION].notna()]
+    if rows.empty:
+        return None
+    means = rows.groupby(["method", "variant"], dropna=False, sort=False)[SELECTION].mean()
+    method, variant = means.idxmax()
+    return method, None if pd.isna(variant) else variant
+
+
+def _of_variant(variant: str, trials: pd.DataFrame, compared: Sequence[Comparison]) -> str:
+    """PerPEFT against one global module, and the frozen encoder, with one variant."""
+    own = {c.method_b: c for c in _of_perpeft(compared) if c.variant == variant}
+    title = _title(variant)
+    if "global" not in own:
+        return f"{title}: {_why_not(variant, trials)}."
+    first = own["global"]
+    if math.isnan(first.ratio):
+        return f"{title}: one global module has NDCG@20 0, so there is no effect in percent."
+    sample = f"{_p(first.p_holm)}, {first.users:,} users, {_seeds(first.seeds)}"
+    if first.significant and first.difference > 0:
+        text = f"PerPEFT beats one global module by {_percent(first)} ({sample})"
+    elif first.significant:
+        text = (
+            f"one global module is better than PerPEFT by {_percent(first, loss=True)} ({sample})"
+        )
+    else:
+        effect = f"{_percent(first, plus=True)} over global, not significant"
+        text = f"{effect} ({sample}); {_needed(first, compared)}"
+    frozen = own.get("frozen_mm")
+    if frozen is None or math.isnan(frozen.ratio):
+        return f"{title}: {text}."
+    if not frozen.significant:
+        text += f"; {_percent(frozen, plus=True)} over frozen, not significant"
+    elif frozen.difference < 0:
+        text += f"; the frozen encoder is better than PerPEFT by {_percent(frozen, loss=True)}"
+    elif first.significant and first.difference > 0:
+        text += f", and the frozen encoder by {_percent(frozen)}"
+    else:
+        text += f"; PerPEFT beats the frozen encoder by {_percent(frozen)}"
+    return f"{title}: {text}."
+
+
+def _percent(comparison: Comparison, *, loss: bool = False, plus: bool = False) -> str:
+    """The effect with its interval, such as `58 % [41, 77]`; `loss`: of the other over PerPEFT."""
+    value, ends = comparison.ratio, comparison.ratio_interval
+    if loss:
+        value, ends = _inverse(value), (_inverse(ends[1]), _inverse(ends[0]))
+    effects = [100 * (ratio - 1) for ratio in (value, *ends)]
+    digits = 0 if abs(effects[2] - effects[1]) >= 10 else 1
+    rounded_effects = [round(effect, digits) + 0.0 for effect in effects]  # no -0
+    value_text, low, high = (f"{effect:.{digits}f}" for effect in rounded_effects)
+    sign = "+" if plus and rounded_effects[0] >= 0 else ""
+    return f"{sign}{value_text} % [{low}, {high}]"
+
+
+def _inverse(ratio: float) -> float:
+    return 1 / ratio if ratio else math.inf
+
+
+def _needed(comparison: Comparison, compared: Sequence[Comparison]) -> str:
+    """Users or seeds that would show the observed difference, at the level of Holm's next step."""
+    open_ones = sum(not other.significant for other in _of_perpeft(compared))
+    alpha = LEVEL / open_ones
+    users = users_needed(comparison.difference, comparison.deviation, alpha)
+    if users > 1000 * comparison.users:
+        return "no study could show so small a difference"
+    seeds = seeds_needed(comparison, comparison.difference, alpha)
+    least = "at least " if comparison.seeds == 1 else ""
+    or_seeds = "" if math.isinf(seeds) else f" or {least}{_seeds(int(seeds))}"
+    return f"about {rounded(users)} users{or_seeds} would show it"
+
+
+def _why_not(variant: str, trials: pd.DataFrame) -> str:
+    """Why PerPEFT and `global` cannot be compared."""
+    of_variant = trials[trials.variant == variant]
+    done = final_trials(of_variant)
+    for method in ("perpeft", "global"):
+        if not (done.method == method).any():
+            failed = int(((of_variant.method == method) & (of_variant.status == "FAIL")).sum())
+            return f"not compared, no trial of `{method}` is complete" + (
+                f" ({failed} failed)" if failed else ""
+            )
+    return "not compared, `perpeft` and `global` have no seed in common"
+
+
+def _notes(study: StudyConfig, trials: pd.DataFrame, final: pd.DataFrame) -> Iterator[str]:
+    """What a reader has to know before believing the verdict."""
+    ablation = trials[trials.phase == "ablation"]
+    done, expected = int((ablation.status == "COMPLETE").sum()), expected_trials(study)
+    if done < expected:
+        failed = int((ablation.status == "FAIL").sum())
+        yield f"{done} of {expected} compared trials are complete, {failed} failed"
+    rates = study.values("learning_rate")
+    own_rate = final[~final.method.isin(PERSONAL_METHODS - {"perpeft"} | SIMPLE_METHODS)]
+    highest, lowest = own_rate.learning_rate >= max(rates), own_rate.learning_rate <= min(rates)
+    edges = [
+        f"{name} ({rate:g}) for {_cells(own_rate[at_edge])}"
+        for name, rate, at_edge in (
+            ("highest", max(rates), highest),
+            ("lowest", min(rates), lowest),
+        )
+        if at_edge.any()
+    ]
+    if len(rates) > 1 and edges:
+        yield f"best learning rate the {', the '.join(edges)}: search a wider range"
+    rising = final[final.still_improving.eq(True)]
+    if len(rising):
+        yield f"still improving at the last epoch: {_cells(rising)}: train longer"
+    searched = trials[(trials.phase == "search") & (trials.method == "perpeft")]
+    counts = searched[searched.status == "COMPLETE"].variant.value_counts()
+    settings = math.prod(len(study.values(name)) for name in VARIED)
+    least = min(MIN_TRIALS, settings)
+    few = [v for v in study.values("variant") if counts.get(v, 0) < least]
+    if few and len(searched) and "perpeft" in study.methods:
+        named = ", ".join(map(_title, few))
+        yield f"fewer than {least} search trials for {named}: settings are close to random"
+
+
+def _cells(rows: pd.DataFrame, most: int = 2) -> str:
+    """The methods and variants of trials, in words, or how many they are."""
+    cells = [
+        row.method if pd.isna(row.variant) else f"{row.method} {_title(row.variant)}"
+        for row in rows.drop_duplicates(["method", "variant"]).itertuples()
+    ]
+    return ", ".join(cells) if len(cells) <= most else f"{len(cells)} methods and variants"
+
+
+def _title(variant: str | None) -> str:
+    return TITLES.get(variant or "", variant or "")
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed" + ("s" if count > 1 else "")

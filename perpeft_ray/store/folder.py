@@ -1,0 +1,282 @@
+"""A study's folder: `study.json`, and a row, epochs and users for every trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from perpeft_ray.config import SIMPLE_METHODS, StudyConfig, TrialConfig
+from perpeft_ray.data.places import is_uri, reached, subfolder
+from perpeft_ray.data.split import RepeatShares
+from perpeft_ray.errors import InputError
+from perpeft_ray.store.description import (
+    check_same,
+    check_unchanged,
+    declared_parameters,
+    from_json,
+)
+from perpeft_ray.store.files import whole_file
+from perpeft_ray.store.lease import OWNER
+from perpeft_ray.store.mirror import Mirror
+from perpeft_ray.store.record import Searched, TrialRecord
+from perpeft_ray.store.schema import EPOCHS, TRIALS, USERS, epochs_table, trial_table, users_table
+from perpeft_ray.store.surroundings import git_revision, machine, versions
+from perpeft_ray.train.fingerprints import Fingerprints
+
+DESCRIPTION = "study.json"
+_OF_TRIALS = ("trials", "epochs", "users")
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder `<storage>/<study>`; a `Recorder`, and safe to hand to other processes.
+
+    Any number of processes may write different trials at once. Where `storage` is a URI, `path` is
+    a local folder of the same content: what is written is sent, and what is read fetched before.
+    """
+
+    path: Path
+    uri: str = ""
+    """`<storage>/<study>` where `storage` is a URI."""
+    fingerprints: Fingerprints | None = None
+    """Of what its trials are trained on, a part of every row that is written; None: not known."""
+
+    @classmethod
+    def create(
+        cls,
+        config: StudyConfig,
+        fingerprints: Fingerprints | None = None,
+        repeats: RepeatShares | None = None,
+        *,
+        scientific: tuple[str, ...] = ("method", "variant", "mode"),
+    ) -> StudyFolder:
+        """Make the folder of a study and its `study.json`, or take up the one that is there.
+
+        `fingerprints`: of the data and the encoder as they are now; `repeats`: of the data.
+        `scientific`: fields of `TrialConfig` whose effect the study is about. Raises `InputError`
+        where the folder has another study, one that began with other data or another encoder, or
+        cannot be made.
+        """
+        path = storage_folder(config.storage).resolve() / config.study
+        kept = study_place(config.storage, config.study)
+        folder = cls(path, kept if isinstance(kept, str) else "", fingerprints)
+        if folder.uri:  # what is there is the study, whatever an earlier run has left here
+            _empty(folder.path)
+            with reached(folder.uri):
+                folder._mirror.fetch()
+        values = json.loads(json.dumps(dataclasses.asdict(config)))
+        if (folder.path / DESCRIPTION).exists():
+            check_same(folder.description["config"], values, folder.path)
+            if fingerprints is not None:
+                check_unchanged(folder.description, fingerprints, config, folder.path)
+            return folder
+        description = {
+            "config": values,
+            "parameters": declared_parameters(config, scientific),
+            "fingerprints": fingerprints and dataclasses.asdict(fingerprints),
+            "repeats": repeats and dataclasses.asdict(repeats),
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "machine": machine(),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            with whole_file(folder.path / DESCRIPTION) as temporary:
+                temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"`storage` must be a folder that can be written, but {folder.path}: "
+                f"{error.strerror}"
+            ) from error
+        if folder.uri:
+            with reached(folder.uri):
+                folder._mirror.send([DESCRIPTION])
+        return folder
+
+    @classmethod
+    def open(cls, place: Path | str) -> StudyFolder:
+        """The folder of a study that exists, by path or URI. Raises `InputError` where it is none.
+
+        Of a URI there is then a copy, which a study that runs here is not disturbed by.
+        """
+        folder = cls(Path(place).resolve())
+        if is_uri(place):
+            uri = str(place).rstrip("/")
+            storage, _, study = uri.rpartition("/")
+            folder = cls(storage_folder(storage) / f"{study}.read", uri)
+            with reached(folder.uri):
+                folder._mirror.fetch()
+        if not (folder.path / DESCRIPTION).is_file():
+            raise InputError(f"a study's folder must have {DESCRIPTION}, but {place} has none")
+        return folder
+
+    @property
+    def cache(self) -> Path:
+        """What the studies of this storage share on this machine."""
+        return self.path.parent / ".cache"
+
+    @property
+    def kept(self) -> Path | str:
+        """Path or URI of the trained stages and trials of all studies in this storage."""
+        return subfolder(self.uri.rpartition("/")[0], ".cache") if self.uri else self.cache
+
+    def told(self, file: Path) -> str:
+        """A file of the study as a person finds it: its URI, where the study has one."""
+        name = file.relative_to(self.path).as_posix()
+        return f"{self.uri}/{name}" if self.uri else str(file)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `study.json` holds."""
+        return json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]  # json says Any
+
+    @property
+    def config(self) -> StudyConfig:
+        """The study's configuration."""
+        return from_json(StudyConfig, self.description["config"])  # type: ignore[no-any-return]  # from_json says Any
+
+    def write_trial(self, record: TrialRecord) -> None:
+        """Write a trial's users, epochs and, last, its row; each file appears whole or not at all.
+
+        Files of an earlier run of the same trial are replaced.
+        """
+        tables = {"epochs": epochs_table(record), "trials": trial_table(record, self.fingerprints)}
+        if record.outcome is not None:
+            tables = {"users": users_table(record.trial_id, record.outcome.users), **tables}
+        for part, table in tables.items():
+            name = f"{part}/{record.trial_id}.parquet"
+            with whole_file(self.path / name) as temporary:
+                pq.write_table(table, temporary)
+            if self.uri:
+                self._mirror.send([name])
+
+    def keep(self) -> None:
+        """Send what has changed besides trials, journal, log and report among it, to the URI.
+
+        Nothing to do where the study has none. For one process at a time: the study's own.
+        """
+        if self.uri:
+            self._mirror.send_changed(besides=[*_OF_TRIALS, OWNER])
+
+    def finished(self) -> set[tuple[str, str]]:
+        """(phase, config_hash) of the trials written as COMPLETE or PRUNED."""
+        trials = self._read("trials", TRIALS, ["status", "phase", "config_hash"])
+        done = trials[trials.status.isin(["COMPLETE", "PRUNED"])]
+        return set(zip(done.phase, done.config_hash, strict=True))
+
+    def searched(self) -> dict[str, Searched]:
+        """The COMPLETE and PRUNED trials of the search, by config hash, as they began."""
+        trials = self._read("trials", TRIALS)
+        ended = trials[(trials.phase == "search") & trials.status.isin(["COMPLETE", "PRUNED"])]
+        epochs = self._read("epochs", EPOCHS)
+        validated = epochs[(epochs.stage == 3) & epochs.valid_ndcg_at_20.notna()]
+        of_trial = dict(iter(validated.groupby("trial_id")))
+        found = {}
+        for row in ended.sort_values("started_at").itertuples():
+            own = of_trial.get(row.trial_id, validated[:0])
+            pairs = zip(own.epoch.tolist(), own.best_valid_ndcg_at_20.tolist(), strict=True)
+            done = row.status == "COMPLETE"
+            found[row.config_hash] = Searched(
+                _config_of(row._asdict()),
+                row.status,
+                row.valid_ndcg_at_20 if done else None,
+                int(row.trainable_parameters) if done else None,
+                list(pairs),
+            )
+        return found
+
+    def config_of(self, trial_id: str) -> TrialConfig:
+        """The configuration of a trial that was trained, from its row. Raises InputError where
+        there is none."""
+        trials = self.trials()
+        rows = trials[trials.trial_id == trial_id]
+        if rows.empty:
+            raise InputError(f"`trial` must be the id of a trial of {self.path}, but is {trial_id}")
+        if rows.method.item() in SIMPLE_METHODS:
+            raise InputError(f"`trial` must be one that was trained, but {trial_id} only counts")
+        return _config_of(next(rows.itertuples())._asdict())
+
+    def trials(self) -> pd.DataFrame:
+        """All rows written so far, as `pandas.read_parquet` gives them; no rows before the first.
+
+        Columns: `perpeft_ray.store.schema.TRIALS`.
+        """
+        return self._read("trials", TRIALS)
+
+    def epochs(self) -> pd.DataFrame:
+        """The epochs of all trials; columns: `perpeft_ray.store.schema.EPOCHS`."""
+        return self._read("epochs", EPOCHS)
+
+    def users(self) -> pd.DataFrame:
+        """The users of all COMPLETE trials; columns: `perpeft_ray.store.schema.USERS`."""
+        return self._read("users", USERS)
+
+    def users_of(self, trial_id: str) -> pd.DataFrame:
+        """The users of one COMPLETE trial; columns: `perpeft_ray.store.schema.USERS`."""
+        return pd.read_parquet(self.path / "users" / f"{trial_id}.parquet")
+
+    @property
+    def _mirror(self) -> Mirror:
+        return Mirror(self.path, self.uri)
+
+    def _read(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
+        folder = self.path / name
+        if self.uri:
+            self._mirror.fetch(name)  # trials on other nodes write there
+        if not any(folder.glob("[!.]*.parquet")):
+            return schema.empty_table().select(columns or schema.names).to_pandas()
+        return pd.read_parquet(folder, columns=columns)
+
+
+def _config_of(row: dict[str, Any]) -> TrialConfig:
+    """The configuration of a row of `trials/`, which has a column for each of its fields."""
+
+    def value(name: str) -> Any:
+        if pd.isna(row[name]):
+            return None
+        return int(row[name]) if pa.types.is_integer(TRIALS.field(name).type) else row[name]
+
+    return TrialConfig(
+        **{field.name: value(field.name) for field in dataclasses.fields(TrialConfig)}
+    )
+
+
+def storage_folder(storage: str) -> Path:
+    """The absolute path of a `storage` setting; of a URI, the folder here for its studies.
+
+    That is a cache, which may be removed between runs: `$XDG_CACHE_HOME/perpeft-ray/…`. Raises
+    InputError for a path that is no folder.
+    """
+    if is_uri(storage):
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        digest = hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:16]
+        return caches / "perpeft-ray" / digest
+    path = Path(storage).absolute()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"`storage` must be a folder, but {path} is a file")
+    return path
+
+
+def study_place(storage: str, study: str) -> Path | str:
+    """Where a study is kept: `<storage>/<study>`, an absolute path or a URI."""
+    return subfolder(storage if is_uri(storage) else storage_folder(storage), study)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what is in a folder, except what tells who runs the study there."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != OWNER and not path.name.startswith("."):
+            path.unlink()

@@ -1,0 +1,64 @@
+"""What a study hands to whoever writes it down: trial records, and the recorder's interface.
+
+The study does not know of Parquet; `perpeft_ray.report` implements `Recorder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+from perpeft_ray.config import TrialConfig
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+
+Status = Literal["COMPLETE", "PRUNED", "FAIL"]
+Phase = Literal["search", "ablation", "settings"]
+"""`search` never reads test. `ablation` compares methods at their best settings, `settings` given
+settings, such as the values of a sensitivity curve."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial, one row of the result table."""
+
+    study: str
+    trial_id: str
+    phase: Phase
+    status: Status
+    error: str | None
+    """One line; None unless the status is FAIL."""
+    config: TrialConfig
+    outcome: TrialOutcome | None
+    """None unless the status is COMPLETE."""
+    epochs: Sequence[EpochRecord]
+    """What was reported, also by a trial that did not finish."""
+    started_at: datetime
+    """With time zone (UTC)."""
+    finished_at: datetime
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What is written of a trial of the search that has ended."""
+
+    config: TrialConfig
+    status: Status
+    """COMPLETE or PRUNED."""
+    score: float | None
+    """Validation NDCG@20; None unless COMPLETE."""
+    size: int | None
+    """Trainable parameters; None unless COMPLETE."""
+    validated: Sequence[tuple[int, float]]
+    """Its validated epochs of stage 3: (epoch of the whole trial, best validation NDCG@20)."""
+
+
+class Recorder(Protocol):
+    """Writes trials down as they end; picklable, for it is used in trial processes."""
+
+    def write_trial(self, record: TrialRecord) -> None:
+        """Write a trial's row, epochs and users; each file appears whole or not at all."""
+
+    def finished(self) -> set[tuple[str, str]]:
+        """(phase, config_hash) of the trials written as COMPLETE or PRUNED."""

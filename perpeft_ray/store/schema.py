@@ -1,0 +1,153 @@
+"""The columns of `trials/`, `epochs/` and `users/`, derived from the records that are written.
+
+A field added to `TrialConfig`, `TrialOutcome`, `EpochRecord` or `RankingMetrics` is a column, with
+its type, from then on. Every column has a fixed type, also in a file where it is null, so that the
+files of a folder always read as one table. `results/README.md` says what each column means.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+
+from perpeft_ray.config import SIMPLE_METHODS, TrialConfig
+from perpeft_ray.metrics import RankingMetrics
+from perpeft_ray.store.record import TrialRecord
+from perpeft_ray.train.fingerprints import Fingerprints
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
+
+_ARROW: dict[type, pa.DataType] = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    datetime: pa.timestamp("us", tz="UTC"),
+}
+_WITHOUT_PREFIX = (TrialConfig, TrialOutcome)
+"""Records whose fields are columns of the record that has them, under their own names."""
+_NOT_OF_TRAINING = ("dataset", "encoder", "method", "seed", "mode")
+_OF_TRAINING = [f.name for f in fields(TrialConfig) if f.name not in _NOT_OF_TRAINING]
+"""Settings that mean nothing to a method without training."""
+_OWN_TABLE = (Sequence, UserRanks)
+"""Fields that have a table of their own: `epochs` and `users`."""
+
+
+def trial_table(record: TrialRecord, of: Fingerprints | None = None) -> pa.Table:
+    """One row with the columns `TRIALS`; what the record does not have is null.
+
+    `of`: the fingerprints of what the trial was trained on; None: not known.
+    """
+    row = _row(_TRIAL, record)
+    for field in fields(Fingerprints):
+        row[f"{field.name}_fingerprint"] = of and getattr(of, field.name)
+    row["config_hash"] = record.config.config_hash
+    if record.config.method in SIMPLE_METHODS:
+        row |= dict.fromkeys([*_OF_TRAINING, "selected_epoch", "still_improving"])
+    if record.outcome is not None and record.outcome.encoder_parameters > 0:
+        row["trainable_fraction"] = (
+            record.outcome.trainable_parameters / record.outcome.encoder_parameters
+        )
+    return pa.Table.from_pylist([row], schema=TRIALS)
+
+
+def epochs_table(record: TrialRecord) -> pa.Table:
+    """A row for each reported epoch, with the columns `EPOCHS`; no row where none was reported."""
+    rows = [{"trial_id": record.trial_id, **_row(_EPOCH, epoch)} for epoch in record.epochs]
+    return pa.Table.from_pylist(rows, schema=EPOCHS)
+
+
+def users_table(trial_id: str, users: UserRanks) -> pa.Table:
+    """A row for each user, with the columns `USERS`; -1 and NaN of `UserRanks` are null."""
+    columns = {"trial_id": pa.array([trial_id] * len(users.user_id), pa.string())}
+    for field in fields(UserRanks):
+        values = getattr(users, field.name)
+        hidden = None
+        if values.dtype.kind in "if":
+            hidden = np.isnan(values) if values.dtype.kind == "f" else values < 0
+        columns[field.name] = pa.array(values, USERS.field(field.name).type, mask=hidden)
+    return pa.table(columns, schema=USERS)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column and where its value stands: `path` are attribute names from the record down."""
+
+    name: str
+    type: pa.DataType
+    path: tuple[str, ...]
+
+    def value(self, record: Any) -> Any:
+        """The value in a record; None where it or anything on the way to it is None."""
+        for name in self.path:
+            if record is None:
+                return None
+            record = getattr(record, name)
+        return record
+
+
+def _columns(record: type, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[_Column]:
+    """The columns of a record in the order of its fields; metrics have their field's prefix."""
+    hints = get_type_hints(record)
+    for field in fields(record):
+        kind = _kind(hints[field.name])
+        here = (*path, field.name)
+        if kind in _ARROW:
+            yield _Column(prefix + field.name, _ARROW[kind], here)
+        elif kind is RankingMetrics:
+            yield from _columns(kind, f"{prefix}{field.name}_", here)
+        elif kind in _WITHOUT_PREFIX:
+            yield from _columns(kind, prefix, here)
+        elif kind not in _OWN_TABLE:
+            raise TypeError(f"no column type for {record.__name__}.{field.name}: {kind}")
+
+
+def _kind(hint: Any) -> type:
+    """The class behind a type hint: `X | None` is X, a Literal is the class of its values."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
+        return _kind(hint)
+    if origin is Literal:
+        return type(get_args(hint)[0])
+    return origin or hint  # type: ignore[no-any-return]  # typing says Any
+
+
+def _trials() -> pa.Schema:
+    schema = _schema(_TRIAL)
+    before = schema.get_field_index(fields(TrialConfig)[0].name)
+    schema = schema.insert(before, pa.field("config_hash", pa.string()))
+    for field in reversed(fields(Fingerprints)):
+        schema = schema.insert(before, pa.field(f"{field.name}_fingerprint", pa.string()))
+    after = schema.get_field_index("trainable_parameters") + 1
+    return schema.insert(after, pa.field("trainable_fraction", pa.float64()))
+
+
+def _schema(columns: Iterable[_Column]) -> pa.Schema:
+    return pa.schema([pa.field(column.name, column.type) for column in columns])
+
+
+def _row(columns: Iterable[_Column], record: Any) -> dict[str, Any]:
+    return {column.name: column.value(record) for column in columns}
+
+
+_TRIAL = tuple(_columns(TrialRecord))
+_EPOCH = tuple(_columns(EpochRecord))
+
+TRIALS = _trials()
+"""One row a trial."""
+
+EPOCHS = _schema(_EPOCH).insert(0, pa.field("trial_id", pa.string()))
+"""One row an epoch of a trial."""
+
+_USER_TYPES = {"user_id": pa.string(), "map_x": pa.float32(), "map_y": pa.float32()}
+USERS = pa.schema(
+    [pa.field("trial_id", pa.string())]
+    + [pa.field(field.name, _USER_TYPES.get(field.name, pa.int64())) for field in fields(UserRanks)]
+)
+"""One row a user of a COMPLETE trial."""

@@ -1,0 +1,129 @@
+"""From a study's configuration to its finished trials."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from perpeft_ray.config import StudyConfig
+from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.places import is_uri, reached
+from perpeft_ray.data.sources import absolute_dataset
+from perpeft_ray.data.split import repeat_shares
+from perpeft_ray.encoder.source import absolute_encoder
+from perpeft_ray.errors import InputError
+from perpeft_ray.store.description import repeat_warnings
+from perpeft_ray.store.folder import DESCRIPTION, StudyFolder, storage_folder, study_place
+from perpeft_ray.store.lease import others_own, owned
+from perpeft_ray.store.remote_lease import owned_at
+from perpeft_ray.store.weights import keep_weights
+from perpeft_ray.study.ablation import run_ablation
+from perpeft_ray.study.check import check_inputs
+from perpeft_ray.study.host.disk import telling_a_full_disk
+from perpeft_ray.study.host.job import check_storage_outlives_job
+from perpeft_ray.study.host.runtime import ray_for
+from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.ray_items import telling
+from perpeft_ray.study.trackers import check_trackers
+from perpeft_ray.study.trainable import Study
+from perpeft_ray.train.fingerprints import fingerprints
+from perpeft_ray.train.trial import run_trial
+from perpeft_ray.train.workspace import prepare_dataset
+
+
+def run_study(
+    config: StudyConfig,
+    run_trials: Callable[[Study, Progress], None] = run_ablation,
+    *,
+    scientific: tuple[str, ...] = ("method", "variant", "mode"),
+) -> Path | str:
+    """Run what is missing of a study; returns the path or URI of its folder.
+
+    `run_trials` runs the trials; `scientific` as in `StudyFolder.create`. Raises InputError before
+    anything is written, and StudyStoppedError where a disk is full or Ray has no room.
+    """
+    check_storage_outlives_job(config.storage)
+    config = _anywhere(config)
+    storage = storage_folder(config.storage)
+    log_file = storage / config.study / "study.log"
+    kept = study_place(config.storage, config.study)
+    with (
+        telling_a_full_disk(log_file.parent),
+        Progress() as progress,
+        contextlib.ExitStack() as stack,
+    ):
+        with _leaving_nothing_behind(storage, log_file.parent):
+            cache = storage / ".cache"
+            begun = (log_file.parent / DESCRIPTION).exists()
+            dataset = check_inputs(config, cache, again=not begun)
+            check_trackers(config)
+            stack.enter_context(owned(log_file.parent, progress.say))
+            if isinstance(kept, str):
+                with reached(kept):
+                    stack.enter_context(owned_at(kept, progress.say))
+            now = fingerprints(dataset, config.encoder)
+            repeats = repeat_shares(dataset)
+            folder = StudyFolder.create(config, now, repeats, scientific=scientific)
+            progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
+            for warning in repeat_warnings(dataclasses.asdict(repeats)):
+                progress.say(f"warning: {warning}")
+            stack.callback(folder.keep)
+            config = stack.enter_context(ray_for(config, log_file))
+            study = _open_study(config, folder, dataset, cache, progress)
+            if not folder.uri:
+                stack.callback(keep_weights, folder, study.workspace)
+        progress.say(
+            f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
+            f"results in {kept}"
+        )
+        run_trials(study, progress)
+    return kept
+
+
+def _anywhere(config: StudyConfig) -> StudyConfig:
+    """The study with absolute paths: it means the same in any folder."""
+
+    def absolute(place: str) -> str:
+        return place if is_uri(place) else str(Path(place).expanduser().absolute())
+
+    return dataclasses.replace(
+        config,
+        dataset=absolute_dataset(config.dataset),
+        encoder=absolute_encoder(config.encoder),
+        storage=absolute(config.storage),
+        checkpoints=config.checkpoints and absolute(config.checkpoints),
+    )
+
+
+def _open_study(
+    config: StudyConfig, folder: StudyFolder, dataset: Dataset, cache: Path, progress: Progress
+) -> Study:
+    workspace = prepare_dataset(
+        dataset, config.encoder, cache, telling(progress.prepared), kept=folder.kept
+    )
+    return Study(
+        config=config,
+        folder=folder.path,
+        workspace=workspace,
+        recorder=folder,
+        run=run_trial,
+    )
+
+
+@contextlib.contextmanager
+def _leaving_nothing_behind(storage: Path, folder: Path) -> Iterator[None]:
+    """Where the input turns out to be bad, remove what did not exist before: storage or study.
+
+    Unless it is by now another process's, which was started at the same time.
+    """
+    new = [path for path in (storage, folder) if not path.exists()][:1]
+    try:
+        yield
+    except InputError:
+        for path in new:
+            if not others_own(path):
+                shutil.rmtree(path, ignore_errors=True)
+        raise

@@ -1,0 +1,70 @@
+"""The paper's tables: its own counts of wins, and wins counted by hand."""
+
+from __future__ import annotations
+
+import pandas as pd
+from rich.console import Console
+
+from perpeft_ray.config import METHODS, SIMPLE_METHODS, TABLE_2, TABLE_3
+from perpeft_ray.report.reference import (
+    count_wins,
+    paper_table,
+    paper_text_tables,
+)
+
+
+def test_the_papers_wins_come_out_of_its_numbers() -> None:
+    assert str(count_wins(paper_table(2), TABLE_2)) == "44 of 48"
+    assert str(count_wins(paper_table(3), TABLE_3)) == "15 of 16"
+
+
+def test_wins_are_counted_against_every_other_row() -> None:
+    rows = [
+        ("without_mm", None, 0.50),
+        ("global", "lora", 0.30),
+        ("perpeft", "lora", 0.40),  # below the row without PEFT
+        ("global", "ia3", 0.60),
+        ("perpeft", "ia3", 0.60),  # a tie
+        ("global", "iisan", 0.20),  # perpeft not finished
+        ("without_text", "ia3", 0.90),  # a row of the other table
+    ]
+    summary = pd.DataFrame(rows, columns=["method", "variant", "mean"]).assign(metric="hr_at_20")
+    wins = count_wins(summary, TABLE_2)
+    assert (wins.won, wins.of) == (1, 2)
+    wins = count_wins(summary, TABLE_3)
+    assert (wins.won, wins.of) == (0, 1)
+    ignored = count_wins(summary.assign(metric="hr_at_10"), TABLE_2)
+    assert (ignored.won, ignored.of) == (0, 0)
+
+
+def test_numbers_are_the_papers() -> None:
+    table = paper_table(2)
+    row = table[
+        (table.method == "perpeft")
+        & (table.variant == "lora")
+        & (table.dataset == "arts")
+        & (table.metric == "hr_at_30")
+    ]
+    assert row[["mean", "std"]].round(6).values.tolist() == [[0.0864, 0.0006]]
+    assert table[table.method == "frozen_mm"].variant.isna().all()
+    both = {*table.method, *paper_table(3).method}
+    assert both == set(METHODS) - SIMPLE_METHODS
+
+
+def test_all_tables_are_printed_in_80_characters(tmp_path) -> None:
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    tables = paper_text_tables()
+    for table in tables:
+        console.print(table.terminal())
+    out = console.export_text()
+    assert len(tables) == 8
+    assert "…" not in out
+    assert "44 of 48" in " ".join(out.split())
+    assert "15 of 16" in " ".join(out.split())
+    # IISAN on Sports: global's 2.01 beats PerPEFT's 2.00 in NDCG@20.
+    sports = {row[0].text: row for row in tables[0].rows}
+    assert (sports["global iisan"][3].text, sports["global iisan"][3].best) == ("2.01", True)
+    assert (sports["perpeft iisan"][3].text, sports["perpeft iisan"][3].best) == (
+        "2.00 ± 0.03",
+        False,
+    )
