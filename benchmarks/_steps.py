@@ -59,7 +59,7 @@ class Bench:
     def step(self, stage: int, batch: int = 16) -> Callable[[], float]:
         """One step of those users."""
         data = self.stage_data(stage, batch)
-        return lambda: train_epoch(self.state, data, 1, self.job.config, Alone())
+        return lambda: train_epoch(self.state, data, 1, self.job.config, Alone(), self.job.units)
 
     def evaluation(self) -> Callable[[], Any]:
         """Ranks of all users under the modules of all groups."""
@@ -78,6 +78,7 @@ def open_bench(
     length: int = 10,
     mode: Mode = "sequential",
     batch_size: int = 4096,
+    memory_gb: float = 4.0,
 ) -> Bench:
     """A trial on the workspace, untrained."""
     settings = TrainSettings(dtype=dtype, batch_size=batch_size, mode=mode)
@@ -92,7 +93,7 @@ def open_bench(
         mode=mode,
     )
     config = dataclasses.replace(config, sequence_length=length)
-    job = open_job(config, workspace, Alone(), torch.device("cpu"))
+    job = open_job(config, workspace, Alone(), torch.device("cpu"), memory_gb)
     state = job.fresh_state(range(groups))
     of_users = (np.arange(job.split.num_users) % groups).astype(np.int32)
     return Bench(job, state, of_users)

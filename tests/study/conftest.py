@@ -95,10 +95,10 @@ Score = Callable[[TrialConfig], float]
 
 
 def score_of(config: TrialConfig) -> float:
-    """Highest for lora, rank 4, a weight of 0.75 and, by method, another learning rate."""
+    """Highest for lora, rank 4, a weight of 0.6 and, by method, another learning rate."""
     score = {"lora": 0.3, "ia3": 0.2, "iisan": 0.1, None: 0.05}[config.variant]
     score += 0.02 if config.rank == 4 else 0.0
-    score -= 0.05 * abs((config.conditioning_weight or 0.0) - 0.75)
+    score -= 0.05 * abs((config.conditioning_weight or 0.0) - 0.6)
     score += 0.001 * (config.groups or 0)
     best_rate = 1e-2 if config.method in ("perpeft", "frozen_mm") else 5e-3
     return score + (0.01 if config.learning_rate == best_rate else 0.0)
