@@ -100,13 +100,13 @@ class Plain:
         """Validation ranks of all users, int64 [U], each under the module of their group."""
         self._train(False)
         split, length = self.job.split, self.job.config.sequence_length
-        known = split.known("valid")
+        known, users = split.known("valid"), split.evaluated("valid")
         ranks = np.full(split.num_users, -1)
         chunks = torch.arange(split.num_items + 1).split(_ITEMS_AT_ONCE)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for group in range(len(self.projectors)):
             self.clip.set_adapter(str(group))
             embeddings = torch.cat([self._embed(chunk.numpy(), group) for chunk in chunks])
-            for user in split.evaluable[self.groups[split.evaluable] == group]:
+            for user in users[self.groups[users] == group]:
                 one = np.array([user])
                 items = torch.as_tensor(last_inputs(known, one, length))
                 state = self.backbone(embeddings[items], items == 0)[:, -1]

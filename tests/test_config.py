@@ -28,6 +28,11 @@ from perpeft_ray.errors import InputError
 
 LORA = TrialConfig(
     dataset="toyshop",
+    split="time",
+    test_share=0.2,
+    min_interactions=2,
+    sample_users=100,
+    sample_seed=1,
     encoder="toyshop-clip",
     method="perpeft",
     variant="lora",
@@ -255,6 +260,10 @@ def test_every_field_is_in_the_hash() -> None:
                 LORA, variant="iisan", rank=None, adapter_dropout=None,
                 bottleneck=16 if name == "bottleneck" else 32,
             )  # fmt: skip
+        elif name in ("split", "sample_users"):
+            alone = {"split": "test_share", "sample_users": "sample_seed"}[name]
+            default = "leave_one_out" if name == "split" else None
+            changed = dataclasses.replace(LORA, **{name: default, alone: None})
         elif isinstance(value, float):
             changed = dataclasses.replace(LORA, **{name: value / 2})
         else:

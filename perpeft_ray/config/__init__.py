@@ -6,6 +6,7 @@ until a trial gives it a value; in a trial ``None`` means one thing only: the se
 apply to this method or variant.
 """
 
+from perpeft_ray.config.data import DataSettings, SplitKind
 from perpeft_ray.config.searchable import SEARCHABLE, VARIED, Searchable
 from perpeft_ray.config.settings import (
     SEARCH,
@@ -51,6 +52,7 @@ __all__ = [
     "VARIANTS",
     "VARIED",
     "VECTOR_METHODS",
+    "DataSettings",
     "Dtype",
     "GroupingSettings",
     "LossSettings",
@@ -61,6 +63,7 @@ __all__ = [
     "Search",
     "SearchSettings",
     "Searchable",
+    "SplitKind",
     "StudyConfig",
     "TrainSettings",
     "TrialConfig",

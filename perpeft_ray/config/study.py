@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
 
+from perpeft_ray.config.data import DataSettings
 from perpeft_ray.config.rules import at_least, between, distinct, positive
 from perpeft_ray.config.searchable import SEARCHABLE, VARIED
 from perpeft_ray.config.settings import (
@@ -75,6 +76,7 @@ class StudyConfig:
         "random_grouping",
     )
     """Methods of the ablation: two simple baselines, and rows of the paper's Tables 2 and 3."""
+    data: DataSettings = field(default_factory=DataSettings)
     peft: PeftSettings = field(default_factory=PeftSettings)
     grouping: GroupingSettings = field(default_factory=GroupingSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -163,6 +165,11 @@ class StudyConfig:
         at_once = groups or max(self.values("groups")) if mode == "parallel" else 1
         return TrialConfig(
             dataset=self.dataset,
+            split=self.data.split,
+            test_share=self.data.test_share if self.data.split == "time" else None,
+            min_interactions=self.data.min_interactions,
+            sample_users=self.data.sample_users,
+            sample_seed=None if self.data.sample_users is None else self.data.sample_seed,
             encoder=self.encoder,
             method=method,
             variant=variant,

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from perpeft_ray.config.data import DataSettings, SplitKind
 from perpeft_ray.config.rules import applies, at_least, between, one_of, positive
 from perpeft_ray.config.variants import FACTS, VARIANTS, Variant
 from perpeft_ray.errors import InputError
@@ -88,6 +89,11 @@ class TrialConfig:
     """
 
     dataset: str
+    split: SplitKind = "leave_one_out"
+    test_share: float | None = None
+    min_interactions: int = 1
+    sample_users: int | None = None
+    sample_seed: int | None = None
     encoder: str
     method: Method
     variant: Variant | None
@@ -126,6 +132,14 @@ class TrialConfig:
             if isinstance(value, int):  # so that 1 and 1.0 are the same trial
                 object.__setattr__(self, name, float(value))
         one_of("method", self.method, METHODS)
+        one_of("data.split", self.split, get_args(SplitKind))
+        applies("data.test_share", self.test_share, self.split == "time")
+        if self.test_share is not None and not 0 < self.test_share < 0.5:
+            raise InputError(
+                "`data.test_share` must be above 0 and below 0.5, so that something is left to "
+                f"train on, but is {self.test_share}"
+            )
+        applies("data.sample_seed", self.sample_seed, self.sample_users is not None)
         one_of("train.mode", self.mode, get_args(Mode))
         one_of("train.dtype", self.dtype, get_args(Dtype))
         applies("peft.variant", self.variant, self.method in PEFT_METHODS)
@@ -147,6 +161,8 @@ class TrialConfig:
             "loss.conditioning_weight", self.conditioning_weight, self.method in PERSONAL_METHODS
         )
         for name, whole in (
+            ("data.min_interactions", self.min_interactions),
+            ("data.sample_users", self.sample_users),
             ("peft.rank", self.rank),
             ("peft.last_layers", self.last_layers),
             ("peft.bottleneck", self.bottleneck),
@@ -164,6 +180,7 @@ class TrialConfig:
             if whole is not None:
                 at_least(name, whole, 1)
         at_least("seed", self.seed, 0)
+        at_least("data.sample_seed", self.sample_seed or 0, 0)
         at_least("train.patience", self.patience, 0)
         for name, share in (
             ("loss.conditioning_weight", self.conditioning_weight),
@@ -182,6 +199,18 @@ class TrialConfig:
                 f"`model.hidden_units` must be a multiple of `model.heads` ({self.heads}), "
                 f"but is {self.hidden_units}"
             )
+
+    @property
+    def data(self) -> DataSettings:
+        """What of the dataset the trial uses, and its split."""
+        defaults = DataSettings()
+        return DataSettings(
+            split=self.split,
+            test_share=defaults.test_share if self.test_share is None else self.test_share,
+            min_interactions=self.min_interactions,
+            sample_users=self.sample_users,
+            sample_seed=self.sample_seed or 0,
+        )
 
     @property
     def config_hash(self) -> str:

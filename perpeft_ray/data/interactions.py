@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from perpeft_ray.config import DataSettings
 from perpeft_ray.data.tables import INTERACTION_COLUMNS, Kind, ParquetTable, open_table
 from perpeft_ray.errors import InputError
 
@@ -44,19 +45,23 @@ class Dataset:
     """Content hash of the distinct image files, whatever their names, 32 hexadecimal digits."""
 
 
-def load_folder(path: Path, uri: str) -> Dataset:
+def load_folder(path: Path, uri: str, data: DataSettings | None = None) -> Dataset:
     """Read and check a dataset folder; `uri` is what messages and the result call it.
 
     A table is a file or a folder of parts. Repeats, ties, items without image, null or empty titles
-    and users with few interactions are normal. Raises `InputError` for a missing folder, file or
-    column, ids, times and texts that `ParquetTable` does not read, null ids or times, an empty
-    table, a repeated item id, an interaction with an unknown item, and an image path that leaves
-    the folder or names no file.
+    and users with few interactions are normal. Where `data` leaves users out (those with fewer than
+    `min_interactions` interactions, then those not drawn for the sample), only the items that the
+    others have are kept, and the fingerprints are those of what is kept. Raises
+    `InputError` for a missing folder, file or column, ids, times and texts that `ParquetTable` does
+    not read, null ids or times, an empty table, a repeated item id, an interaction with an unknown
+    item, an image path of what is kept that leaves the folder or names no file, and where no user
+    has `min_interactions`.
     """
     if not path.is_dir():
         raise InputError(f"`{uri}` must name a folder, but {str(path)!r} is none")
     interactions, items = (table.read() for table in open_tables(f"`{uri}`", path))
     _check_items(uri, interactions["item_id"], items["item_id"])
+    interactions, items = _selected(uri, interactions, items, data or DataSettings())
     images = items["image"].to_pylist()
     _check_images(uri, path, [image for image in images if image is not None])
 
@@ -122,6 +127,30 @@ def check_inside(rule: str, root: Path, path: str) -> None:
         raise InputError(f"{rule}, but {path!r} is no file")
     if not os.path.realpath(root / path).startswith(os.path.realpath(root) + os.sep):
         raise InputError(f"{rule}, but {path!r} is a link that leaves it")
+
+
+def _selected(
+    uri: str, interactions: pa.Table, items: pa.Table, data: DataSettings
+) -> tuple[pa.Table, pa.Table]:
+    """The interactions of the users that `data` keeps, and their items; both in file order."""
+    if data.min_interactions <= 1 and data.sample_users is None:
+        return interactions, items
+    counts = pc.value_counts(interactions["user_id"])  # in order of first appearance
+    most = pc.max(counts.field("counts")).as_py()
+    users = counts.field("values").filter(
+        pc.greater_equal(counts.field("counts"), data.min_interactions)
+    )
+    if not len(users):
+        raise InputError(
+            f"`data.min_interactions` must leave a user of `{uri}`, but is "
+            f"{data.min_interactions} and the longest history has {most}"
+        )
+    if data.sample_users is not None and data.sample_users < len(users):
+        rng = np.random.default_rng(data.sample_seed)
+        users = users.take(rng.choice(len(users), data.sample_users, replace=False))
+    interactions = interactions.filter(pc.is_in(interactions["user_id"], value_set=users))
+    kept = pc.is_in(items["item_id"], value_set=pc.unique(interactions["item_id"]))
+    return interactions, items.filter(kept)
 
 
 def _check_items(uri: str, used: pa.ChunkedArray, items: pa.ChunkedArray) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from perpeft_ray.config import DataSettings
 from perpeft_ray.data.folders import new_folder, remove_unfinished
 from perpeft_ray.data.interactions import Dataset, load_folder
 from perpeft_ray.errors import InputError
@@ -22,7 +23,9 @@ _FORMS = {
 _PATH_FORMS = ("parquet", "release", "amazon2023")
 
 
-def open_dataset(uri: str, cache: Path, *, again: bool = True) -> Dataset:
+def open_dataset(
+    uri: str, cache: Path, data: DataSettings | None = None, *, again: bool = True
+) -> Dataset:
     """The dataset that a URI names.
 
     - `toyshop[:SEED]` (seed 0): generated.
@@ -31,22 +34,23 @@ def open_dataset(uri: str, cache: Path, *, again: bool = True) -> Dataset:
       is the last part of PATH without its ending.
     - `amazon2023:RAW_DIR#CATEGORY`: `prepare_amazon2023` with its defaults, images downloaded.
 
-    What is generated or prepared is kept under `cache`, by what it was made from, image bytes
-    included. Images of `amazon2023` that failed for a passing reason are fetched once more with
-    `again`; without, a dataset that was prepared stays as it is. Raises
-    `InputError` for any other form, and for what the function that makes or reads it rejects.
+    `data` says which users are kept (`load_folder`). What is generated or prepared is kept under
+    `cache`, by what it was made from, image bytes included. Images of `amazon2023` that failed for
+    a passing reason are fetched once more with `again`; without, a dataset that was prepared stays
+    as it is. Raises `InputError` for any other form, and for what the function that makes or reads
+    it rejects.
     """
     source, colon, rest = uri.partition(":")
     path, name = _path_and_name(rest)
     match source:
         case "toyshop":
-            return load_folder(_toyshop(uri, rest if colon else "0", cache), uri)
+            return load_folder(_toyshop(uri, rest if colon else "0", cache), uri, data)
         case "parquet" if rest:
-            return load_folder(Path(rest), uri)
+            return load_folder(Path(rest), uri, data)
         case "release" if path:
-            return load_folder(_release(Path(path), name or Path(path).stem, cache), uri)
+            return load_folder(_release(Path(path), name or Path(path).stem, cache), uri, data)
         case "amazon2023" if path and name:
-            return load_folder(_amazon2023(Path(path), name, cache, again=again), uri)
+            return load_folder(_amazon2023(Path(path), name, cache, again=again), uri, data)
     if source in _FORMS:
         raise InputError(f"`dataset` must be {_FORMS[source]}, but is {uri!r}")
     *others, last = _FORMS.values()

@@ -26,13 +26,15 @@ def open_workspace(folder: StudyFolder) -> tuple[Dataset, Workspace]:
     packed, config = folder.path / DATA, folder.config
     try:
         if packed.is_dir():
-            dataset = load_folder(packed, config.dataset)
+            dataset = load_folder(packed, config.dataset, config.data)
         else:
-            dataset = open_dataset(config.dataset, folder.cache, again=False)
+            dataset = open_dataset(config.dataset, folder.cache, config.data, again=False)
         encoder = config.encoder
         if (folder.path / ENCODER).is_dir():
             encoder = located_encoder(encoder_inside(encoder), folder.path)
-        return dataset, prepare_dataset(dataset, encoder, folder.cache, kept=folder.kept)
+        return dataset, prepare_dataset(
+            dataset, encoder, folder.cache, data=config.data, kept=folder.kept
+        )
     except InputError as error:
         raise InputError(
             f"{error}; if {folder.path} was copied from elsewhere, run `perpeft pack` on the study "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS, TrialConfig
 from perpeft_ray.data.interactions import Dataset
-from perpeft_ray.data.split import LeaveOneOut
+from perpeft_ray.data.split import Split
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.recommender.model import Recommender
@@ -42,7 +42,7 @@ class TrainedTrial:
     config: TrialConfig
     dataset: Dataset
     workspace: Workspace
-    split: LeaveOneOut
+    split: Split
     model: Recommender
     """In evaluation mode; SASRec's weights are those of the selected epoch."""
     modules: dict[int, dict[str, nn.Parameter]]

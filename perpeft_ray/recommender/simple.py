@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from perpeft_ray.data.split import Histories, LeaveOneOut
+from perpeft_ray.data.split import Histories, Split
 
 SimpleMethod = Literal["popularity", "item_knn"]
 
@@ -22,20 +22,20 @@ _TIE = 1e-9
 
 
 def simple_ranks(
-    method: SimpleMethod, split: LeaveOneOut, part: Literal["valid", "test"]
+    method: SimpleMethod, split: Split, part: Literal["valid", "test"]
 ) -> NDArray[np.int64]:
     """0-based rank of each user's target, int64 [U]; -1 for users that are not evaluated.
 
     `popularity` scores an item by its occurrences, `item_knn` by the sum over the user's items of
     the cosine between the two items' columns of the binary user-item matrix (all neighbours; an
     item is no neighbour of its own). Both count training items alone, also for `test`: the trained
-    methods learn from nothing else. A user's own items are the training items for `valid`, and with
-    the validation item for `test`. Candidates and ties as in `target_ranks`.
+    methods learn from nothing else. A user's own items are what is known of them
+    (`Split.known`). Candidates and ties as in `target_ranks`.
 
     Source: Deshpande and Karypis, ACM TOIS 22 (2004).
     """
     history = split.known(part)
-    targets = (split.valid_item if part == "valid" else split.test_item) - 1
+    targets = split.target(part) - 1
     known = _binary(history, split.num_items)  # [U, I]
     learned = split.train
     if method == "popularity":
@@ -48,8 +48,9 @@ def simple_ranks(
         similarity.setdiag(0.0)
     ranks = np.full(split.num_users, -1, dtype=np.int64)
     step = max(1, _BLOCK_SCORES // split.num_items)
-    for start in range(0, len(split.evaluable), step):
-        users = split.evaluable[start : start + step]
+    evaluated = split.evaluated(part)
+    for start in range(0, len(evaluated), step):
+        users = evaluated[start : start + step]
         rows, columns = np.arange(len(users)), targets[users]
         own = known[users]
         if method == "popularity":

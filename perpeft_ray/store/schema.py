@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 
-from perpeft_ray.config import SIMPLE_METHODS, TrialConfig
+from perpeft_ray.config import SIMPLE_METHODS, DataSettings, TrialConfig
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.train.fingerprints import Fingerprints
@@ -31,7 +31,10 @@ _ARROW: dict[type, pa.DataType] = {
 }
 _WITHOUT_PREFIX = (TrialConfig, TrialOutcome)
 """Records whose fields are columns of the record that has them, under their own names."""
-_NOT_OF_TRAINING = ("dataset", "encoder", "method", "seed", "mode")
+_NOT_OF_TRAINING = (
+    *(field.name for field in fields(DataSettings)),
+    *("dataset", "encoder", "method", "seed", "mode"),
+)
 _OF_TRAINING = [f.name for f in fields(TrialConfig) if f.name not in _NOT_OF_TRAINING]
 """Settings that mean nothing to a method without training."""
 _OWN_TABLE = (Sequence, UserRanks)

@@ -11,7 +11,7 @@ import torch
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.sources import open_dataset
-from perpeft_ray.data.split import LeaveOneOut, leave_one_out
+from perpeft_ray.data.split import Split, split_dataset
 from perpeft_ray.encoder.foundation import load_towers
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
@@ -25,8 +25,8 @@ def check_inputs(config: StudyConfig, cache: Path, *, again: bool = True) -> Dat
     Also where a variant does not fit the encoder: its trials would all fail.
     """
 
-    dataset = open_dataset(config.dataset, cache, again=again)
-    split = leave_one_out(dataset)
+    dataset = open_dataset(config.dataset, cache, config.data, again=again)
+    split = split_dataset(dataset, config.data)
     check_settings(config, split.num_users)
     check_histories(split, config.dataset)
     return dataset
@@ -43,7 +43,7 @@ def check_settings(config: StudyConfig, num_users: int | None) -> None:
     load_towers(config.encoder, "bfloat16", torch.device("cpu"))  # its weights fit its model
 
 
-def check_histories(split: LeaveOneOut, dataset: str) -> None:
+def check_histories(split: Split, dataset: str) -> None:
     """Raise `InputError` where a user has trained on every item: no negative is left for them."""
     items = split.num_items + 1
     users = np.repeat(np.arange(split.num_users), np.diff(split.train.offsets))

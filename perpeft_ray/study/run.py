@@ -65,7 +65,7 @@ def run_study(
                 with reached(kept):
                     stack.enter_context(owned_at(kept, progress.say))
             now = fingerprints(dataset, config.encoder)
-            repeats = repeat_shares(dataset)
+            repeats = repeat_shares(dataset, config.data)
             folder = StudyFolder.create(config, now, repeats, scientific=scientific)
             progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
             for warning in repeat_warnings(dataclasses.asdict(repeats)):
@@ -102,7 +102,12 @@ def _open_study(
     config: StudyConfig, folder: StudyFolder, dataset: Dataset, cache: Path, progress: Progress
 ) -> Study:
     workspace = prepare_dataset(
-        dataset, config.encoder, cache, telling(progress.prepared), kept=folder.kept
+        dataset,
+        config.encoder,
+        cache,
+        telling(progress.prepared),
+        data=config.data,
+        kept=folder.kept,
     )
     return Study(
         config=config,

@@ -1,4 +1,4 @@
-"""Ranks of all evaluable users, each under the module of their group.
+"""Ranks of all users that are evaluated, each under the module of their group.
 
 Work is dealt to the workers in parts whose bounds do not depend on how many there are: parts of the
 catalogue to encode, then users to rank. What each found is summed. Letters: U users, I items, D
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perpeft_ray.data.split import LeaveOneOut
+from perpeft_ray.data.split import Split
 from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.metrics import RankingMetrics, ranking_metrics
 from perpeft_ray.recommender.model import Module, Recommender
@@ -66,7 +66,7 @@ def evaluate(
     model: Recommender,
     modules: Mapping[int, Module],
     groups: NDArray[np.int32],
-    split: LeaveOneOut,
+    split: Split,
     part: Literal["valid", "test"],
     length: int,
     collective: Collective,
@@ -80,11 +80,9 @@ def evaluate(
     `owners` [U]: of a `VectorRecommender`, whose vector each user has; None: their own.
     """
     history = split.known(part)
-    targets = split.valid_item if part == "valid" else split.test_item
+    targets, evaluated = split.target(part), split.evaluated(part)
     of_group = {
-        group: users
-        for group in modules
-        if len(users := split.evaluable[groups[split.evaluable] == group])
+        group: users for group in modules if len(users := evaluated[groups[evaluated] == group])
     }
     found = (contents or CatalogueContents()).of(of_group, model, modules, collective)
     model.eval()
@@ -105,7 +103,7 @@ def evaluate(
         ranks[torch.from_numpy(users)] = torch.from_numpy(of_users).double()
     collective.sum_(ranks)
     out = ranks.numpy().astype(np.int64)
-    out[np.setdiff1d(np.arange(split.num_users), split.evaluable)] = -1
+    out[targets == 0] = -1
     return out
 
 
@@ -117,7 +115,7 @@ def metrics_of(ranks: NDArray[np.int64]) -> RankingMetrics:
 def user_states(
     model: Recommender,
     content: Tensor,
-    split: LeaveOneOut,
+    split: Split,
     part: Literal["valid", "test"],
     length: int,
 ) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from perpeft_ray.config import TrialConfig
-from perpeft_ray.data.split import LeaveOneOut
+from perpeft_ray.data.split import Split
 from perpeft_ray.errors import InputError
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import TrainingSampler
@@ -26,7 +26,7 @@ class Job:
 
     config: TrialConfig
     workspace: Workspace
-    split: LeaveOneOut
+    split: Split
     sampler: TrainingSampler
     model: Recommender
     device: torch.device
@@ -63,7 +63,7 @@ def open_job(
     What another machine has prepared and this one does not see is prepared here. `memory_gb` as in
     `run_trial`. Raises InputError for more groups than users.
     """
-    prepare_here(workspace, config.dataset)
+    prepare_here(workspace, config.dataset, config.data)
     split = open_split(workspace)
     if config.groups is not None and config.groups > split.num_users:
         raise InputError(

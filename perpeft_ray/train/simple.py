@@ -20,7 +20,7 @@ def simple_outcome(config: TrialConfig, workspace: Workspace, *, test: bool) -> 
     """Rank every user's validation item and, if `test`, the test item; on the CPU."""
     memory = PeakMemory(torch.device("cpu"))
     started = time.perf_counter()
-    prepare_here(workspace, config.dataset)
+    prepare_here(workspace, config.dataset, config.data)
     split = open_split(workspace)
     method = typing.cast(SimpleMethod, config.method)
     valid_ranks = simple_ranks(method, split, "valid")
@@ -32,7 +32,7 @@ def simple_outcome(config: TrialConfig, workspace: Workspace, *, test: bool) -> 
         still_improving=False,
         valid=metrics_of(valid_ranks),
         test=metrics_of(test_ranks) if test else None,
-        users_evaluated=len(split.evaluable),
+        users_evaluated=len(split.evaluated("test")),
         encoder_parameters=0,
         trainable_parameters=0,
         stage1_seconds=0.0,

@@ -92,7 +92,7 @@ def run_trial(
         still_improving=trained.best.epoch == trained.epochs[-1].epoch,
         valid=trained.best.valid,
         test=metrics_of(test_ranks) if test else None,
-        users_evaluated=len(split.evaluable),
+        users_evaluated=len(split.evaluated("test")),
         encoder_parameters=encoder_parameters(workspace.encoder) if job.model.tower else 0,
         trainable_parameters=trainable_parameters(config, state.model),
         stage1_seconds=trained.stage1_seconds,

@@ -16,18 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perpeft_ray.config import DataSettings
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.folders import new_folder
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.item_arrays import ItemMap, in_this_process
 from perpeft_ray.data.places import subfolder
 from perpeft_ray.data.sources import open_dataset
-from perpeft_ray.data.split import Histories, LeaveOneOut, leave_one_out
+from perpeft_ray.data.split import Histories, Split, split_dataset
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.errors import InputError
 from perpeft_ray.train.fingerprints import Fingerprints, fingerprints
 
-_SPLIT_FORMAT = 2
+_SPLIT_FORMAT = 3
 """In the name of the split's folder: change it with the files in it."""
 
 
@@ -37,7 +38,7 @@ class Workspace:
 
     encoder: str
     split: Path
-    """Folder of the leave-one-out split's arrays."""
+    """Folder of the split's arrays."""
     catalogue: Path
     """Folder of the catalogue store."""
     features: Path
@@ -67,17 +68,19 @@ def prepare(
     cache: Path,
     item_map: ItemMap = in_this_process,
     *,
+    data: DataSettings | None = None,
     kept: Path | str | None = None,
 ) -> Workspace:
     """Build, or find under `cache`, what the trials on a dataset with an encoder share.
 
-    `item_map` decides where images are decoded and titles tokenised. Trained stages and trials are
+    `item_map` decides where images are decoded and titles tokenised; `data`, by default
+    `DataSettings()`, what of the dataset is used and how it is split. Trained stages and trials are
     kept under `kept`, a path or URI, by default under `cache`.
 
     Raises InputError for a dataset or encoder that cannot be used.
     """
-    dataset = open_dataset(uri, cache.resolve(), again=False)
-    return prepare_dataset(dataset, encoder, cache, item_map, kept=kept)
+    dataset = open_dataset(uri, cache.resolve(), data, again=False)
+    return prepare_dataset(dataset, encoder, cache, item_map, data=data, kept=kept)
 
 
 def prepare_dataset(
@@ -86,20 +89,23 @@ def prepare_dataset(
     cache: Path,
     item_map: ItemMap = in_this_process,
     *,
+    data: DataSettings | None = None,
     kept: Path | str | None = None,
 ) -> Workspace:
     """As `prepare`, of a dataset that is open: opening one reads all its images."""
     cache = cache.resolve()
     kept = cache if kept is None else kept
     preprocessor = FoundationPreprocessor(encoder)
-    split = leave_one_out(dataset)
-    split_folder = cache / "split" / f"{_SPLIT_FORMAT}-{dataset.fingerprint[:32]}"
+    data = data or DataSettings()
+    split = split_dataset(dataset, data)
+    how = f"time-{data.test_share:g}" if data.split == "time" else data.split
+    split_folder = cache / "split" / f"{_SPLIT_FORMAT}-{how}-{dataset.fingerprint[:32]}"
     if not split_folder.is_dir():
         with new_folder(split_folder) as temporary:
             _write_split(split, temporary)
     catalogue = build_catalogue(dataset, preprocessor, cache, item_map)
     parts = fingerprints(dataset, encoder)
-    key = "\n".join([dataset.fingerprint, catalogue.fingerprint, parts.encoder])
+    key = "\n".join([dataset.fingerprint, how, catalogue.fingerprint, parts.encoder])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
     return Workspace(
         encoder=encoder,
@@ -116,15 +122,17 @@ def prepare_dataset(
     )
 
 
-def prepare_here(workspace: Workspace, uri: str) -> None:
-    """Prepare what another machine has prepared, where this one does not see it; `uri`: the data's.
+def prepare_here(workspace: Workspace, uri: str, data: DataSettings | None = None) -> None:
+    """Prepare what another machine has prepared, where this one does not see it.
+
+    `uri` and `data`: the dataset's, as for `prepare`.
 
     Raises InputError where this machine has other data or another encoder of that name.
     """
     if workspace.split.is_dir() and workspace.catalogue.is_dir():
         return
     cache = workspace.split.parents[1]
-    here = prepare(uri, workspace.encoder, cache)
+    here = prepare(uri, workspace.encoder, cache, data=data)
     if here.fingerprint != workspace.fingerprint:
         raise InputError(
             f"`dataset` and `encoder` must be the same on every node, but {uri} and "
@@ -134,7 +142,7 @@ def prepare_here(workspace: Workspace, uri: str) -> None:
 
 
 @lru_cache(maxsize=2)
-def open_split(workspace: Workspace) -> LeaveOneOut:
+def open_split(workspace: Workspace) -> Split:
     """The split of a prepared dataset; read once a process."""
 
     def read(name: str) -> np.ndarray:
@@ -144,11 +152,11 @@ def open_split(workspace: Workspace) -> LeaveOneOut:
         with pq.ParquetFile(workspace.split / f"{name}.parquet") as parquet:
             return parquet.read()["id"].to_numpy(zero_copy_only=False).astype(object)  # type: ignore[no-any-return]  # pyarrow is untyped
 
-    return LeaveOneOut(
+    return Split(
         user_ids=ids("user_ids"),
         item_ids=ids("item_ids"),
         train=Histories(offsets=read("train_offsets"), items=read("train_items")),
-        valid_item=read("valid_item"),
+        validation=Histories(offsets=read("valid_offsets"), items=read("valid_items")),
         test_item=read("test_item"),
     )
 
@@ -159,11 +167,12 @@ def open_catalogue(workspace: Workspace) -> Catalogue:
     return Catalogue.open(workspace.catalogue)
 
 
-def _write_split(split: LeaveOneOut, folder: Path) -> None:
+def _write_split(split: Split, folder: Path) -> None:
     arrays: dict[str, np.ndarray] = {
         "train_offsets": split.train.offsets,
         "train_items": split.train.items,
-        "valid_item": split.valid_item,
+        "valid_offsets": split.validation.offsets,
+        "valid_items": split.validation.items,
         "test_item": split.test_item,
     }
     for name, array in arrays.items():

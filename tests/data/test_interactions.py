@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from perpeft_ray.config import DataSettings
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.errors import InputError
 
@@ -261,3 +262,80 @@ def test_links_may_stay_inside_but_not_leave(write_folder, tmp_path):
 def test_the_folder_itself_may_be_a_link(write_folder, tmp_path):
     (tmp_path / "link").symlink_to(write_folder())
     assert len(load_folder(tmp_path / "link", URI).items) == 2
+
+
+def many_users(write_folder):
+    """Users u1 to u9; user un has n interactions, at items i1 to in. Item i0 is nobody's."""
+    rows = [(f"u{n}", f"i{k}", k) for k in range(1, 10) for n in range(9, k - 1, -1)]
+    users, items, times = map(list, zip(*rows, strict=True))
+    names = [f"i{k}" for k in range(10)]
+    return write_folder(
+        {"user_id": users, "item_id": items, "timestamp": times},
+        {"item_id": names, "title": names, "image": [None] * 8 + ["images/a.png", None]},
+    )
+
+
+def test_users_with_few_interactions_and_their_items_are_left_out(write_folder):
+    folder = many_users(write_folder)
+    whole = load_folder(folder, URI)
+    long = load_folder(folder, URI, DataSettings(min_interactions=8))
+    # u9 and u8 in file order, which breaks ties; i0 is nobody's.
+    assert long.interactions["user_id"].tolist() == ["u9", "u8"] * 8 + ["u9"]
+    assert long.interactions["timestamp"].tolist() == sorted([*range(1, 10), *range(1, 9)])
+    assert long.items["item_id"].tolist() == [f"i{k}" for k in range(1, 10)]
+    assert load_folder(folder, URI, DataSettings(min_interactions=1)).fingerprint == (
+        whole.fingerprint
+    )
+    hashes = ("fingerprint", "items_fingerprint", "tables_fingerprint")
+    assert all(getattr(long, name) != getattr(whole, name) for name in hashes)
+
+
+def test_a_sample_of_users_follows_its_seed(write_folder):
+    folder = many_users(write_folder)
+    whole = load_folder(folder, URI).interactions
+    draws = set()
+    for seed in range(5):
+        data = DataSettings(sample_users=3, sample_seed=seed, min_interactions=2)
+        sample = load_folder(folder, URI, data)
+        users = set(sample.interactions["user_id"])
+        draws.add(frozenset(users))
+        assert len(users) == 3
+        assert "u1" not in users  # it has one interaction
+        expected = whole[whole["user_id"].isin(users)].reset_index(drop=True)
+        assert sample.interactions.equals(expected)
+        assert set(sample.items["item_id"]) == set(expected["item_id"])
+        assert load_folder(folder, URI, data).fingerprint == sample.fingerprint
+    assert len(draws) > 1
+
+
+def test_a_sample_of_all_users_is_all_users(write_folder):
+    folder = many_users(write_folder)
+    sample = load_folder(folder, URI, DataSettings(sample_users=9))
+    assert sample.interactions.equals(load_folder(folder, URI).interactions)
+
+
+def test_a_sample_of_a_sample_is_that_sample(write_folder, tmp_path):
+    """A packed study has the whole tables, but only images of the sample."""
+    folder = many_users(write_folder)
+    data = DataSettings(sample_users=2, sample_seed=3)
+    sample = load_folder(folder, URI, data)
+    sample.interactions.to_parquet(folder / "interactions.parquet")
+    assert load_folder(folder, URI, data).fingerprint == sample.fingerprint
+
+
+def test_images_of_items_that_are_left_out_need_not_be_there(write_folder):
+    folder = many_users(write_folder)
+    (folder / "images" / "a.png").unlink()
+    assert "'images/a.png' is no file" in rejected(folder)
+    data = DataSettings(sample_users=1, sample_seed=4)
+    sample = load_folder(folder, URI, data)
+    assert "i8" not in set(sample.items["item_id"])
+
+
+def test_min_interactions_that_nobody_has(write_folder):
+    with pytest.raises(InputError) as caught:
+        load_folder(many_users(write_folder), URI, DataSettings(min_interactions=10))
+    assert str(caught.value) == (
+        "`data.min_interactions` must leave a user of `parquet:shop`, but is 10 and the longest "
+        "history has 9"
+    )

@@ -16,7 +16,7 @@ from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.release import prepare_release
 from perpeft_ray.data.sources import absolute_dataset, open_dataset, raw_files
-from perpeft_ray.data.split import leave_one_out
+from perpeft_ray.data.split import split_dataset
 from perpeft_ray.errors import InputError
 from tests.data.prepare.test_amazon2023 import drawn, write_raw
 from tests.data.prepare.test_release import write_release, zipped
@@ -187,9 +187,9 @@ def test_shared_folders(shared_data, tmp_path, name, users, items, interactions,
     dataset = open_dataset(f"parquet:{shared_data / name}", tmp_path)
     assert len(dataset.interactions) == interactions
     assert sum(image is not None for image in dataset.items["image"]) == images
-    split = leave_one_out(dataset)
+    split = split_dataset(dataset)
     assert (split.num_users, split.num_items) == (users, items)
-    assert len(split.evaluable) == users  # every user has at least five interactions
+    assert len(split.evaluated("test")) == users  # every user has at least five interactions
     assert len(split.train.items) == interactions - 2 * users
 
 

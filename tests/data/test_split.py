@@ -1,4 +1,4 @@
-"""leave_one_out against a slow plain version, and hand-made cases."""
+"""split_dataset against a slow plain version, and hand-made cases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perpeft_ray.config import DataSettings
 from perpeft_ray.data.interactions import Dataset
-from perpeft_ray.data.split import RepeatShares, leave_one_out, repeat_shares
+from perpeft_ray.data.split import RepeatShares, repeat_shares, split_dataset
 from perpeft_ray.errors import InputError
 
 ITEMS = ["i3", "i1", "i0", "i2", "unused"]
@@ -49,7 +50,7 @@ rows_with_an_evaluable_user = st.lists(
 
 @given(rows_with_an_evaluable_user)
 def test_agrees_with_the_slow_version(rows):
-    split = leave_one_out(dataset_of(rows))
+    split = split_dataset(dataset_of(rows))
     expected = slow_split(rows)
     assert split.user_ids.tolist() == list(expected)
     assert split.item_ids.tolist() == ITEMS
@@ -60,13 +61,15 @@ def test_agrees_with_the_slow_version(rows):
         assert split.test_item[user] == test
         assert split.known("valid").of(user).tolist() == train
         assert split.known("test").of(user).tolist() == ([*train, valid] if valid else train)
-    assert split.evaluable.tolist() == [u for u in range(split.num_users) if split.test_item[u]]
+    for part, targets in (("valid", split.valid_item), ("test", split.test_item)):
+        assert split.target(part) is targets
+        assert split.evaluated(part).tolist() == [u for u, item in enumerate(targets) if item]
     assert split.train.offsets[-1] == len(split.train.items)
     assert split.known("test").offsets[-1] == len(split.known("test").items)
 
 
 def test_by_hand():
-    split = leave_one_out(
+    split = split_dataset(
         dataset_of(
             [
                 ("u", "i0", 5),
@@ -88,25 +91,25 @@ def test_by_hand():
 
 
 def test_dtypes():
-    split = leave_one_out(dataset_of([("u", "i0", t) for t in range(3)]))
+    split = split_dataset(dataset_of([("u", "i0", t) for t in range(3)]))
     for histories in (split.train, split.known("test")):
         assert histories.offsets.dtype == np.int64
         assert histories.items.dtype == np.int32
     assert split.valid_item.dtype == split.test_item.dtype == np.int32
-    assert split.evaluable.dtype == np.int64
+    assert split.evaluated("test").dtype == np.int64
     assert split.user_ids.dtype == split.item_ids.dtype == object
 
 
 def test_timestamps_are_compared_exactly():
     big = 2**62  # floats would tie these
-    split = leave_one_out(dataset_of([("u", "i0", big + 1), ("u", "i1", big), ("u", "i2", -big)]))
+    split = split_dataset(dataset_of([("u", "i0", big + 1), ("u", "i1", big), ("u", "i2", -big)]))
     assert split.test_item.tolist() == [ITEMS.index("i0") + 1]
 
 
 def test_no_evaluable_user():
     rows = [("u", "i0", 0), ("u", "i1", 1), ("v", "i0", 0)]
     with pytest.raises(InputError) as caught:
-        leave_one_out(dataset_of(rows))
+        split_dataset(dataset_of(rows))
     assert str(caught.value) == (
         "`parquet:x` needs at least one user with 3 interactions, but the longest history has 2"
     )
@@ -134,3 +137,89 @@ def test_a_doubled_file_has_half_its_rows_repeated_and_every_target_known():
     rows = [("u", item, at) for at, item in enumerate(["i0", "i1", "i2", "i3"])]
     assert repeat_shares(dataset_of(rows)) == RepeatShares(0.0, 0.0)
     assert repeat_shares(dataset_of(rows + rows)) == RepeatShares(1.0, 0.5)
+
+
+BY_TIME = [  # ten rows; a share of 0.2 cuts at times 6 (validation) and 8 (test)
+    ("late", "i3", 8),  # no training interaction: not a user of the split
+    ("a", "i0", 1),
+    ("b", "i1", 2),
+    ("a", "i2", 7),
+    ("a", "i1", 6),  # at the cut: in the validation span, and before the row above
+    ("c", "i2", 3),
+    ("b", "i3", 9),  # b did nothing in the validation span
+    ("a", "i3", 8),  # at the cut: test
+    ("b", "i0", 4),
+    ("c", "unused", 5),
+]
+
+
+def by_time(share: float) -> DataSettings:
+    return DataSettings(split="time", test_share=share)
+
+
+def test_by_time_by_hand():
+    rows = [*BY_TIME, ("a", "i0", 9)]  # 11 rows, k = round(2.75) = 3: times 9, 9, 8 and ties
+    split = split_dataset(dataset_of(rows), by_time(0.25))
+    assert split.user_ids.tolist() == ["a", "b", "c"]
+    # Test from the third latest time, 8; validation from the sixth latest, 6.
+    names = [["", *ITEMS][item] for item in split.train.items]
+    assert names == ["i0", "i1", "i0", "i2", "unused"]
+    assert split.train.offsets.tolist() == [0, 1, 3, 5]
+    assert [["", *ITEMS][item] for item in split.valid_item] == ["i1", "", ""]
+    assert [["", *ITEMS][item] for item in split.test_item] == ["i3", "i3", ""]
+    assert [["", *ITEMS][item] for item in split.known("test").of(0)] == ["i0", "i1", "i2"]
+    assert split.known("test").of(1).tolist() == split.train.of(1).tolist()
+    assert split.evaluated("valid").tolist() == [0]
+    assert split.evaluated("test").tolist() == [0, 1]
+
+
+@given(rows_with_an_evaluable_user, st.sampled_from([0.1, 0.25, 0.4]))
+def test_by_time_agrees_with_the_slow_version(rows, share):
+    times = sorted(time for _, _, time in rows)
+    count = max(1, round(share * len(rows)))
+    first, second = times[-2 * count] if 2 * count <= len(times) else times[0], times[-count]
+    spans: dict[str, list[list[int]]] = {}
+    for user, item, time in sorted(rows, key=lambda row: row[2]):  # stable
+        span = 0 if time < first else 1 if time < second else 2
+        spans.setdefault(user, [[], [], []])[span].append(ITEMS.index(item) + 1)
+    order = dict.fromkeys(user for user, _, _ in rows)
+    expected = {user: spans[user] for user in order if spans[user][0]}
+    valid = times[0] < first < second
+    if not valid or not all(any(of[span] for of in expected.values()) for span in (1, 2)):
+        with pytest.raises(InputError, match=r"`data\.split` time"):
+            split_dataset(dataset_of(rows), by_time(share))
+        return
+    split = split_dataset(dataset_of(rows), by_time(share))
+    assert split.user_ids.tolist() == list(expected)
+    for user, (train, between, after) in enumerate(expected.values()):
+        assert split.train.of(user).tolist() == train
+        assert split.valid_item[user] == (between or [0])[0]
+        assert split.test_item[user] == (after or [0])[0]
+        assert split.known("test").of(user).tolist() == train + between
+
+
+def test_by_time_needs_times_around_its_cuts():
+    rows = [("u", "i0", 5), ("u", "i1", 5), ("v", "i0", 5)]
+    with pytest.raises(InputError) as caught:
+        split_dataset(dataset_of(rows), by_time(0.1))
+    assert str(caught.value) == (
+        "`parquet:x` must have times before and between the cuts of `data.split` time, but its "
+        "first time is 5 and the cuts are at 5 and 5"
+    )
+
+
+def test_by_time_needs_a_user_to_test():
+    rows = [("u", "i0", 1), ("u", "i1", 2), ("v", "i0", 3)]
+    with pytest.raises(InputError) as caught:
+        split_dataset(dataset_of(rows), by_time(0.3))
+    assert str(caught.value) == (
+        "`parquet:x` must have a user with interactions before validation and in the test span of "
+        "`data.split` time, but at `data.test_share` 0.3 none has"
+    )
+
+
+def test_repeat_shares_follow_the_split():
+    rows = [*BY_TIME, ("a", "i0", 9)]
+    shares = repeat_shares(dataset_of(rows), by_time(0.25))
+    assert shares.targets_in_history == 0.0  # a and b had no i3; by leave-one-out, a ends with i0
+    assert repeat_shares(dataset_of(rows)).targets_in_history == 0.5

@@ -45,7 +45,7 @@ CASES = [
 def ranks_of(model: LoadedModel, trial: TrainedTrial, groups: np.ndarray | None) -> np.ndarray:
     """Each evaluable user's test rank, counted plainly from the model's scores."""
     known = trial.split.known("test")
-    users = trial.split.evaluable
+    users = trial.split.evaluated("test")
     histories = [known.of(user).astype(np.int64) for user in users]
     scores = model.scores(histories, None if groups is None else groups[users]).numpy()
     ranks = []
@@ -69,15 +69,15 @@ def test_ranks_are_the_studys(
     trial = open_trained(study_folder, trial_id)
     model = perpeft_ray.load(tmp_path / "model")
     rows = study_folder.users_of(trial_id).set_index("user_id")
-    ids = trial.split.user_ids[trial.split.evaluable]
+    ids = trial.split.user_ids[trial.split.evaluated("test")]
     assert len(ids) > 20
     assert np.array_equal(
         ranks_of(model, trial, trial.modules_of_users()), rows.loc[ids, "test_rank"]
     )
     assert np.array_equal(ranks_of(model, trial, None), rows.loc[ids, "test_rank"])
     known = trial.split.known("test")
-    histories = [known.of(user).astype(np.int64) for user in trial.split.evaluable]
-    targets = trial.split.test_item[trial.split.evaluable].astype(np.int64)
+    histories = [known.of(user).astype(np.int64) for user in trial.split.evaluated("test")]
+    targets = trial.split.test_item[trial.split.evaluated("test")].astype(np.int64)
     assert np.array_equal(model.ranks(histories, targets), rows.loc[ids, "test_rank"])
     if trial.grouping is not None:
         assert np.array_equal(model.assign(histories), rows.loc[ids, "test_group"])

@@ -58,7 +58,7 @@ def test_ranks_of_the_study_come_out_again(
     for part, targets in (("valid", trial.split.valid_item), ("test", trial.split.test_item)):
         known = trial.split.known(part)
         groups = trial.modules_of_users(part)
-        for user in trial.split.evaluable:
+        for user in trial.split.evaluated("test"):
             group = int(groups[user])
             table = embeddings[group]
             scores = table @ user_states(trial, np.array([user]), group, table, part)[0]
@@ -67,7 +67,7 @@ def test_ranks_of_the_study_come_out_again(
             rank = int((scores[others] >= scores[targets[user]]).sum())
             assert rank == rows.loc[trial.split.user_ids[user], f"{part}_rank"]
             checked += 1
-    assert checked == 2 * len(trial.split.evaluable) > 0
+    assert checked == 2 * len(trial.split.evaluated("test")) > 0
 
 
 def test_one_item_is_embedded_as_among_all(

@@ -9,38 +9,40 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from perpeft_ray.data.split import Histories, LeaveOneOut
+from perpeft_ray.data.split import Histories, Split
 from perpeft_ray.recommender import simple
 from perpeft_ray.recommender.simple import SimpleMethod, simple_ranks
 
 
-def random_split(users: int, items: int, length: int, seed: int = 0) -> LeaveOneOut:
+def random_split(users: int, items: int, length: int, seed: int = 0) -> Split:
     """Histories with repeats, also of the targets; every fifth user only trains."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 2 * length, users)
     evaluated = np.arange(users) % 5 > 0
     popular = rng.integers(1, items + 1, (3, users)), rng.integers(1, items // 3 + 1, (3, users))
     targets = np.where(rng.random((3, users)) < 0.5, *popular).astype(np.int32)
-    return LeaveOneOut(
+    return Split(
         user_ids=np.arange(users).astype(object),
         item_ids=np.arange(items).astype(object),
         train=Histories(
             np.concatenate([[0], np.cumsum(lengths)]),
             rng.integers(1, items + 1, lengths.sum()).astype(np.int32),
         ),
-        valid_item=np.where(evaluated, targets[0], 0),
+        validation=Histories(
+            np.concatenate([[0], np.cumsum(evaluated)]), targets[0][evaluated].astype(np.int32)
+        ),
         test_item=np.where(evaluated, targets[1], 0),
     )
 
 
-def slow_ranks(method: str, split: LeaveOneOut, part: Literal["valid", "test"]) -> list[int]:
+def slow_ranks(method: str, split: Split, part: Literal["valid", "test"]) -> list[int]:
     """The same by definition: dictionaries and loops."""
     trained = {user: split.train.of(user).tolist() for user in range(split.num_users)}
     histories = {}
     for user in range(split.num_users):
         own = split.train.of(user).tolist()
-        if part == "test" and split.valid_item[user]:
-            own.append(int(split.valid_item[user]))
+        if part == "test":
+            own += split.validation.of(user).tolist()
         histories[user] = own
     owners = {
         item: {user for user, own in trained.items() if item in own}
@@ -82,11 +84,11 @@ def test_ranks_are_those_of_the_definition(
 
 
 def test_a_tie_counts_against_the_target() -> None:
-    split = LeaveOneOut(
+    split = Split(
         user_ids=np.array(["u"], dtype=object),
         item_ids=np.array(list("abcde"), dtype=object),
         train=Histories(np.array([0, 1]), np.array([1], np.int32)),
-        valid_item=np.array([2], np.int32),
+        validation=Histories(np.array([0, 1]), np.array([2], np.int32)),
         test_item=np.array([3], np.int32),
     )
     assert simple_ranks("item_knn", split, "valid").tolist() == [3]

@@ -120,7 +120,7 @@ def start(arguments: list[str]) -> None:
     study_run._open_study = open_study(fault)
     study_run.check_inputs = lambda *_, **__: None  # type: ignore[attr-defined]  # not public there
     study_run.keep_weights = lambda *_: None  # type: ignore[attr-defined]
-    study_run.repeat_shares = lambda _: RepeatShares(0.0, 0.0)  # type: ignore[attr-defined]
+    study_run.repeat_shares = lambda *_: RepeatShares(0.0, 0.0)  # type: ignore[attr-defined]
     study_run.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")  # type: ignore[attr-defined]
     small = (
         "--train.epochs 1 --train.personal-epochs 4 --train.validate-every 1 --parallel-workers 0 "

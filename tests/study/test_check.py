@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from perpeft_ray.data.interactions import Dataset
-from perpeft_ray.data.split import LeaveOneOut, leave_one_out
+from perpeft_ray.data.split import Split, split_dataset
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.check import check_histories
 
 
-def _split(**histories: list[str]) -> LeaveOneOut:
+def _split(**histories: list[str]) -> Split:
     rows = [(user, item, time) for user, h in histories.items() for time, item in enumerate(h)]
-    return leave_one_out(
+    return split_dataset(
         Dataset(
             uri="parquet:shop",
             root=Path(),

@@ -33,7 +33,7 @@ def test_a_trial_ends_with_every_users_rank(
         make_trial("perpeft", variant), encoder=name, last_layers=last_layers
     )
     outcome = run_trial(config, workspace, lambda record: None, test=True)
-    evaluable = open_split(workspace).evaluable
+    evaluable = open_split(workspace).evaluated("test")
     assert (outcome.users.test_rank[evaluable] >= 0).all()
     assert outcome.trainable_parameters > 0
     assert np.isfinite(outcome.valid.ndcg_at_20)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.release import prepare_release
-from perpeft_ray.data.split import leave_one_out
+from perpeft_ray.data.split import split_dataset
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import open_catalogue, open_split, prepare
@@ -52,7 +52,7 @@ def archive(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_a_trial_on_the_archive(archive, small_folder, make_trial, tmp_path) -> None:
     workspace = prepare(f"release:{archive}#arts", "toyshop-clip", tmp_path / "cache")
-    expected = leave_one_out(load_folder(small_folder, ""))
+    expected = split_dataset(load_folder(small_folder, ""))
     split = open_split(workspace)
     assert split.item_ids.tolist() == expected.item_ids.tolist()
     for name in ("valid_item", "test_item"):
@@ -66,10 +66,10 @@ def test_a_trial_on_the_archive(archive, small_folder, make_trial, tmp_path) -> 
     outcome = run_trial(make_trial(), workspace, epochs.append, test=True)
     assert [epoch.stage for epoch in epochs] == [1, 3]
     assert all(np.isfinite(epoch.loss) for epoch in epochs)
-    assert outcome.users_evaluated == len(expected.evaluable)
+    assert outcome.users_evaluated == len(expected.evaluated("test"))
     assert outcome.test is not None
     assert 0 <= outcome.test.ndcg_at_20 <= outcome.test.hr_at_20 <= 1
-    assert (outcome.users.test_rank >= 0).sum() == len(expected.evaluable)
+    assert (outcome.users.test_rank >= 0).sum() == len(expected.evaluated("test"))
 
 
 @pytest.mark.slow

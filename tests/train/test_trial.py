@@ -17,6 +17,7 @@ from perpeft_ray.config import (
     PEFT_METHODS,
     PERSONAL_METHODS,
     SIMPLE_METHODS,
+    DataSettings,
     TrialConfig,
 )
 from perpeft_ray.encoder import prefix
@@ -51,9 +52,9 @@ def test_every_method_ends_with_its_outcome(
     split = open_split(workspace)
     assert [(r.stage, r.epoch) for r in records] == [(1, 1), (1, 2), (3, 3), (3, 4)]
     assert [r.valid is not None for r in records] == [False, True, False, True]
-    assert outcome.users_evaluated == len(split.evaluable)
+    assert outcome.users_evaluated == len(split.evaluated("test"))
     users = outcome.users
-    evaluated = np.isin(np.arange(split.num_users), split.evaluable)
+    evaluated = np.isin(np.arange(split.num_users), split.evaluated("test"))
     assert ((users.valid_rank >= 0) == evaluated).all()
     assert ((users.test_rank >= 0) == evaluated).all()
     assert outcome.test == ranking_metrics(users.test_rank[evaluated])
@@ -83,7 +84,7 @@ def test_a_simple_baseline_is_a_trial_without_epochs(
     split = open_split(workspace)
     assert records == []
     assert np.array_equal(outcome.users.valid_rank, simple_ranks(method, split, "valid"))
-    evaluated = outcome.users.test_rank[split.evaluable]
+    evaluated = outcome.users.test_rank[split.evaluated("test")]
     assert outcome.test == (ranking_metrics(evaluated) if test else None)
     assert (evaluated >= 0).all() == test
 
@@ -274,3 +275,23 @@ def test_a_trial_whose_best_epoch_is_its_last_is_still_improving(
     config = make_trial("global", epochs=1, personal_epochs=1)
     outcome = _run(config, workspace)
     assert outcome.still_improving == (outcome.selected_epoch == 2)
+
+
+@pytest.mark.parametrize("method", ["perpeft", "popularity"])
+def test_a_split_by_time_ranks_each_span_for_those_who_are_in_it(
+    tmp_path: Path, make_trial: MakeTrial, method: Any
+) -> None:
+    data = DataSettings(split="time", test_share=0.2)
+    shop = write_small_shop(tmp_path / "shop")
+    workspace = prepare(f"parquet:{shop}", "toyshop-clip", tmp_path / "cache", data=data)
+    variant = "lora" if method == "perpeft" else None
+    config = dataclasses.replace(make_trial(method, variant), split="time", test_share=0.2)
+    assert config.data == data
+    outcome = _run(config, workspace)
+    split = open_split(workspace)
+    validated, tested = split.evaluated("valid"), split.evaluated("test")
+    assert set(validated) != set(tested)
+    assert np.flatnonzero(outcome.users.valid_rank >= 0).tolist() == validated.tolist()
+    assert np.flatnonzero(outcome.users.test_rank >= 0).tolist() == tested.tolist()
+    assert outcome.users_evaluated == len(tested)
+    assert outcome.valid == ranking_metrics(outcome.users.valid_rank[validated])

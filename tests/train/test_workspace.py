@@ -8,6 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from perpeft_ray.config import DataSettings
+from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.data.split import split_dataset
 from perpeft_ray.errors import InputError
 from perpeft_ray.train.workspace import open_catalogue, open_split, prepare, prepare_here
 from tests.small_shop import write_small_shop
@@ -57,3 +60,35 @@ def test_ids_are_exact_and_a_long_one_costs_only_itself(tmp_path: Path) -> None:
     expected = [renamed.get(user, user) for user in users]
     assert open_split(workspace).user_ids.tolist() == expected
     assert sum(file.stat().st_size for file in workspace.split.iterdir()) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataSettings(split="time", test_share=0.2),
+        DataSettings(split="time", test_share=0.3),
+        DataSettings(min_interactions=4),
+        DataSettings(sample_users=20),
+        DataSettings(sample_users=20, sample_seed=1),
+    ],
+)
+def test_other_data_settings_are_another_workspace(tmp_path: Path, data: DataSettings) -> None:
+    shop = write_small_shop(tmp_path / "shop")
+    cache = tmp_path / "cache"
+    whole = prepare(f"parquet:{shop}", "toyshop-clip", cache)
+    workspace = prepare(f"parquet:{shop}", "toyshop-clip", cache, data=data)
+    assert workspace.fingerprint != whole.fingerprint
+    assert workspace.split != whole.split
+    expected = split_dataset(load_folder(shop, "", data), data)
+    found = open_split(workspace)
+    assert found.user_ids.tolist() == expected.user_ids.tolist()
+    for name in ("train", "validation"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert one.offsets.tolist() == other.offsets.tolist()
+        assert one.items.tolist() == other.items.tolist()
+    assert found.test_item.tolist() == expected.test_item.tolist()
+    assert open_catalogue(workspace).num_items == expected.num_items
+
+    shutil.rmtree(cache)
+    prepare_here(workspace, f"parquet:{shop}", data)
+    assert open_split(workspace).num_users == expected.num_users

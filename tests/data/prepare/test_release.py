@@ -17,7 +17,7 @@ import pytest
 
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.release import prepare_release
-from perpeft_ray.data.split import leave_one_out
+from perpeft_ray.data.split import split_dataset
 from perpeft_ray.errors import InputError
 from tests.data.prepare.conftest import jpeg
 
@@ -80,7 +80,7 @@ def check(out: Path) -> None:
         "images_failed.csv",
         "prepare.json",
     }
-    split = leave_one_out(dataset)
+    split = split_dataset(dataset)
     assert split.test_item.tolist() == [3, 2]
     assert split.valid_item.tolist() == [2, 3]
 
