@@ -17,7 +17,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from perpeft_ray.config import LossSettings, SearchSettings, StudyConfig, TrainSettings, TrialConfig
+from perpeft_ray.config import (
+    DataSettings,
+    LossSettings,
+    SearchSettings,
+    StudyConfig,
+    TrainSettings,
+    TrialConfig,
+)
 from perpeft_ray.errors import InputError
 from perpeft_ray.store import folder as folder_module
 from perpeft_ray.store.files import whole_file
@@ -71,7 +78,8 @@ def test_a_complete_trial_reads_back_as_it_was(folder: StudyFolder, record) -> N
 
 
 def test_every_column_of_a_complete_trial_with_all_settings_is_filled(folder, record) -> None:
-    folder.write_trial(record("perpeft", "lora"))
+    study = StudyConfig(data=DataSettings(split="time", sample_users=100))
+    folder.write_trial(record("perpeft", "lora", study=study))
     row = folder.trials().iloc[0]
     empty = {name for name in TRIALS.names if pd.isna(row[name])}
     assert empty == {"error", "bottleneck"}
