@@ -3,7 +3,8 @@
     python studies/findings.py results/findings_toyshop results/findings_movielens_small
 
 Trains nothing. Writes `means` and `orderings` as Parquet and Markdown to results/reference
-(`--out`). The commands of the studies behind the committed tables are in results/findings/paper_order.md.
+(`--out`). The commands of the studies behind the committed tables are in
+results/findings/paper_order.md.
 """
 
 from __future__ import annotations
