@@ -19,8 +19,8 @@ from perpeft_ray.encoder.foundation import Towers
 class LastAttention(nn.Module):
     """The towers' last self-attention, averaged over heads.
 
-    It replaces the towers' attention by one that gives its weights, for good. A module of its own,
-    so that a group's tensors can be put in place for a call: the towers are its child `towers`.
+    Permanently switches the towers to attention that returns its weights. It is a module, so that
+    a group's tensors can be swapped in for one call: the towers are its child `towers`.
     """
 
     def __init__(self, towers: Towers) -> None:
@@ -33,9 +33,9 @@ class LastAttention(nn.Module):
     def forward(self, batch: ItemBatch) -> tuple[Tensor | None, Tensor | None]:
         """Weights on tokens [n, L] and on patches [n, P], float32, each row summing to 1.
 
-        Tokens: as seen from the last one where attention is causal, else the mean over all that
-        look. Patches: as seen from the class token, or the mean where there is none. None for a
-        half that is not there or has no self-attention.
+        Tokens: as seen from the last token if attention is causal, else the mean over all tokens.
+        Patches: as seen from the class token, or the mean over patches if there is none. None for
+        a missing half, or one without self-attention.
         """
         text = image = None
         if self.towers.text is not None:
@@ -51,9 +51,9 @@ class LastAttention(nn.Module):
 
 @contextmanager
 def _weights_of(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Attention weights [n, heads, positions, positions] of every layer that is run meanwhile.
+    """Attention weights [n, heads, positions, positions] of every layer that runs inside.
 
-    Transformers' self-attention modules return (output, weights), whatever the family.
+    Transformers' self-attention modules return (output, weights) in every family.
     """
     layers: list[Tensor] = []
 

@@ -1,6 +1,6 @@
-"""Dropout as masks in the dtype of what they are multiplied with.
+"""Fast dropout on CPUs: masks in the input's dtype, cut from random words.
 
-On a CPU torch draws one Bernoulli number for each element, this four at a time.
+On a CPU torch draws one Bernoulli number per element; this draws four elements at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _LEVELS = 2**16
 
 
 class BitDropout(nn.Module):
-    """As `nn.Dropout`, with masks cut on a CPU from whole random words of torch's generator.
+    """`nn.Dropout` whose CPU masks are cut from whole random words of torch's generator.
 
     `p` is rounded to a multiple of 2^-16. At width 64 torch's own Bernoulli draws were a quarter
     of a LoRA training step (see results/findings/cpu_speed.md).
@@ -25,11 +25,11 @@ class BitDropout(nn.Module):
 
     @property
     def scale(self) -> float:
-        """What elements that are kept are multiplied by; not where all are dropped."""
+        """Factor of the kept elements; undefined if p is 1."""
         return _LEVELS / (_LEVELS - self.dropped)
 
     def kept(self, x: Tensor) -> Tensor | None:
-        """1 at elements of `x` that are not dropped this time, else 0, in its dtype; None: all."""
+        """Mask in the dtype of `x`: 1 for kept elements, 0 for dropped; None keeps all."""
         if not self.training or self.dropped == 0:
             return None
         if x.device.type != "cpu":
@@ -37,7 +37,7 @@ class BitDropout(nn.Module):
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
         kept = drawn >= self.dropped - _LEVELS // 2
-        return kept.view(torch.uint8).to(x.dtype)  # from bool it takes eight times the time
+        return kept.view(torch.uint8).to(x.dtype)  # eight times faster than from bool
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with each element zeroed with probability p, the others scaled by 1 / (1 - p)."""
@@ -48,7 +48,7 @@ class BitDropout(nn.Module):
 
 
 def replace_dropout(module: nn.Module) -> None:
-    """Put `BitDropout` in the place of every `nn.Dropout` inside `module`."""
+    """Replace every `nn.Dropout` inside `module` by `BitDropout`."""
     for name, child in module.named_children():
         if isinstance(child, nn.Dropout):
             setattr(module, name, BitDropout(child.p))

@@ -1,8 +1,8 @@
-"""What frozen towers say of every item, computed once and memory-mapped.
+"""Cached outputs of the frozen towers for every item, computed once and memory-mapped.
 
 Two stores: the projected features (for `frozen_mm`) and the hidden states (for IISAN), kept under
-`cache/features/<fingerprint>/`. Items are encoded in batches of similar title lengths, so that
-little padding is; a computation that was stopped goes on with the next batch.
+`cache/features/<fingerprint>/`. Items are encoded in batches of similar title length, to save
+padding. An interrupted computation resumes with the next batch.
 Letters: I items (row 0 is padding), K hidden states, W width.
 """
 
@@ -31,10 +31,9 @@ from perpeft_ray.screen import console as console_on
 def projected_features(
     towers: Callable[[], Towers], catalogue: Catalogue, folder: Path
 ) -> NDArray[np.float32]:
-    """float32 [I+1, out_features], row 0 zero; computed into `folder` where it is not there yet.
+    """float32 [I+1, out_features], row 0 zero; computed into `folder` unless present.
 
-    `towers` is called only where there is something to compute. Processes that ask for the same
-    folder at once wait for the first.
+    Calls `towers` only to compute. Processes that need the same folder wait for the first.
     """
 
     def compute(working: Path) -> None:
@@ -54,7 +53,7 @@ def hidden_states(
     towers: Callable[[], Towers], catalogue: Catalogue, folder: Path
 ) -> tuple[NDArray[np.float16], NDArray[np.float16] | None]:
     """IISAN's inputs, float16: text [I+1, K, W_text] and image [I+1, K, W_image] (None without
-    images), row 0 zero; computed into `folder` where they are not there yet."""
+    images), row 0 zero; computed into `folder` unless present."""
 
     def compute(working: Path) -> None:
         model = towers()
@@ -87,9 +86,9 @@ def store_of_items(
     shapes: Mapping[str, tuple[int, ...]],
     encode: Callable[[ItemBatch], Sequence[NDArray[Any]]],
 ) -> dict[str, NDArray[Any]]:
-    """Arrays [I+1, *shape] by name, memory-mapped, row 0 zero; computed where they are missing.
+    """Arrays [I+1, *shape] by name, memory-mapped, row 0 zero; computed unless present.
 
-    `encode` gives the rows of a batch, one array a name, in the order of `shapes`.
+    `encode` returns the rows of a batch, one array per name, in the order of `shapes`.
     """
     _ensure(folder, lambda working: _fill(working, catalogue, device, dtype, shapes, encode))
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
@@ -111,7 +110,7 @@ def _fill(
     shapes: Mapping[str, tuple[int, ...]],
     encode: Callable[[ItemBatch], Sequence[NDArray[Any]]],
 ) -> None:
-    """Write `encode`'s rows of every item to one file a shape, from where an earlier run was."""
+    """Write `encode`'s rows of all items to one file per shape; resume an earlier run."""
     mark = working / "items.done"
     done = read_mark(mark)
     arrays = [
@@ -121,7 +120,7 @@ def _fill(
         for name, shape in shapes.items()
     ]
     source, chunk = CatalogueRows(catalogue), sizes_of(device).encode_items
-    # Longest titles first: what is too large for the memory is so at once.
+    # Longest titles first: a batch too large for memory fails at once.
     order = np.argsort(-catalogue.token_counts[1:].astype(np.int64), kind="stable") + 1  # [I]
     console = console_on(sys.stderr)
     for start in track(

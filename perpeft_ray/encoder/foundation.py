@@ -1,4 +1,4 @@
-"""Frozen foundation towers from transformers: a dual encoder, a pair of models, or text alone.
+"""Frozen towers from transformers: a dual encoder, a pair of models, or text alone.
 
 Letters: n items, L tokens, S pixels a side, W a tower's width.
 """
@@ -32,10 +32,10 @@ from perpeft_ray.encoder.titles import by_length
 from perpeft_ray.errors import InputError
 
 NARROW = 128
-"""Encoders whose text tower (a lone model: it itself) is narrower compute in float32 under dtype
-`auto`. At this width a training step in bfloat16 takes 0.6 of the time of one in float32 on a CPU
-with avx512_bf16 (benchmarks/small_clip.py). What bfloat16 does to NDCG@20 was measured at width 64
-alone, and is less than its noise over 15 seeds (studies/bfloat16.py)."""
+"""Least width of the text tower for bfloat16 under dtype `auto`; narrower ones use float32. At this
+width a bfloat16 training step takes 0.6 of a float32 step's time on a CPU with avx512_bf16
+(benchmarks/small_clip.py). The effect on NDCG@20 was measured at width 64 only: below the noise of
+15 seeds (studies/bfloat16.py)."""
 
 Modality = Literal["text", "image"]
 
@@ -43,8 +43,8 @@ Modality = Literal["text", "image"]
 def compute_dtype(name: Dtype, device: torch.device, width: int) -> torch.dtype:
     """The dtype of frozen weights.
 
-    `auto` is bfloat16 where the device multiplies it natively and `width`, the text tower's, is at
-    least `NARROW`; below that, conversions cost more than they save.
+    `auto` is bfloat16 if the device multiplies it natively and the text tower's `width` is at
+    least `NARROW`. Below that, conversions cost more than they save.
     """
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
@@ -56,9 +56,9 @@ def compute_dtype(name: Dtype, device: torch.device, width: int) -> torch.dtype:
 
 
 def resolved_dtype(encoder: str, asked: Dtype, device: torch.device) -> str:
-    """What `asked` means for an encoder on a device, as part of a cache's name.
+    """The dtype that `asked` resolves to for an encoder on a device, for cache names.
 
-    `float32` or `bfloat16`, of a pair perhaps both. Only the encoder's config.json is read.
+    `float32` or `bfloat16`; for a pair possibly both. Reads only the encoder's config.json.
     """
     source = parse_encoder(encoder)
     paths = {source.path, source.image_path or source.path}
@@ -75,7 +75,7 @@ def _width(path: str) -> int:
 
 @dataclass(frozen=True)
 class PixelScaling:
-    """What an encoder's image processor does to uint8 pixels, a channel: x * scale + shift."""
+    """An encoder's pixel normalisation of uint8 values, per channel: x * scale + shift."""
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
@@ -84,8 +84,8 @@ class PixelScaling:
 class Towers(nn.Module):
     """A frozen encoder of items: a text half, an image half, or both, over one `model`.
 
-    Items without an image (or title) have zeros in that half of the output. The halves refer to
-    modules of `model`, which holds all weights and is where adapters go.
+    Items without an image (or title) have zeros in that half of the output. `model` holds all
+    weights and takes the adapters; the halves refer to its modules.
     """
 
     pixel_scale: Tensor
@@ -126,7 +126,7 @@ class Towers(nn.Module):
         return self.joined(batch, image, text)
 
     def joined(self, batch: ItemBatch, image: Tensor | None, text: Tensor | None) -> Tensor:
-        """`forward`'s output from the features of the halves that there are, [n, ...] each."""
+        """`forward`'s output from the features of the present halves, [n, ...] each."""
         halves = []
         if image is not None:
             halves.append(_where(batch.has_image, image))
@@ -137,7 +137,7 @@ class Towers(nn.Module):
     def state_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Width and number of layers of the text and image towers' states; zeros without images.
 
-        Raises InputError where a tower has no states of one width.
+        Raises InputError if a tower has no states of one width.
         """
         assert self.text is not None
         if self.image is None:
@@ -150,8 +150,8 @@ class Towers(nn.Module):
         return (self.text.width, self.text.layers), (self.image.width, self.image.layers)
 
     def hidden_states(self, batch: ItemBatch) -> tuple[Tensor, Tensor | None]:
-        """One state a layer and item: text [n, layers + 1, W], image [n, layers + 1, W] or None
-        without images; layer 0 is the embedding output. float32. As `state_sizes` says.
+        """One state per layer and item: text [n, layers + 1, W], image [n, layers + 1, W] or None
+        without images; layer 0 is the embedding output. float32. Sizes as `state_sizes`.
         """
         assert self.text is not None
         texts = _where(batch.has_title, self.text.states(batch))
@@ -160,12 +160,12 @@ class Towers(nn.Module):
         return texts, _where(batch.has_image, self.image.states(self.pixels(batch)))
 
     def scale_pixels(self, scaling: PixelScaling) -> None:
-        """Set what `pixels` does; nothing at first."""
+        """Set the scaling that `pixels` applies; none at first."""
         self.pixel_scale = torch.tensor(scaling.scale).view(3, 1, 1)
         self.pixel_shift = torch.tensor(scaling.shift).view(3, 1, 1)
 
     def pixels(self, batch: ItemBatch) -> Tensor:
-        """Pixels as the image processor makes them, in the towers' dtype, [n, 3, S, S]."""
+        """Normalised pixels in the towers' dtype, [n, 3, S, S]."""
         assert batch.pixels is not None
         if batch.pixels.is_cuda:
             from perpeft_ray.encoder import kernels
@@ -183,9 +183,9 @@ def load_towers(
 ) -> Towers:
     """Frozen towers in evaluation mode on `device`, weights in `compute_dtype`.
 
-    `name` as in `parse_encoder`. `modality`: the only one of an encoder with two that is used.
-    Weights are read from safetensors only, never from pickles.
-    Raises InputError where the model cannot be loaded or is not of the family.
+    `name` as in `parse_encoder`. `modality` restricts an encoder with two towers to one.
+    Reads weights from safetensors only, never from pickles. Raises InputError if the model cannot
+    be loaded or is not of the family.
     """
     from transformers import AutoModel
     from transformers.utils import logging
@@ -222,9 +222,9 @@ def load_towers(
 
 
 def skeleton(name: str) -> Towers:
-    """The towers of an encoder without weights (on the meta device), to see what is in them.
+    """The towers of an encoder without weights (on the meta device), for inspection.
 
-    Only the encoder's config.json is read.
+    Reads only the encoder's config.json.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -278,9 +278,9 @@ def _build(
 
 
 def _check_complete(name: str, missing: Iterable[str]) -> None:
-    """Raise InputError where transformers would make up weights that the encoder does not have.
+    """Raise InputError if transformers would invent weights that the encoder lacks.
 
-    Poolers, which models fine-tuned without one lack, are not used.
+    Poolers may be missing: they are not used.
     """
     made_up = sorted(key for key in missing if "pooler" not in key)
     if made_up:
@@ -291,11 +291,11 @@ def _check_complete(name: str, missing: Iterable[str]) -> None:
 
 
 _DUAL = ("get_text_features", "get_image_features", "text_model", "vision_model")
-"""What a dual encoder has."""
+"""Attributes that identify a dual encoder."""
 
 
 def _check_text(name: str, model: Any) -> None:
-    """Raise InputError where a model does not encode a text as states, one a token."""
+    """Raise InputError if a model does not encode text as one state per token."""
     kind = model.config.model_type
     takes = inspect.signature(model.forward).parameters
     is_text = model.main_input_name == "input_ids" and "attention_mask" in takes
@@ -315,7 +315,7 @@ def _check_text(name: str, model: Any) -> None:
 
 
 def _check_image(name: str, model: Any) -> None:
-    """Raise InputError where a model does not encode images as states."""
+    """Raise InputError if a model does not encode images as states."""
     if model.main_input_name != "pixel_values" or hasattr(model, "get_image_features"):
         raise InputError(
             "`encoder` pair:TEXT,IMAGE must have a vision model alone (such as ViT) for images, "
@@ -324,7 +324,7 @@ def _check_image(name: str, model: Any) -> None:
 
 
 def _pooling(path: str) -> Literal["mean", "first"]:
-    """The pooling that sentence-transformers recorded beside the model; mean where it did not."""
+    """The pooling that sentence-transformers recorded beside the model; mean by default."""
     record = encoder_file(path, POOLING)
     if record is not None and json.loads(record.read_text()).get("pooling_mode_cls_token"):
         return "first"
@@ -332,6 +332,6 @@ def _pooling(path: str) -> Literal["mean", "first"]:
 
 
 def _where(present: Tensor, values: Tensor) -> Tensor:
-    """`values` as float32 with the rows of absent modalities zeroed."""
+    """`values` as float32, with rows of missing modalities zeroed."""
     shape = (-1,) + (1,) * (values.dim() - 1)
     return values.float() * present.view(shape)

@@ -1,7 +1,7 @@
-"""CUDA graphs of an encoder's training pass, one for each shape that comes again.
+"""CUDA graphs of an encoder's training pass, one per shape that repeats.
 
-A step of few users launches some two thousand small kernels, which takes a GPU's host longer than
-the card. A graph launches them at once. Shapes repeat because items and titles are padded.
+A step with few users launches about two thousand small kernels, and launching takes longer than
+computing. A graph launches them at once. Shapes repeat because items and titles are padded.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 MOST_GRAPHS = 32
 _SEEN = 2
-"""Times that a shape is computed without a graph, at first."""
+"""How often a shape is computed before its graph is captured."""
 
 
 class TrainingGraphs:
-    """Calls `function(module, inputs)`; from the third time on by a graph of the inputs' shapes.
+    """Calls `function(module, inputs)`; from a shape's third call on through a CUDA graph.
 
-    `inputs` are tensors in tuples, lists and dataclasses; the rest of them is part of the shape.
-    All graphs share their memory: while the gradient of one's result is still to be computed,
-    others are computed without a graph.
+    `inputs` are tensors in tuples, lists and dataclasses; other values count as part of the shape.
+    All graphs share their memory: while one result still needs its gradient, other calls run
+    without a graph.
     """
 
     def __init__(self, function: Callable[[Mapping[str, Tensor], Any], Tensor]) -> None:
@@ -36,7 +36,7 @@ class TrainingGraphs:
         self._pending: weakref.ref[Tensor] | None = None
 
     def __call__(self, module: Mapping[str, Tensor], inputs: Any, rows: int) -> Tensor:
-        """The first `rows` of the function's result; on the device of `inputs`, a GPU."""
+        """The first `rows` of the function's result, on the GPU of `inputs`."""
         key = (tuple(module), _shape(inputs))
         graph = self._graphs.get(key)
         waiting = self._pending is not None and self._pending() is not None
@@ -65,7 +65,7 @@ class TrainingGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         parameters = [x.detach().clone().requires_grad_() for x in module.values()]
         sample = (*parameters, *(x.clone() for x in _tensors(inputs)))
-        # Capturing draws random numbers, which must not change those of this step's dropout.
+        # Capturing draws random numbers; keep them from changing this step's dropout.
         with torch.random.fork_rng(devices=[sample[0].device]):
             graph = torch.cuda.make_graphed_callables(
                 of_tensors, sample, allow_unused_input=True, pool=self._pool
@@ -85,7 +85,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """`value` with other tensors in the places of its own."""
+    """`value` with its tensors replaced."""
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, tuple | list):

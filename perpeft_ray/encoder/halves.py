@@ -1,8 +1,8 @@
 """The text half and the image half of an encoder: features and pooled hidden states of each.
 
-Of a dual encoder (CLIP, SigLIP, Chinese-CLIP, ALIGN) a half is what `get_text_features` or
-`get_image_features` say; of a pair of separate models, the model's own pooled output. What token
-stands for the whole is found per family, so that hidden states are pooled as the features are.
+A half of a dual encoder (CLIP, SigLIP, Chinese-CLIP, ALIGN) returns what `get_text_features` or
+`get_image_features` return; a half of a pair returns its model's own pooled output. Hidden states
+are pooled like the features: each family has its own summary token.
 Letters: n items, L tokens, P patches, W width.
 """
 
@@ -19,24 +19,24 @@ from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.targets import layer_stacks
 
 TextPooling = Literal["end", "last", "first", "mean"]
-"""Which token stands for a title: its end-of-text token, the last of all, the first, or none."""
+"""The token that summarises a title: end of text, the very last, the first, or none."""
 
 _TEXT_POOLING: dict[str, TextPooling] = {"clip": "end", "siglip": "last"}
-"""Of dual encoders by model type; the others have a BERT, which pools at its first token."""
+"""By model type of dual encoders; all others have a BERT, which pools at its first token."""
 
 
 _Given = TypeVar("_Given", contravariant=True)
 
 
 class Half(Protocol[_Given]):
-    """What makes something of titles, or of images."""
+    """An encoder of titles, or of images."""
 
     tower: nn.Module
-    """The modules that do."""
+    """Its modules."""
     model: Any
-    """The transformers model that does it, a dual encoder perhaps."""
+    """The transformers model with these modules, possibly a dual encoder."""
     width: int
-    """Of hidden states; 0 for a convolutional tower, whose states have no one width."""
+    """Width of hidden states; 0 for convolutional towers, whose states differ in width."""
     layers: int
 
     @property
@@ -56,7 +56,7 @@ class Half(Protocol[_Given]):
 TextHalf = Half[ItemBatch]
 """Reads titles from a batch of items."""
 ImageHalf = Half[Tensor]
-"""Is given pixels, normalised, [n, 3, S, S]."""
+"""Returns normalised pixels of a batch of items, [n, 3, S, S]."""
 
 
 class DualText:
@@ -73,7 +73,7 @@ class DualText:
 
     @cached_property
     def out_features(self) -> int:
-        """Width of the features; one token is encoded to see it."""
+        """Width of the features, found by encoding one token."""
         ids = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
         with torch.no_grad():
             return int(self.model.get_text_features(ids).pooler_output.shape[-1])
@@ -87,7 +87,7 @@ class DualText:
         return self.model.get_text_features(**self._inputs(batch)).pooler_output  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     def states(self, batch: ItemBatch) -> Tensor:
-        """States at the token that the features are read at."""
+        """States at the token that the features are read from."""
         out = self.model.get_text_features(**self._inputs(batch), output_hidden_states=True)
         rows = torch.arange(len(batch.token_ids), device=batch.token_ids.device)
         place = self._place(batch.token_ids)
@@ -95,8 +95,8 @@ class DualText:
 
     def _inputs(self, batch: ItemBatch) -> dict[str, Tensor]:
         inputs = {"input_ids": batch.token_ids}
-        # CLIP is causal and pooled at the end of text: later padding is never seen. SigLIP is
-        # trained on padding as on tokens; its preprocessor pads to the full length.
+        # CLIP is causal and pooled at the end of text, so it never sees later padding. SigLIP is
+        # trained with padding; its preprocessor pads to the full length.
         if self.pooling == "first":
             inputs["attention_mask"] = batch.attention_mask
         return inputs
@@ -105,7 +105,7 @@ class DualText:
         if self.pooling == "end":
             if self._end is not None and self._end != 2:
                 return (ids == self._end).int().argmax(dim=1)  # type: ignore[no-any-return]  # nn.Module's call is untyped
-            return ids.argmax(dim=1)  # as transformers: configurations that say 2 mean the highest
+            return ids.argmax(dim=1)  # as in transformers: a configured 2 means the highest id
         return -1 if self.pooling == "last" else 0
 
 
@@ -131,7 +131,7 @@ class DualImage:
         return self.model.get_image_features(pixel_values=pixels).pooler_output  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     def states(self, pixels: Tensor) -> Tensor:
-        """States at the class token, or their mean over patches where there is none."""
+        """States at the class token, or their mean over patches if there is none."""
         out = self.model.get_image_features(pixel_values=pixels, output_hidden_states=True)
         return _pooled_states(out.hidden_states, pixels, self.config)
 
@@ -193,14 +193,14 @@ class LoneImage:
 
 
 def _state_sizes(model: Any, config: Any) -> tuple[int, int]:
-    """Width and number of a vision model's layers; zeros where it has no transformer layers."""
+    """Width and number of a vision model's layers; zeros without transformer layers."""
     if model is None or not layer_stacks(model):
         return 0, 0
     return int(config.hidden_size), int(config.num_hidden_layers)
 
 
 def _blank(model: Any, config: Any) -> Tensor:
-    """A blank image: of the size of position embeddings, or small where there are none."""
+    """A blank image: as large as the position embeddings ask, else small."""
     size = int(config.image_size) if hasattr(config, "patch_size") else 64
     return torch.zeros(1, 3, size, size, dtype=model.dtype, device=model.device)
 
@@ -210,6 +210,6 @@ def _pooled_states(states: tuple[Tensor, ...], pixels: Tensor, config: Any) -> T
 
 
 def _pooled(state: Tensor, pixels: Tensor, config: Any) -> Tensor:
-    """[n, tokens, W] -> [n, W]: the class token, which stands before the patches where it is."""
+    """[n, tokens, W] -> [n, W]: the class token, which precedes the patches, or their mean."""
     rows, columns = (size // int(config.patch_size) for size in pixels.shape[-2:])
     return state.mean(dim=1) if state.shape[1] == rows * columns else state[:, 0]

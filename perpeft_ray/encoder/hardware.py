@@ -1,7 +1,7 @@
-"""What depends on the device: sizes of work, and which of torch's kernels are used.
+"""Settings that depend on the device: sizes of work, and the choice of torch's kernels.
 
-What is a good size on a CPU wastes a GPU: there, launching a kernel costs as much as a thousand
-tokens, and shapes repeat, so that kernels are planned and graphs captured once.
+Good sizes for a CPU waste a GPU, where launching a kernel costs as much as a thousand tokens.
+Shapes repeat there, so that kernels are planned and graphs captured once.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ import torch
 
 @dataclass(frozen=True)
 class Sizes:
-    """How work is cut and padded on a kind of device."""
+    """How to cut and pad work on a kind of device."""
 
     part_cost: int
-    """What encoding one part of the titles costs beside its tokens, in tokens."""
+    """Fixed cost of encoding one part of the titles, in tokens."""
     part_tokens: int
-    """Tokens of a part at most, padding counted."""
+    """Maximum tokens per part, padding included."""
     length_step: int = 1
-    """Titles are padded to multiples of so many tokens."""
+    """Pad titles to a multiple of this many tokens."""
     item_step: int = 1
-    """Items that are encoded together are padded to a multiple of this, or of an eighth of
-    their number's power of two if that is more."""
+    """Pad the items of a batch to a multiple of this, or of an eighth of the next power of two if
+    that is more."""
     graph_items: int = 0
-    """Training passes of at most so many items are captured in CUDA graphs."""
+    """Capture training passes of up to this many items in CUDA graphs."""
     encode_items: int = 256
-    """Items encoded at a time outside training."""
+    """Items per batch outside training."""
     block_scores: int = 2**20
-    """Scores held at a time while ranking: on a CPU 4 MiB, which stay in its cache."""
+    """Scores per block while ranking: 4 MiB on a CPU, which fit its cache."""
     states_users: int = 1024
-    """Users whose SASRec output is computed at a time outside training."""
+    """Users per SASRec batch outside training."""
     rank_users: int = 128
-    """Users ranked at a time by a worker."""
+    """Users per ranking batch of a worker."""
     unread_steps: int = 1
-    """Training steps whose losses are read at a time: a GPU is waited for to read them."""
+    """Training steps between reads of the losses; each read waits for the GPU."""
     unit_bytes: int = 2 * 2**30
-    """What the backward pass may keep of the items that are encoded at a time in training."""
+    """Bytes that the backward pass may keep per encoded batch of items in training."""
     unit_items: int = 1024
-    """Items encoded at a time in training, at most."""
+    """Maximum items per batch in training."""
 
     def padded(self, count: int) -> int:
-        """The number of items that so many are padded to."""
+        """The padded number of items."""
         step = max(self.item_step, 2 ** max(count.bit_length() - 4, 0) if self.item_step > 1 else 1)
         return -(-count // step) * step
 
@@ -70,10 +70,10 @@ def sizes_of(device: torch.device) -> Sizes:
 
 
 def choose_kernels(device: torch.device) -> None:
-    """Set which of torch's kernels a trial uses on a GPU.
+    """Choose torch's kernels for a trial on a GPU.
 
-    cuDNN's attention plans anew for every shape (70 to 160 ms each on an H200). TF32 is off, so
-    that float32 means float32: what is worth a tensor core is in bfloat16.
+    cuDNN's attention is off: it plans anew for every shape (70 to 160 ms each on an H200). TF32 is
+    off, so that float32 means float32; use bfloat16 for tensor cores.
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)

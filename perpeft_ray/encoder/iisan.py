@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 STATES = 7
-"""Hidden states a tower in the paper: the embedding output and every second of 12 layers."""
+"""Hidden states per tower in the paper: the embedding output and every second of 12 layers."""
 
 
 def kept_layers(text_layers: int, image_layers: int) -> tuple[list[int], list[int]]:
     """Which hidden states of each tower IISAN reads: the embedding output and every second layer.
 
-    Of shallower towers than the paper's, up to `STATES` as far as there are (ours): the pooled
-    token's embedding is the same for all items, so that every second of two layers would leave the
-    last state alone to learn from. Both towers give the same number; with unequal depths they are
-    spread evenly. `image_layers` 0 means that there is no image tower.
+    Shallower towers than the paper's use as many states as they have, up to `STATES` (ours). The
+    pooled token's embedding is the same for all items, so every second of two layers would leave
+    only the last state to learn from. Both towers give the same number; with unequal depths they
+    are spread evenly. `image_layers` 0: no image tower.
     """
     shallow = min(text_layers, image_layers) if image_layers else text_layers
     count = 1 + max((shallow + 1) // 2, min(shallow, STATES - 1))
@@ -29,12 +29,11 @@ def kept_layers(text_layers: int, image_layers: int) -> tuple[list[int], list[in
 
 
 class Iisan(nn.Module):
-    """Side network over K hidden states a tower.
+    """Side network over K hidden states per tower.
 
     Args:
-        text_width, image_width: widths of the towers; 0 leaves a tower out, and the inter-modal one
-            with it.
-        states: K, hidden states a tower.
+        text_width, image_width: widths of the towers; 0 omits a tower and the inter-modal one.
+        states: K, hidden states per tower.
         bottleneck: width of the blocks' inner layer.
     """
 
@@ -52,7 +51,7 @@ class Iisan(nn.Module):
         self.gates = nn.Parameter(torch.zeros(3 if both else 1, states))
 
     def forward(self, text: Tensor | None, image: Tensor | None) -> Tensor:
-        """text [n, K, W_text] and image [n, K, W_image], None as the widths are 0 -> float32
+        """text [n, K, W_text] and image [n, K, W_image], None for a tower of width 0 -> float32
         [n, out_features]."""
         gates = torch.sigmoid(self.gates)
         out = []

@@ -1,11 +1,11 @@
-"""Item encoders: item indices in, features out, whatever lies between.
+"""Item encoders: item indices in, features out.
 
-One small interface over what the methods need: live towers with an adapter (LoRA, (IA)³ and
-others), a side network on cached hidden states (IISAN), or cached features (frozen). A module's
-trainable parameters are exactly what one group's PEFT module is.
+One interface for live towers with an adapter (LoRA, (IA)³ and others), a side network on cached
+hidden states (IISAN), and cached features (frozen). A module's trainable parameters are exactly
+one group's PEFT module.
 
-What is read for items (`inputs`) and what is computed from it (`forward`) are two calls, so that
-the next step's items can be read while a step is computed.
+Reading (`inputs`) and computing (`forward`) are two calls, so that the next step's items can be
+read while a step is computed.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from perpeft_ray.encoder.rows import CatalogueRows, Rows
 from perpeft_ray.encoder.variants import adapter_modules
 
 Inputs = tuple[Any, ...]
-"""What an encoder reads for n items: the arguments of its `forward`."""
+"""Arguments of an encoder's `forward` for n items."""
 
 
 class ItemEncoder(nn.Module):
     """`forward(*inputs(items))`: item indices int64 [n] -> float32 [n, out_features].
 
-    On a GPU there may be rows behind these n, of repeated items: few shapes come again and again.
+    On a GPU the result may have extra rows of repeated items after these n, so that shapes repeat.
     """
 
     out_features: int
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
-        """What `forward` computes from, on the device where it does."""
+        """The arguments of `forward` for these items, on its device."""
         raise NotImplementedError
 
     def order(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
-        """These items in the order in which they are best encoded, some at a time."""
+        """These items in the best order to encode them in batches."""
         return items
 
 
 class TowerItemEncoder(ItemEncoder):
-    """Live towers over the catalogue store; what is trainable in them is the PEFT module."""
+    """Live towers over the catalogue store; their trainable part is the PEFT module."""
 
     def __init__(self, towers: Towers, catalogue: Catalogue) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class TowerItemEncoder(ItemEncoder):
         return next(self.towers.parameters()).device
 
     def train(self, mode: bool = True) -> TowerItemEncoder:
-        """Training mode for the adapter and its dropout only: frozen towers keep theirs off."""
+        """Training mode for the adapter and its dropout only, not the frozen towers'."""
         super().train(False)
         self.training = mode
         for module in adapter_modules(self.towers):
@@ -71,7 +71,7 @@ class TowerItemEncoder(ItemEncoder):
         return (self._rows.batch(items, self._device),)
 
     def order(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
-        """By the length of their titles, the longest first."""
+        """By title length, longest first."""
         return self._rows.by_length(items)
 
     def forward(self, batch: ItemBatch) -> Tensor:
@@ -80,7 +80,7 @@ class TowerItemEncoder(ItemEncoder):
 
 
 class IisanItemEncoder(ItemEncoder):
-    """IISAN over cached hidden states; float16 [I+1, K, W] each, None for a tower left out."""
+    """IISAN over cached hidden states; float16 [I+1, K, W] each, None for an omitted tower."""
 
     def __init__(
         self,

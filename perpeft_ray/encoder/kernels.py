@@ -1,7 +1,7 @@
 """Triton kernels for GPUs; imported only there.
 
-CLIP's activation, x * sigmoid(1.702 x), is three kernels of torch forward and two backward, each of
-which moves the widest tensor of a layer through memory. Scaling pixels is four, of float32.
+In torch, CLIP's activation x * sigmoid(1.702 x) takes three kernels forward and two backward, each
+moving a layer's widest tensor through memory. Scaling pixels takes four, in float32.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def quick_gelu_backward(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def scale_pixels(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 [n, 3, S, S] -> pixels * scale + shift, one of each a channel, rounded once."""
+    """uint8 [n, 3, S, S] -> pixels * scale + shift, one of each per channel, rounded once."""
     pixels = pixels.contiguous()
     out = torch.empty_like(pixels, dtype=dtype)
     channels, area = pixels.shape[1], pixels.shape[2] * pixels.shape[3]

@@ -1,8 +1,8 @@
-"""Plain LoRA in bfloat16 towers: its small products in the towers' dtype, in one function.
+"""Faster plain LoRA in bfloat16 towers: one function that computes in the towers' dtype.
 
 peft widens every input to float32 for the adapter and adds in float32, which moves four times the
-memory of the frozen product itself. Here the adapter's weights, float32 as they are trained, are
-narrowed for a call, and products accumulate in float32 inside.
+memory of the frozen product itself. Here the float32 adapter weights are narrowed for each call;
+products still accumulate in float32.
 Letters: K inputs, N outputs, r rank.
 """
 
@@ -21,7 +21,7 @@ _ADAPTER = "default"
 
 
 def compute_in_bfloat16(model: nn.Module) -> None:
-    """Let peft's plain LoRA layers on frozen bfloat16 linear layers compute as said above."""
+    """Switch peft's plain LoRA layers on frozen bfloat16 linear layers to this function."""
     from peft.tuners.lora import Linear
 
     for layer in model.modules():

@@ -20,7 +20,7 @@ class PatchProduct(nn.Conv2d):
 
 
 def embed_patches_by_product(model: nn.Module) -> None:
-    """Let the patch embeddings in a model compute as `PatchProduct`, in place."""
+    """Replace the patch embeddings in a model by `PatchProduct`, in place."""
     for module in model.modules():
         if (
             type(module) is nn.Conv2d

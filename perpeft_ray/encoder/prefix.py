@@ -1,10 +1,9 @@
-"""What frozen first layers make of every item, computed once where only last ones are adapted.
+"""Cache of the frozen lower layers' output, used when only the last k layers are adapted.
 
-With `peft.last_layers` k, the layers before the last k say the same of an item in every step, group
-and trial. Their output for all tokens is kept beside the other features, memory-mapped and in the
-towers' own dtype, so that an item is encoded by the last k layers alone: k / L of the work. It is
-not kept where it would be larger than `MAX_BYTES` or half of the free disk, and encoded live then;
-the results are the same.
+With `peft.last_layers` k, the layers below give the same output for an item in every step, group
+and trial. It is stored for all tokens beside the other features, memory-mapped, in the towers' own
+dtype; encoding an item then takes only the last k of L layers. A store larger than `MAX_BYTES` or
+half of the free disk is not written; items are then encoded live, with the same results.
 Letters: I items (row 0 is padding), n items asked for, T tokens or patches of an item, W width.
 """
 
@@ -39,20 +38,20 @@ _log = logging.getLogger(__name__)
 
 
 class SuffixItemEncoder(TowerItemEncoder):
-    """Towers that begin at the first adapted layer, with stored states of what is before it."""
+    """Towers that start at the first adapted layer, from stored states of the layers below."""
 
     def __init__(self, towers: Towers, catalogue: Catalogue, states: PrefixStates) -> None:
         self._pixel_shape = () if catalogue.pixels is None else catalogue.pixels.shape[1:]
         super().__init__(towers, catalogue)
-        # Nothing looks at the pixels of images whose states are stored.
+        # Pixels are not needed for images with stored states.
         self._rows = CatalogueRows(catalogue, pixels="image" not in states.entries)
         self._states = {name: Rows(array) for name, array in states.arrays.items()}
         self._entries = states.entries
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
-        """An `ItemBatch`; states of titles, a tensor for each of its parts; states of images.
+        """An `ItemBatch`; states of titles, one tensor per part; states of images.
 
-        None where a half has no stored states.
+        None for a half without stored states.
         """
         items = self._rows.padded(items, self._device)
         batch = self._rows.batch(items, self._device)
@@ -71,7 +70,7 @@ class SuffixItemEncoder(TowerItemEncoder):
     def forward(  # type: ignore[override]
         self, batch: ItemBatch, text_states: list[Tensor] | None, image_states: Tensor | None
     ) -> Tensor:
-        """As `TowerItemEncoder`, of what `inputs` gave."""
+        """As `TowerItemEncoder`, from the result of `inputs`."""
         towers, entries = self.towers, self._entries
         image = text = None
         if towers.image is not None and image_states is None:
@@ -104,16 +103,16 @@ class PrefixStates:
     arrays: dict[str, NDArray[Any]]
     """`text` and `image`: [I+1, T, W], bfloat16 as int16."""
     entries: dict[str, _Entry]
-    """Where these enter the towers that they were computed with."""
+    """Where the states enter the towers that computed them."""
 
 
 def prefix_states(
     towers: Towers, catalogue: Catalogue, folder: Path, last_layers: int
 ) -> PrefixStates | None:
-    """The store of these towers, computed into `folder` where it is not there yet.
+    """The store of these towers, computed into `folder` unless present.
 
-    The towers must not have an adapter yet. None where no layer is frozen, or where the store
-    would be too large.
+    The towers must not have an adapter yet. None if no layer is frozen or the store would be too
+    large.
     """
     entries = _entries(towers, last_layers)
     if not entries:
@@ -137,26 +136,26 @@ def prefix_states(
     size = (catalogue.num_items + 1) * sum(item[0].nbytes for item in one)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.is_dir() and size > min(MAX_BYTES, shutil.disk_usage(folder.parent).free // 2):
-        _log.warning("states of frozen layers are not kept: they would be %.1f GB", size / 1e9)
+        _log.warning("states of frozen layers are not cached: they would take %.1f GB", size / 1e9)
         return None
     arrays = store_of_items(folder, catalogue, device, dtype, shapes, states)
     return PrefixStates(arrays, entries)
 
 
 class _Entry:
-    """Where a half's tower begins: its frozen layers are passed over while `states` are given."""
+    """Entry to a half's tower: skips its frozen layers while `states` are given."""
 
     def __init__(self, tower: nn.Module, frozen: Sequence[nn.Module], *, images: bool) -> None:
         self._states: Tensor | None = None
         self._last = frozen[-1]
         for layer in frozen:
             self._pass_over(layer)
-        # What is cheap with tokens is a convolution with images.
+        # Embedding is cheap for tokens, but a convolution for images.
         if images and hasattr(tower, "embeddings"):
             self._pass_over(tower.get_submodule("embeddings"))
 
     def states_of(self, towers: Towers, batch: ItemBatch) -> Tensor:
-        """What the frozen layers make of a batch, [n, T, W]."""
+        """The frozen layers' output for a batch, [n, T, W]."""
         kept: list[Tensor] = []
         hook = self._last.register_forward_hook(lambda _, inputs, output: kept.append(output))
         try:
@@ -167,7 +166,7 @@ class _Entry:
 
     @contextmanager
     def given(self, states: Tensor) -> Iterator[None]:
-        """Let these stand for what the frozen layers make of the next items."""
+        """Use these states as the frozen layers' output for the next items."""
         self._states = states
         try:
             yield
@@ -182,7 +181,7 @@ class _Entry:
 
 
 def _entries(towers: Towers, last_layers: int) -> dict[str, _Entry]:
-    """For each half with frozen layers before its last ones."""
+    """One entry per half with frozen layers below its adapted ones."""
     entries = {}
     for name, half in (("text", towers.text), ("image", towers.image)):
         stacks = list(layer_stacks(half.tower).values()) if half is not None else []

@@ -1,4 +1,4 @@
-"""How an encoder wants its items: pixels by its own image processor, tokens by its tokenizer."""
+"""An encoder's own preprocessing: pixels by its image processor, tokens by its tokenizer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from perpeft_ray.encoder.source import parse_encoder, prepare_hub, reading
 from perpeft_ray.errors import InputError
 
 MAX_TOKENS = 128
-"""Longest title in tokens where the model would take more."""
+"""Longest title in tokens, also for models that take more."""
 
 
 class FoundationPreprocessor:
     """Implements `perpeft_ray.data.item_arrays.ItemPreprocessor` for an encoder.
 
-    Pixels are those of transformers' Pillow image processor before it rescales and normalises, so
-    that they can be kept as uint8; `Towers` do the rest in the training step.
+    Pixels come from transformers' Pillow image processor before it rescales and normalises, so
+    that they can be stored as uint8; `Towers` normalise them in the training step.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,7 +31,7 @@ class FoundationPreprocessor:
         source = parse_encoder(name)
         prepare_hub(source)
         with reading(name):
-            # The configuration first: it is what says most of a model that is not there.
+            # The configuration first: its error says most about a missing model.
             self._config: Any = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 source.path, trust_remote_code=False
@@ -44,17 +44,17 @@ class FoundationPreprocessor:
                 f"`encoder` must have a tokenizer with a vocabulary, but {name} has none"
             )
         self.max_tokens = _max_tokens(self._config, self._tokenizer)
-        # SigLIP reads its last token, and was trained on titles padded to the full length.
+        # SigLIP reads its last token and was trained on titles padded to the full length.
         self._padding = "max_length" if self._config.model_type == "siglip" else False
         self.pad_token_id = int(self._tokenizer.pad_token_id)
         self._unscaled = {"do_rescale": False, "do_normalize": False}
         if hasattr(self._images, "include_top"):
-            self._unscaled["include_top"] = False  # EfficientNet's name for normalising once more
+            self._unscaled["include_top"] = False  # EfficientNet's name for a second normalisation
         self.image_size = 0 if self._images is None else _image_size(self._images)
         self.fingerprint = self._fingerprint()
 
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """uint8 [3, S, S] of an RGB image, resized and cropped as the encoder was trained."""
+        """uint8 [3, S, S] of an RGB image, resized and cropped as in the encoder's training."""
         out = self._images(images=image, **self._unscaled, return_tensors="np").pixel_values[0]
         return np.asarray(out, dtype=np.uint8)
 
@@ -67,7 +67,7 @@ class FoundationPreprocessor:
         )["input_ids"]
 
     def _fingerprint(self) -> str:
-        """Hash of all that decides pixels and tokens: settings and a probe of the tokenizer."""
+        """Hash of what determines pixels and tokens: settings and probed tokenizer output."""
         images = None
         if self._images is not None:
             settings = self._images.to_dict()
@@ -91,7 +91,7 @@ def image_processor(path: str) -> Any:
 
 
 def pixel_scaling(path: str) -> PixelScaling:
-    """What the image processor does to pixels after resizing, seen on a black and a white image."""
+    """The image processor's normalisation after resizing, from a black and a white image."""
     processor = image_processor(path)
     size = _image_size(processor)
 
@@ -115,7 +115,7 @@ def _image_size(processor: Any) -> int:
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:
-    # Models with relative positions have no limit, XLNet says -1.
+    # Models with relative positions have no limit; XLNet has -1.
     text = getattr(config, "text_config", config)
     positions = int(getattr(text, "max_position_embeddings", None) or MAX_TOKENS)
     limits = (positions, int(tokenizer.model_max_length), MAX_TOKENS)

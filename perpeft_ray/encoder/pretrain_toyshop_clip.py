@@ -1,11 +1,11 @@
-"""Pre-trains `toyshop-clip`, the small CLIP that comes with the package, on items of no catalogue.
+"""Pre-trains `toyshop-clip`, the small CLIP in the package, on items outside every catalogue.
 
     python -m perpeft_ray.encoder.pretrain_toyshop_clip --out perpeft_ray/encoder/toyshop_clip
 
 It is a `transformers.CLIPModel` trained contrastively (Radford et al. 2021) on titles and images
 of `perpeft_ray.data.toyshop.other_items`. The folder holds everything that
-`CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` need. One seed gives one model, up
-to the floating-point differences between machines.
+`CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` need. A seed determines the model,
+up to floating-point differences between machines.
 
 Letters: n items, L tokens, S pixels a side.
 """
@@ -35,7 +35,7 @@ from perpeft_ray.data.toyshop import other_items
 from perpeft_ray.data.toyshop_draw import IMAGE_SIZE
 
 WIDTH = 64
-PROJECTION = 24  # little more than department, kind and colour need, so that the rest is dropped
+PROJECTION = 24  # just enough for department, kind and colour, so that the rest is dropped
 INTERMEDIATE = 128
 LAYERS = 2
 HEADS = 4
@@ -53,14 +53,14 @@ WEIGHT_DECAY = 0.1
 
 @dataclass(frozen=True)
 class Recall:
-    """Text-to-image retrieval: the share of titles with their image among the first k."""
+    """Text-to-image retrieval: share of titles whose image is among the first k."""
 
     at_1: float
     at_5: float
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, tell the recall on held-out items and save the folder."""
+    """Train, print the recall on held-out items and save the folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of items and weights")
@@ -111,7 +111,7 @@ def pretrain(seed: int, steps: int) -> tuple[CLIPModel, CLIPProcessor]:
 
 
 def held_out_items(seed: int) -> tuple[list[str], NDArray[np.uint8]]:
-    """HELD_OUT_ITEMS other items drawn apart from those of `pretrain(seed)`."""
+    """HELD_OUT_ITEMS items that `pretrain(seed)` does not draw."""
     return other_items(HELD_OUT_ITEMS, seed + 1_000_000)
 
 
@@ -127,7 +127,7 @@ def text_to_image_recall(
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained model for the tokenizer, its weights from torch's global generator."""
+    """An untrained model for the tokenizer; weights come from torch's global generator."""
     tower = {
         "hidden_size": WIDTH,
         "intermediate_size": INTERMEDIATE,
@@ -139,7 +139,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     text = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_TOKENS,
-        # Features are read at this token. The id 2 would mean "the highest id" to transformers.
+        # Features are read at this token. Transformers takes id 2 to mean "the highest id".
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -155,8 +155,8 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 def build_processor(titles: list[str]) -> CLIPProcessor:
     """The processor: CLIP's byte-pair tokenizer with every word of `titles` as one token.
 
-    Other words are spelled in pieces, down to bytes, so any text can be encoded. Images are
-    resized and cropped to IMAGE_SIZE, which leaves the toyshop's own as they are.
+    Other words are split into pieces, down to bytes, so any text can be encoded. Images are
+    resized and cropped to IMAGE_SIZE, which leaves the toyshop's own unchanged.
     """
     vocabulary, merges = _byte_pairs(sorted({word for title in titles for word in title.split()}))
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]  # pairs are taken too

@@ -1,7 +1,7 @@
 """Rows of a catalogue's arrays, read onto the device that encodes them.
 
-On a GPU an array lies whole where it takes at most a quarter of the memory that is free when it is
-first read, so that a step copies item indices alone. Else its rows go through pinned memory.
+An array is copied to the GPU whole if it fits a quarter of the memory that is free at its first
+read; a step then copies only item indices. Otherwise its rows go through pinned memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Rows:
-    """An array [N, ...], memory-mapped or not, to be read by rows."""
+    """An array [N, ...], memory-mapped or not, read by rows."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
@@ -32,7 +32,7 @@ class Rows:
     def read(
         self, rows: NDArray[np.integer], device: torch.device, columns: int | None = None
     ) -> Tensor:
-        """These rows [n] on the device, [n, ...], or of each the first `columns`."""
+        """These rows [n] on the device, [n, ...]; of each only the first `columns`, if given."""
         if device.type == "cpu":
             return torch.from_numpy(self._of(rows, columns))
         if not self._seen:
@@ -52,7 +52,7 @@ class Rows:
 
 
 def sent(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array on the device; nothing is waited for."""
+    """Copy an array to the device without waiting."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
@@ -67,23 +67,23 @@ class CatalogueRows:
         self._token_ids = Rows(catalogue.token_ids)
 
     def padded(self, items: NDArray[np.int64], device: torch.device) -> NDArray[np.int64]:
-        """The items [n] that are encoded for these: on a GPU with repeats of the last."""
+        """These items [n]; on a GPU padded with repeats of the last."""
         if len(items) == 0:
             return items
         return np.pad(items, (0, sizes_of(device).padded(len(items)) - len(items)), mode="edge")
 
     def by_length(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
-        """These items, those with the longest titles first."""
+        """These items by title length, longest first."""
         lengths = self._catalogue.token_counts[items].astype(np.int64)
         return items[np.argsort(-lengths, kind="stable")]
 
     def parts(self, items: NDArray[np.int64], device: torch.device) -> Parts | None:
-        """How the titles of these items are cut, on the CPU."""
+        """How to cut the titles of these items into parts; computed on the CPU."""
         lengths = self._catalogue.token_counts[items]
         return title_parts(lengths, sizes_of(device), self.most_tokens)
 
     def longest(self, device: torch.device) -> int:
-        """Tokens of the longest title, rounded up as a batch's are."""
+        """Tokens of the longest title, rounded up as in a batch."""
         return self._rounded(int(self._catalogue.token_counts.max(initial=1)), device)
 
     def _rounded(self, length: int, device: torch.device) -> int:

@@ -1,9 +1,9 @@
-"""Attention of bfloat16 towers on a CPU, by plain products.
+"""Faster attention of bfloat16 towers on a CPU, by plain products.
 
-torch's fused kernel is slow there at the lengths of titles and patches. Milliseconds of 4,000
+torch's fused kernel is slow there at the lengths of titles and patches. Milliseconds for 4,000
 tokens, 12 heads of 64, with a mask (torch 2.13, one Zen 4 core with avx512_bf16): forward and
 backward at 28 positions 123, here 23; at 50, 138 and 23; at 256, 149 and 55; forward alone 14 and
-8, 15 and 10, 41 and 24. In float32 and on GPUs the kernel is left as it is.
+8, 15 and 10, 41 and 24. float32 and GPUs keep torch's kernel.
 Letters: n items, h heads, L positions, d units of a head.
 """
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 _NAME = "sdpa_by_products"
 _MOST = 512
-"""Positions up to which all scores are made; beyond it they take too much memory."""
+"""Maximum positions; beyond them the scores take too much memory."""
 
 
 def attend_by_products(model: Any) -> None:
-    """Let a transformers model with SDPA attend as said above."""
+    """Switch a transformers model with SDPA to this attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -32,10 +32,10 @@ def attend_by_products(model: Any) -> None:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(q k^T * scale) v over the positions that `mask` has, [n, h, Lq, d].
+    """softmax(q k^T * scale) v over the positions in `mask`, [n, h, Lq, d].
 
-    `mask`: bool, or float to be added, of a shape that broadcasts to [n, h, Lq, Lk]. What torch's
-    `scaled_dot_product_attention` gives, up to rounding.
+    `mask`: bool, or float to add; broadcasts to [n, h, Lq, Lk]. Equals torch's
+    `scaled_dot_product_attention` up to rounding.
     """
     if not _by_products(q, k):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
@@ -61,7 +61,7 @@ class _Products(torch.autograd.Function):
             of_heads.masked_fill_(~mask, torch.finfo(scores.dtype).min)
         elif mask is not None:
             of_heads.add_(mask)
-        # torch's bfloat16 softmax is the slower one in short rows, backward in shorter ones.
+        # torch's bfloat16 softmax is slower in short rows; its backward in shorter ones.
         wide = scores.float() if scores.shape[-1] < 80 else scores
         weights = wide.softmax(-1).to(scores.dtype)
         ctx.save_for_backward(q, k, v, weights)
@@ -83,7 +83,7 @@ class _Products(torch.autograd.Function):
 
 
 def _no(like: Tensor) -> Tensor:
-    """What a product is added to where nothing is."""
+    """An empty addend."""
     return like.new_empty(())
 
 

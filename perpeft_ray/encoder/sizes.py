@@ -1,4 +1,4 @@
-"""How large a variant's module is on an encoder, from the encoder's configuration alone."""
+"""Size of a variant's module on an encoder, from the encoder's configuration alone."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
 
 @dataclass(frozen=True)
 class ModuleSettings:
-    """The settings that a module's size depends on; each variant takes those that apply to it."""
+    """Settings that determine a module's size; each variant reads those that apply to it."""
 
     rank: int = 4
-    """Rank, whose meaning is the variant's."""
+    """Rank; its meaning depends on the variant."""
     bottleneck: int = 32
     """Width of IISAN's bottleneck blocks."""
     last_layers: int | None = None
-    """Adapt only so many last layers of each tower; None: all."""
+    """Adapt only this many last layers of each tower; None: all."""
 
 
 @lru_cache(maxsize=2)
 def encoder_parameters(encoder: str) -> int:
-    """Parameters of the frozen foundation model, all towers and projections counted."""
+    """Parameters of the frozen foundation model, including all towers and projections."""
     return _count(skeleton(encoder))
 
 
 def module_parameters(encoder: str, variant: Variant, settings: ModuleSettings) -> int:
-    """Trainable parameters of one group's module; weights of the encoder are not read.
+    """Trainable parameters of one group's module; does not read the encoder's weights.
 
-    Raises InputError where the variant does not fit the encoder.
+    Raises InputError if the variant does not fit the encoder.
     """
     towers = skeleton(encoder)
     if FACTS[variant].in_towers:

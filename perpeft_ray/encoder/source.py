@@ -1,4 +1,4 @@
-"""What may stand after `--encoder`, and where its weights lie."""
+"""Encoder sources: the forms of `--encoder`, and where their weights are."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from perpeft_ray.errors import InputError
 
 TOYSHOP_CLIP = Path(__file__).parent / "toyshop_clip"
 HUB_WAIT_S = 6.0
-"""For the Hugging Face Hub to answer; its own client would try for a minute."""
+"""Seconds to wait for the Hugging Face Hub; its own client would try for a minute."""
 POOLING = "1_Pooling/config.json"
-"""Where sentence-transformers records how a text encoder's states are pooled."""
+"""Where sentence-transformers records the pooling of a text encoder."""
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", POOLING)
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -29,17 +29,17 @@ _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """Where an encoder comes from and what it is, parsed from its name on the command line."""
+    """An encoder's kind and location, parsed from its name on the command line."""
 
     kind: Literal["dual", "text", "pair"]
     path: str
-    """A local folder or a hub name, as `from_pretrained` takes it; of a pair, that of titles."""
+    """Local folder or hub name, as `from_pretrained` takes it; for a pair, the text encoder's."""
     image_path: str | None
-    """The same of what encodes images; None for text alone."""
+    """The same for images; None for text alone."""
 
 
 def parse_encoder(name: str) -> EncoderSource:
-    """What an encoder's name means.
+    """The encoder source that a name stands for.
 
     `toyshop-clip`, the path or hub name of a dual encoder (CLIP-like), `text:PATH_OR_NAME` for a
     text encoder alone, or `pair:TEXT,IMAGE` for separate models of titles and of images.
@@ -56,7 +56,7 @@ def parse_encoder(name: str) -> EncoderSource:
 
 
 def absolute_encoder(name: str) -> str:
-    """The encoder's name with local folders as absolute paths; hub names stay as they are."""
+    """The encoder's name with local folders as absolute paths; hub names unchanged."""
     source = parse_encoder(name)
     match source.kind:
         case "dual":
@@ -70,8 +70,8 @@ def absolute_encoder(name: str) -> str:
 def encoder_fingerprint(name: str) -> str:
     """Hash of an encoder's configuration, preprocessing settings and weights, by content.
 
-    Of a hub name it is that of the files that the hub, or where it does not answer its local cache,
-    has under the name now. Raises InputError where there are no weights that can be read.
+    For a hub name it covers the files that the hub has now, or its local cache if the hub does not
+    answer. Raises InputError if there are no readable weights.
     """
     source = parse_encoder(name)
     digest = hashlib.sha256(source.kind.encode())
@@ -86,7 +86,7 @@ def encoder_fingerprint(name: str) -> str:
 
 
 def encoder_file(path: str, file: str) -> Path | None:
-    """A file of an encoder, of a local folder or downloaded from the hub; None where it has none.
+    """A file of an encoder, local or downloaded from the hub; None if it does not exist.
 
     `path` as in `EncoderSource`.
     """
@@ -105,9 +105,9 @@ def encoder_file(path: str, file: str) -> Path | None:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Raise InputError, in one line, where transformers cannot read this encoder in the block.
+    """Turn errors of transformers inside the block into an InputError of one line.
 
-    ImportError: of a package that the model or its tokenizer needs.
+    Includes ImportError, for a package that the model or its tokenizer needs.
     """
     from safetensors import SafetensorError
 
@@ -119,27 +119,27 @@ def reading(name: str) -> Iterator[None]:
 
 
 def prepare_hub(source: EncoderSource) -> None:
-    """Call before transformers reads an encoder: without a network it is then told at once."""
+    """Call before transformers reads an encoder, so that a missing network is reported at once."""
     if not all(Path(path).is_dir() for path in (source.path, source.image_path or source.path)):
         _use_cache_without_network()
 
 
 @lru_cache(maxsize=1)
 def _use_cache_without_network() -> None:
-    """Let the hub's client use its cache alone where the hub does not answer in `HUB_WAIT_S`.
+    """Make the hub's client use only its cache if the hub does not answer in `HUB_WAIT_S`.
 
-    The client tries every file for a minute, and then does the same.
+    The client would try every file for a minute first.
     """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT):
         return
     constants.HF_HUB_OFFLINE = True
-    os.environ["HF_HUB_OFFLINE"] = "1"  # of the processes that this one starts
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
 
 
 def _answers(url: str) -> bool:
-    """Whether an HTTP server answers, with whatever status; a thread, for DNS has no time limit."""
+    """Whether an HTTP server answers, with any status; in a thread, since DNS has no time limit."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -159,7 +159,7 @@ def _answers(url: str) -> bool:
 
 
 def _files(name: str, path: str, *, images: bool) -> Iterator[tuple[str, Path]]:
-    """The files that decide what an encoder computes, by their names in it, in order."""
+    """The files that determine an encoder's output, by relative name, in order."""
     folder = Path(path)
     if folder.is_dir():
         found = {
@@ -176,7 +176,7 @@ def _files(name: str, path: str, *, images: bool) -> Iterator[tuple[str, Path]]:
 
 
 def _weights(name: str, path: str) -> list[str]:
-    """The names of an encoder's weight files; raises InputError where they cannot be read."""
+    """The names of an encoder's weight files; raises InputError if they are unreadable."""
     index = encoder_file(path, _INDEX)
     files = [_WEIGHTS]
     if encoder_file(path, _WEIGHTS) is None and index is not None:
@@ -199,12 +199,12 @@ def _check_readable(name: str, file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"`encoder` {name} must have weights that can be read, but {file}: {error}"
+            f"`encoder` {name} must have readable weights, but {file}: {error}"
         ) from error
 
 
 def _located(name: str, path: str) -> str:
-    """A hub name as it is, a local folder resolved."""
+    """A hub name unchanged, a local folder resolved."""
     if not path:
         raise InputError(f"`encoder` must name a folder or a hub model, but is {name!r}")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()

@@ -1,7 +1,7 @@
-"""Where adapters go in a model: its transformer layers, and what is in them, found by rules.
+"""Where adapters go in a model: its transformer layers and their parts, found by rules.
 
-No table of model families: a layer is an element of a module list all of whose elements have an
-attention, and an attention is a module whose own linear layers are named as query, key and value.
+There is no table of model families. A layer is an element of a module list whose elements all have
+an attention; an attention is a module whose linear layers are named as query, key and value.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _VALUE = frozenset({"v_proj", "value", "value_proj", "v_lin", "to_v", "v"})
 
 @dataclass(frozen=True)
 class Targets:
-    """Full names of a model's modules that variants adapt, in the adapted layers."""
+    """Full names of the modules that variants adapt, within the adapted layers."""
 
     query: list[str]
     key: list[str]
     value: list[str]
     feed_forward: list[str]
-    """First linear layers of the feed-forwards: those that widen, outside attention."""
+    """First (widening) linear layers of the feed-forward networks."""
     biased: list[str]
     """All linear layers with a bias."""
     norms: list[str]
-    """LayerNorms; without a restriction to last layers also those outside of layers."""
+    """LayerNorms; also those outside the layers if all layers are adapted."""
 
 
 def find_targets(model: nn.Module, last_layers: int | None = None) -> Targets:
-    """What there is to adapt in the last layers of every tower (None: all layers).
+    """The targets in the last layers of every tower (None: all layers).
 
-    A tower with fewer layers than `last_layers` is adapted whole. Raises InputError where the model
-    has no layers as the rules know them, or no tower has so many.
+    A tower with fewer layers than `last_layers` is adapted whole. Raises InputError if the model
+    has no layers by these rules, or every tower has fewer.
     """
     stacks = layer_stacks(model)
     if not stacks:
@@ -62,7 +62,7 @@ def find_targets(model: nn.Module, last_layers: int | None = None) -> Targets:
 
 
 def layer_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The model's stacks of transformer layers, one a tower, by name; a convolutional one has none.
+    """The stacks of transformer layers, one per tower, by name; none for convolutional towers.
 
     Of nested lists of layers only the outermost counts.
     """

@@ -1,6 +1,6 @@
-"""Titles of like length encoded together, so that few of the tokens are padding.
+"""Encodes titles of similar length together, to save padding.
 
-The parts are chosen on the CPU, where the catalogue's lengths are, so that no device is waited for.
+The parts are chosen on the CPU, where the catalogue's lengths are, to avoid waiting for a device.
 Letters: n titles, m titles of a part, L tokens.
 """
 
@@ -19,10 +19,10 @@ from perpeft_ray.encoder.hardware import Sizes
 
 
 def title_parts(lengths: NDArray[np.integer], sizes: Sizes, most: int) -> Parts | None:
-    """The cheapest cut of titles with these lengths [n] into parts; None where one part is.
+    """The cheapest cut of titles with these lengths [n] into parts; None if one part is cheapest.
 
-    A part costs its tokens, all padded to its longest title, and `sizes.part_cost`. Lengths are
-    padded as `sizes` says, to `most` at the longest; so are the titles of a part, by repeats.
+    A part costs its tokens, padded to its longest title, plus `sizes.part_cost`. Lengths are
+    padded as in `sizes`, up to `most`; the number of titles is padded by repeats.
     """
     if len(lengths) == 0:
         return None
@@ -52,14 +52,14 @@ def title_parts(lengths: NDArray[np.integer], sizes: Sizes, most: int) -> Parts 
         return None
     every = np.concatenate(rows)
     back = np.empty(len(lengths), dtype=np.int64)
-    back[every[::-1]] = np.arange(len(every))[::-1]  # of repeats the first
+    back[every[::-1]] = np.arange(len(every))[::-1]  # the first of any repeats
     return Parts(tuple(map(torch.from_numpy, rows)), tuple(longest), torch.from_numpy(back))
 
 
 def by_length(batch: ItemBatch, encode: Callable[[ItemBatch], Tensor]) -> Tensor:
-    """`encode` on each of the batch's parts, trimmed to its longest title: [n, ...], in order.
+    """Call `encode` on each part, trimmed to its longest title; return [n, ...] in order.
 
-    Of the batch that `encode` is given only the text is the part's.
+    Only the text of the batch passed to `encode` is the part's.
     """
     if batch.parts is None:
         return encode(batch)

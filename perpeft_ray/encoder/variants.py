@@ -1,9 +1,9 @@
-"""PEFT variants that live inside the towers, placed there by the `peft` library.
+"""PEFT variants inside the towers, built by the `peft` library.
 
-`config/variants.py` says what each is; here each is a configuration of `peft` over the model's own
-modules (`targets.py`). The towers' own weights stay frozen and in their dtype, the adapters are
-trained in float32, and an untrained one leaves the towers' output as it was. What is random in a
-variant, and frozen, comes from the seed: all workers have the same.
+`config/variants.py` says what each variant is; here each is a `peft` configuration over the model's
+own modules (`targets.py`). The towers' weights stay frozen in their dtype; adapters train in
+float32, and an untrained adapter does not change the output. Frozen random parts of a variant come
+from the seed, so that all workers have the same.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from perpeft_ray.errors import InputError
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What an adapter is made from; None where it does not apply to the variant."""
+    """Settings of an adapter; None where a setting does not apply to the variant."""
 
     variant: Variant
     rank: int | None
     dropout: float | None
     last_layers: int | None
-    """Adapt only so many last layers of each tower; None: all."""
+    """Adapt only this many last layers of each tower; None: all."""
     seed: int
 
 
 def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
-    """Put an adapter into the towers, in place; only its parameters require gradients.
+    """Add an adapter to the towers, in place; only its parameters require gradients.
 
-    Raises InputError where the variant does not fit the model.
+    Raises InputError if the variant does not fit the model.
     """
     import peft
 
@@ -48,11 +48,11 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         warnings.catch_warnings(),
     ):
-        # peft does not know a LayerNorm's sizes, which LN tuning does not need, and asks
-        # transformers by an old name.
+        # peft warns that it does not know a LayerNorm's sizes, which LN tuning does not need, and
+        # that it asks transformers by an old name.
         warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        # Random projections are drawn again from their seed; see peft_config.
+        # Random projections are redrawn from their seed; see peft_config.
         warnings.filterwarnings("ignore", message="Specified to not (save|load)")
         torch.manual_seed(settings.seed)
         config = peft_config(towers, settings)
@@ -72,7 +72,7 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
 def peft_config(towers: Towers, settings: AdapterSettings) -> Any:
     """The variant's `peft.PeftConfig` for these towers.
 
-    Raises InputError where the variant does not fit the model.
+    Raises InputError if the variant does not fit the model.
     """
     import peft
 
@@ -103,7 +103,7 @@ def peft_config(towers: Towers, settings: AdapterSettings) -> Any:
                 r=rank,
                 vera_dropout=dropout,
                 projection_prng_key=settings.seed,
-                save_projection=False,  # the seed says what they are
+                save_projection=False,  # the seed determines them
                 target_modules=query_value,
             )
         case "randlora":
@@ -112,7 +112,7 @@ def peft_config(towers: Towers, settings: AdapterSettings) -> Any:
                 randlora_alpha=2 * rank,
                 randlora_dropout=dropout,
                 projection_prng_key=settings.seed,
-                save_projection=False,  # the seed says what they are
+                save_projection=False,  # the seed determines them
                 target_modules=query_value,
             )
         case "oft":
@@ -121,13 +121,13 @@ def peft_config(towers: Towers, settings: AdapterSettings) -> Any:
         case "ln_tuning":
             return peft.LNTuningConfig(target_modules=targets.norms)
         case "bitfit":
-            # Offsets that start at 0: the biases themselves are frozen in the towers' dtype.
+            # Offsets that start at 0: the biases themselves stay frozen in the towers' dtype.
             return peft.BeftConfig(target_modules=targets.biased)
-    raise ValueError(f"{settings.variant} does not live in the towers")
+    raise ValueError(f"{settings.variant} is not inside the towers")
 
 
 def adapter_modules(towers: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose training mode is the adapter's own: peft's layers and their dropout."""
+    """Modules that follow the adapter's training mode: peft's layers and their dropout."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in towers.named_modules():
@@ -141,7 +141,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _check_block(model: nn.Module, names: list[str], size: int) -> None:
-    """OFT's blocks must fit; peft would quietly take another size."""
+    """Check that OFT's blocks fit; peft would silently take another size."""
     layers: list[Any] = [model.get_submodule(name) for name in names]
     widths = sorted({layer.in_features for layer in layers})
     if size < 2 or any(width % size for width in widths):
@@ -152,7 +152,7 @@ def _check_block(model: nn.Module, names: list[str], size: int) -> None:
 
 
 def _compute_in_float32(norm: nn.Module) -> None:
-    """Let a norm with float32 weights stand in towers of another dtype."""
+    """Let a norm with float32 weights work in towers of another dtype."""
 
     def widen(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (inputs[0].float(),)

@@ -225,7 +225,7 @@ def test_weights_of_another_model_are_refused(tiny_bert: Path, tmp_path: Path) -
 def test_weights_that_were_cut_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
     weights = _changed(tiny_bert, tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match="must have weights that can be read"):
+    with pytest.raises(InputError, match="must have readable weights"):
         encoder_fingerprint(f"text:{weights.parent}")
 
 

@@ -112,5 +112,5 @@ def test_a_store_that_would_be_too_large_is_not_made(
     monkeypatch.setattr(prefix, "MAX_BYTES", 1000)
     towers = load_towers("toyshop-clip", "float32", CPU)
     assert prefix_states(towers, catalogue, tmp_path / "states", 1) is None
-    assert "states of frozen layers are not kept" in caplog.text
+    assert "states of frozen layers are not cached" in caplog.text
     assert not (tmp_path / "states").exists()
