@@ -19,8 +19,8 @@ def sequence_loss_sum(
 
     `outputs` [B, T, D] are SASRec's, `positive` [B, T, D] the embeddings of the next items,
     `negatives` pairs of a weight w and embeddings [B, T, D]; scores are dot products. `mask` is
-    bool [B, T], False at padding, which adds nothing. Returns a scalar; to get the
-    mean, the caller divides by the number of positions, which may be counted over many batches.
+    bool [B, T], False at padding. Returns a scalar; the caller divides by the number of positions,
+    possibly over many batches.
     """
     losses = F.softplus(-_dot(outputs, positive))  # -log(sigmoid(score))  [B, T]
     for weight, negative in negatives:

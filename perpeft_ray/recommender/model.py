@@ -2,8 +2,7 @@
 
 `e_i = id_embedding_i + w * projector_g(encoder_g(item i))`, METHOD.md section 3. The towers
 and everything frozen exist once; a *module* is a dictionary of one group's own trainable tensors
-(PEFT module and projector), put in place for the time of a call. Only the module that was used
-gets gradients.
+(PEFT module and projector), swapped in for a call. Only the module in use gets gradients.
 Letters: I items (0 is padding), n items asked for, D hidden units, B users, T positions.
 """
 
@@ -45,7 +44,7 @@ class ItemTower(nn.Module):
         )
 
     def inputs(self, items: NDArray[np.int64]) -> Inputs:
-        """What `forward` computes from for item indices int64 [n], each 1..I; see `ItemEncoder`."""
+        """Arguments of `forward` for item indices int64 [n], each 1..I; see `ItemEncoder`."""
         return self.encoder.inputs(items)
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
@@ -53,7 +52,7 @@ class ItemTower(nn.Module):
         return self.projector(self.encoder(*inputs))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     def content(self, items: NDArray[np.int64], module: Mapping[str, Tensor]) -> Tensor:
-        """`forward` of items int64 [n] with a module's tensors in place, [n, D]."""
+        """`forward` of items int64 [n] under a module's tensors, [n, D]."""
         inputs = self.inputs(items)
         few = len(items) <= sizes_of(next(self.projector.parameters()).device).graph_items
         if few and self.training and torch.is_grad_enabled() and module:
@@ -64,7 +63,7 @@ class ItemTower(nn.Module):
 class Recommender(nn.Module):
     """SASRec over items embedded with a group's module.
 
-    `tower` None is the method without multimodal content: `weight` does not apply and every
+    `tower` None is the method without multimodal content: `weight` does not apply, and every
     module is empty.
     """
 
@@ -75,7 +74,7 @@ class Recommender(nn.Module):
         self.weight = weight
 
     def new_module(self) -> dict[str, nn.Parameter]:
-        """A copy of the tower's trainable tensors, as a group starts with."""
+        """A copy of the tower's trainable tensors: the start of a group's module."""
         if self.tower is None:
             return {}
         return {
@@ -85,12 +84,12 @@ class Recommender(nn.Module):
         }
 
     def embed(self, items: NDArray[np.int64], module: Module) -> Tensor:
-        """`e_i` of item indices [n], ascending and distinct; 0, if there, gives zeros. [n, D]."""
+        """`e_i` of ascending distinct item indices [n], [n, D]; index 0 gives zeros."""
         ids, content = self.parts(items, module)
         return ids + self.weight * content
 
     def parts(self, items: NDArray[np.int64], module: Module) -> tuple[Tensor, Tensor]:
-        """What `embed` is the weighted sum of: id embeddings and projected content, [n, D] each."""
+        """The summands of `embed`: id embeddings and projected content, [n, D] each."""
         padded = int(len(items) > 0 and items[0] == 0)
         content = self.content(items[padded:], module)
         return self.ids(items), F.pad(content, (0, 0, padded, 0))
@@ -117,7 +116,7 @@ class Recommender(nn.Module):
     ) -> Tensor:
         """`e_i` at every position [..., B, T] of users [B].
 
-        `where` are places in `items` [n], `content` [n, D] is the items' projected content.
+        `where` are positions in `items` [n]; `content` [n, D] is the items' projected content.
         """
         embedded = self.ids(items) + self.weight * content
         return F.embedding(sent(where, embedded.device), embedded)
@@ -131,8 +130,8 @@ class Recommender(nn.Module):
     ) -> tuple[Tensor, int]:
         """Conditioning loss summed over the batch's positions, and their number.
 
-        `content` [n, D] is the projected content of the batch's distinct items, zero for the
-        padding; None: all of them are encoded here, once, in one forward of the tower.
+        `content` [n, D] is the projected content of the batch's distinct items, zero for padding;
+        None: encode them here, in one forward of the tower.
         """
         items, where = batch.distinct()
         if content is None:
@@ -158,14 +157,14 @@ class Recommender(nn.Module):
         return self.table(content)
 
     def table(self, content: Tensor) -> Tensor:
-        """What users' `queries` are multiplied with, from the projected content of all items.
+        """The item side of scores, from projected content: `queries` are multiplied with it.
 
         content [I+1, D], row 0 zero -> `e_i`, [I+1, D].
         """
         return self.backbone.item_embedding.weight.detach() + self.weight * content
 
     def chunks(self) -> list[NDArray[np.int64]]:
-        """All items but the padding, in even parts that are encoded at a time."""
+        """All items except padding, in even chunks to encode at a time."""
         items = np.arange(1, self.backbone.item_embedding.num_embeddings)
         size = sizes_of(self.backbone.item_embedding.weight.device).encode_items
         if self.tower is not None:
@@ -180,9 +179,9 @@ class Recommender(nn.Module):
     def last_outputs(
         self, inputs: NDArray[np.int64], embed: Callable[[slice, Tensor], Tensor]
     ) -> Tensor:
-        """SASRec's last outputs for `inputs` [B, T], as `states`, a block of users at a time.
+        """SASRec's last outputs for `inputs` [B, T], as `states`, computed in blocks of users.
 
-        `embed` is given a block's rows and their items [b, T]; it returns their embeddings.
+        `embed` takes a block's rows and their items [b, T] and returns their embeddings.
         """
         device = self.backbone.item_embedding.weight.device
         out = []
@@ -200,9 +199,9 @@ class Recommender(nn.Module):
         item_embeddings: Tensor,
         module: Module,
     ) -> Tensor:
-        """What scores all items for users [B] by its products with the rows of `embed_all`.
+        """The user side of scores: its products with the rows of `embed_all` score all items.
 
-        `owners` [B]: whose vector each user has, where there are vectors (`VectorRecommender`).
+        `owners` [B]: the owner of each user's vector, for `VectorRecommender`.
         """
         return self.states(inputs, item_embeddings)
 

@@ -1,6 +1,6 @@
 """Training batches: next-item windows and their negatives, drawn without rejection.
 
-U users, I items, B users a batch, T positions; item 0 is padding.
+U users, I items, B users per batch, T positions; item 0 is padding.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class TrainingBatch:
     inputs: NDArray[np.int64]
     """Items seen [B, T]; 0 marks padding in the arrays below too."""
     positives: NDArray[np.int64]
-    """The item after each input [B, T]."""
+    """The item that follows each input [B, T]."""
     negatives: NDArray[np.int64]
-    """An item that the user has no training interaction with, for each position [B, T]."""
+    """For each position [B, T], an item that the user has no training interaction with."""
     outside_negatives: NDArray[np.int64] | None
-    """Where `negatives` come from a group's items: a second negative, from all items [B, T].
-    None where the loss has no use for it."""
+    """A second negative from all items [B, T], if the loss uses both kinds and `negatives` come from
+    a group's items; else None."""
 
     def items(self) -> NDArray[np.int64]:
-        """Inputs, positives, negatives and, where there are some, negatives from all items:
+        """Inputs, positives, negatives and, if present, negatives from all items:
         [3 or 4, B, T]."""
         parts = [self.inputs, self.positives, self.negatives]
         return np.stack(
@@ -39,21 +39,21 @@ class TrainingBatch:
         )
 
     def distinct(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The distinct items [n], ascending, and where in them those of `items()` are."""
+        """The distinct items [n], ascending, and the positions of `items()` among them."""
         return np.unique(self.items(), return_inverse=True)
 
 
 class TrainingSampler:
     """Draws the training batches of all stages from the users' training histories.
 
-    `num_items` is I; `length` is T. Raises `InputError` where a user has interacted with every
-    item, since no negative is left.
+    `num_items` is I; `length` is T. Raises `InputError` if a user has interacted with every item,
+    which leaves no negative.
     """
 
     def __init__(self, histories: Histories, num_items: int, length: int) -> None:
         counts = np.diff(histories.offsets)
         self.trainable_users: NDArray[np.int64] = np.flatnonzero(counts >= 2)
-        """Users with at least two training interactions; the others have no position to learn."""
+        """Users with at least two training interactions; others have no position to learn."""
         self._all_items = np.arange(1, num_items + 1)
         # Positions 1..n-1 of a history of n are the positives, the ones before them the inputs.
         before = histories.offsets[1:, None] - length - 1 + np.arange(length)  # [U, T]
@@ -82,11 +82,10 @@ class TrainingSampler:
     ) -> TrainingBatch:
         """The windows of `users` [B] with fresh negatives, uniform over the allowed items.
 
-        An item is allowed where the user has no training interaction with it. Negatives come from
-        all items where `pool` is None or `weight`, the conditioning weight λ of METHOD.md
-        section 5, is 0; else from `pool`, a group's items (distinct and ascending), and where
-        0 < λ < 1 a second negative comes from all items. A user who has interacted with the whole
-        pool gets negatives from all items instead.
+        An item is allowed if the user has no training interaction with it. Negatives come from all
+        items if `pool` is None or `weight` (λ of METHOD.md section 5) is 0, else from `pool`, a
+        group's items (distinct and ascending); if 0 < λ < 1, a second negative comes from all
+        items. A user who has interacted with the whole pool gets negatives from all items.
         """
         inputs = self._inputs[users].astype(np.int64)
         real = inputs > 0
@@ -108,9 +107,9 @@ class TrainingSampler:
     ) -> NDArray[np.int64]:
         """Uniform draws [B, T] from `pool` without each user's items.
 
-        A user's draw is a number r among the pool's allowed places. The place of the r-th allowed
-        item is r plus the number of taken places before it; a taken place with g allowed ones
-        before it is passed where g <= r. One binary search answers this for the whole batch.
+        A user's draw is a number r among the pool's allowed positions. The position of the r-th
+        allowed item is r plus the number of taken positions before it; a taken position with g
+        allowed ones before it counts if g <= r. One binary search does this for the whole batch.
         """
         taken, owners = self._places(users, pool)
         counts = np.bincount(owners, minlength=len(users))
@@ -132,7 +131,7 @@ class TrainingSampler:
     def _places(
         self, users: NDArray[np.int64], pool: NDArray[np.integer]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where in `pool` the users' items stand, ascending for each user, and whose they are."""
+        """Positions of the users' items in `pool`, ascending per user, and their users."""
         rows = select(self._distinct, users)
         owners = np.repeat(np.arange(len(users)), np.diff(rows.offsets))
         places = np.searchsorted(pool, rows.items)
@@ -150,8 +149,8 @@ def batches_of(
 ) -> list[NDArray[np.int64]]:
     """Shuffle `users` [n] into ceil(n / batch_size) batches whose sizes differ by at most one.
 
-    A short last batch would be a whole step of the optimiser on a few users, and a small group has
-    few steps.
+    A short last batch would be a whole optimiser step on a few users, and a small group has few
+    steps.
     """
     count = -(-len(users) // batch_size)
     return np.array_split(rng.permutation(users), count) if count else []
@@ -165,7 +164,7 @@ def last_inputs(histories: Histories, users: NDArray[np.int64], length: int) -> 
 
 
 def select(histories: Histories, users: NDArray[np.int64]) -> Histories:
-    """The histories of `users` [n] alone, in that order; a user may be named twice."""
+    """The histories of `users` [n] alone, in that order; a user may occur twice."""
     starts = histories.offsets[users]
     counts = histories.offsets[users + 1] - starts
     offsets = _offsets(counts)

@@ -1,7 +1,7 @@
 """SASRec: self-attentive sequential recommendation over given item embeddings.
 
 Follows Kang and McAuley (ICDM 2018) in the form that PerPEFT uses (METHOD.md, section 3).
-B users a batch, T positions, D hidden units, H heads.
+B users per batch, T positions, D hidden units, H heads.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _EPS = 1e-8
-"""LayerNorm's epsilon in the original, everywhere."""
+"""LayerNorm's epsilon, as everywhere in the original."""
 
 
 class SASRec(nn.Module):
     """A causal transformer over the last T items of a user.
 
     `num_items` is I; `length` is T; `hidden_units` is D, a multiple of `heads`. The model owns the
-    id embedding, `item_embedding` [I+1, D] with a zero row 0 for padding, but does not look items
-    up itself: what an item is embedded as also depends on the user's group, so the caller does it.
+    id embedding, `item_embedding` [I+1, D] with a zero row 0 for padding. The caller looks items
+    up, since an item's embedding also depends on the user's group.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class SASRec(nn.Module):
     def forward(self, embedded: Tensor, padding: Tensor) -> Tensor:
         """Outputs [B, T, D]; position t has seen the inputs up to t and scores the item after it.
 
-        `embedded` [B, T, D] are item embeddings, not yet scaled, padded on the left; `padding` is
-        bool [B, T], True at padding, where `embedded` may hold anything and counts as zero. As in
-        the original, padding is a zero input that may be attended to, so a row of padding alone
-        has finite outputs.
+        `embedded` [B, T, D] are item embeddings before scaling, padded on the left; `padding` is
+        bool [B, T], True at padding, where `embedded` counts as zero whatever it holds. As in the
+        original, padding is a zero input that may be attended to, so a row of only padding has
+        finite outputs.
         """
         # Positions are 1..T; padding, which has position 0, is zero in both embeddings.
         x = torch.add(self.position_embedding.weight[1:], embedded, alpha=self.scale)
@@ -75,14 +75,14 @@ class _Block(nn.Module):
         self.query_norm = nn.LayerNorm(D, eps=_EPS)
         self.query = nn.Linear(D, D)
         # No bias on the keys: softmax cancels it, so its gradient would be rounding noise, which
-        # Adam blows up to full steps that differ with the number of workers.
+        # Adam turns into full steps that differ with the number of workers.
         self.key_value = nn.Linear(D, 2 * D, bias=False)
         self.value_bias = nn.Parameter(torch.zeros(D))
         self.attended = nn.Linear(D, D)
         self.forward_norm = nn.LayerNorm(D, eps=_EPS)
         self.inner = nn.Linear(D, D)
         self.outer = nn.Linear(D, D)
-        # The original draws the three projections as one [3D, D] matrix, hence their deviation.
+        # The original draws the three projections as one [3D, D] matrix, hence this deviation.
         with torch.no_grad():
             projections = nn.init.xavier_normal_(torch.empty(3 * D, D))
             self.query.weight.copy_(projections[:D])

@@ -1,10 +1,10 @@
 """Item embeddings personalised by a learned vector of each user or group, under one module.
 
-The rows `user_level_1/2` and `group_level_1/2` of the paper's Table 2, in **our reading**, since
-the paper's text for them was not at hand (METHOD.md section 6): level 1 adds an owner's vector
+The rows `user_level_1/2` and `group_level_1/2` of the paper's Table 2, in **our reading**, without
+the paper's text for them (METHOD.md section 6): level 1 adds an owner's vector
 to an item's projected multimodal embedding, level 2 multiplies it by sigmoid(Linear(vector)).
 An *owner* is the user, or the user's group.
-Letters: U users, I items, B users asked for, D hidden units.
+Letters: U users, I items, B users in a call, D hidden units.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from perpeft_ray.encoder.rows import sent
 from perpeft_ray.recommender.model import Module, Recommender
 
 _GATE_BIAS = 2.0
-"""Level 2 begins near the global module's embedding: sigmoid(2) = 0.88."""
+"""Level 2 starts near the global module's embedding: sigmoid(2) = 0.88."""
 _PREFIX = "vectors."
 
 
@@ -47,9 +47,9 @@ class PersonalVectors(nn.Module):
 
 
 class VectorRecommender(Recommender):
-    """A recommender whose one module also holds `vectors`; shares the global one's parts.
+    """A recommender whose single module also holds `vectors`; shares the global one's parts.
 
-    `owners`: each user's owner while it is trained, int64 [U].
+    `owners`: each user's owner in training, int64 [U].
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class VectorRecommender(Recommender):
         self.owners = owners
 
     def new_module(self) -> dict[str, nn.Parameter]:
-        """As of the global recommender, with the vectors after it, so that an optimiser's
-        state of the global module stays in its place."""
+        """As the global recommender's, followed by the vectors, so that the optimiser state of
+        the global module keeps its position."""
         vectors = {
             _PREFIX + name: nn.Parameter(parameter.detach().clone())
             for name, parameter in self.vectors.named_parameters()
@@ -76,7 +76,7 @@ class VectorRecommender(Recommender):
         content: Tensor,
         module: Module,
     ) -> Tensor:
-        """As in `Recommender`, each user's row with their owner's vector."""
+        """As in `Recommender`, with each user's owner vector applied."""
         index = sent(where, content.device)  # [..., B, T]
         factor, summand = (
             part[:, None] for part in self._vectors(self.owners[users], module)
@@ -85,7 +85,7 @@ class VectorRecommender(Recommender):
         return F.embedding(index, self.ids(items)) + self.weight * personal
 
     def table(self, content: Tensor) -> Tensor:
-        """Ids and content side by side, [I+1, 2D]: what they sum to depends on the user."""
+        """Ids and content side by side, [I+1, 2D]: their sum depends on the user."""
         return torch.cat([self.backbone.item_embedding.weight.detach(), content], dim=1)
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class VectorRecommender(Recommender):
         item_embeddings: Tensor,
         module: Module,
     ) -> Tensor:
-        """As in `Recommender`, [B, 2D], up to what is the same for all items of a user.
+        """As in `Recommender`, [B, 2D], up to a constant per user.
 
         A state h scores an item by h · (id + w (factor * content + summand)); the summand's part
         is the same for all items.

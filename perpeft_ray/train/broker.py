@@ -1,7 +1,7 @@
-"""Trials on their way to workers that stay, and what these report on its way back.
+"""Hands trials to long-lived workers and returns their reports.
 
-A *slot* is one group of workers, which takes trials one after another. The broker is one actor of
-Ray (`train/ray_train.py`); nothing in it needs Ray.
+A *slot* is one group of workers, which takes trials one after another. The broker runs as one Ray
+actor (`train/ray_train.py`), but nothing in it needs Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from perpeft_ray.config import TrialConfig
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 
 MAX_LOSSES = 2
-"""Times that a trial may lose its workers in one epoch, with their node or killed."""
+"""How often a trial may lose its workers in one epoch, killed or with their node."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Task:
     config: TrialConfig
     test: bool
     checkpoints: Path | str
-    """Folder of this trial's own, by path or URI."""
+    """The trial's own folder, a path or URI."""
     fresh_process: bool = False
     """Whether the workers' processes end with it."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a trial in place of an outcome."""
+    """Why a trial ended without an outcome."""
 
     error: Exception
 
@@ -47,7 +47,7 @@ class _Trial:
     task: Task
     news: list[News] = field(default_factory=list)
     told: int = 0
-    """The last epoch that was reported."""
+    """The last reported epoch."""
     losses: int = 0
     """Since then."""
     dropped: bool = False
@@ -56,12 +56,12 @@ class _Trial:
 @dataclass(eq=False)
 class _Slot:
     serial: int = 0
-    """Of the trial in hand, or of the last one."""
+    """Serial number of the current or last task."""
     trial: _Trial | None = None
 
 
 class Broker:
-    """Hands tasks to slots, and news of them to who has submitted them."""
+    """Hands tasks to slots, and their reports to the submitters."""
 
     def __init__(self) -> None:
         self._waiting: deque[_Trial] = deque()
@@ -78,9 +78,9 @@ class Broker:
         await self._tell()
 
     async def news(self, trial_id: str) -> list[News]:
-        """What has come of a trial since the last call; waits until there is something.
+        """A trial's reports since the last call; waits for the first one.
 
-        Each epoch comes once. The last is a `TrialOutcome` or a `Failure`.
+        Each epoch is returned once. The last report is a `TrialOutcome` or a `Failure`.
         """
         trial = self._trials[trial_id]
         await self._until(lambda: bool(trial.news))
@@ -88,7 +88,7 @@ class Broker:
         return found
 
     async def drop(self, trial_id: str) -> None:
-        """Nobody waits for a trial any longer: its workers stop after their epoch."""
+        """Give a trial up: its workers stop after their epoch."""
         trial = self._trials.pop(trial_id, None)
         if trial is not None:
             trial.dropped = True
@@ -96,10 +96,10 @@ class Broker:
                 self._waiting.remove(trial)
 
     async def take(self, slot: int, after: int) -> tuple[int, Task] | None:
-        """The next task of a slot's workers, with its serial number; waits for one. None: the end.
+        """The next task of a slot's workers and its serial number; waits for one. None: the end.
 
-        Every worker of the slot calls it, with the number of its last task, or with 0 as its first:
-        workers that were started again get the task in hand once more.
+        Every worker of the slot calls it with the number of its last task, 0 at first; restarted
+        workers get the current task again.
         """
         of_slot = self._slots.setdefault(slot, _Slot())
 
@@ -115,7 +115,7 @@ class Broker:
         return of_slot.serial, of_slot.trial.task
 
     async def report(self, slot: int, serial: int, record: EpochRecord) -> bool:
-        """Take an epoch of a slot's task; whether its workers are to stop."""
+        """Receive an epoch of a slot's task; returns whether its workers must stop."""
         trial = self._in_hand(slot, serial)
         if trial is None or trial.dropped or self._closed:
             return True
@@ -126,7 +126,7 @@ class Broker:
         return False
 
     async def end(self, slot: int, serial: int, result: TrialOutcome | Failure | None) -> None:
-        """A slot's workers have done with their task; None: they were stopped."""
+        """A slot's workers have finished their task; None: they were stopped."""
         trial = self._in_hand(slot, serial)
         if trial is not None:
             self._slots[slot].trial = None
@@ -135,8 +135,8 @@ class Broker:
             await self._tell()
 
     async def lost(self, slot: int, how: str, *, for_want_of_memory: bool) -> None:
-        """A slot has lost workers, and starts again with what it has in hand, unless that is lost
-        too often, or needs more memory than there is."""
+        """A slot has lost workers and restarts its current task, unless that was lost too often or
+        needs more memory than there is."""
         of_slot = self._slots.get(slot)
         trial = of_slot.trial if of_slot else None
         if of_slot is None or trial is None:
@@ -150,13 +150,13 @@ class Broker:
         elif not trial.dropped:
             return
         else:
-            error = RuntimeError(how)  # of which nobody waits to hear
+            error = RuntimeError(how)  # nobody waits for its report
         of_slot.trial = None
         trial.news.append(Failure(error))
         await self._tell()
 
     async def close(self) -> None:
-        """No slot gets another task, and what is in hand is stopped after its epoch."""
+        """Give out no more tasks, and stop the current ones after their epoch."""
         self._closed = True
         await self._tell()
 

@@ -1,4 +1,4 @@
-"""From a trial's configuration to its model, seeded."""
+"""Builds a trial's model from its configuration, seeded."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.workspace import Workspace, open_catalogue
 
 _MODALITY: dict[Method, Modality] = {"without_text": "image", "without_image": "text"}
-"""What is left of the item's content by methods that leave a modality out."""
+"""The modality that methods without the other one keep."""
 
 
 def build_model(config: TrialConfig, workspace: Workspace, device: torch.device) -> Recommender:
-    """The recommender of a trial at initialisation; the same seed gives the same weights.
+    """The initial recommender of a trial; the same seed gives the same weights.
 
-    SASRec's weights depend on the seed and the model's sizes alone, so that methods compared under
-    one seed start alike.
+    SASRec's weights depend only on the seed and the model's sizes, so that all methods start alike
+    under one seed.
     """
     choose_kernels(device)
     torch.manual_seed(config.seed)
@@ -98,7 +98,7 @@ def _item_encoder(
 def build_vectors(
     config: TrialConfig, model: Recommender, grouping: Grouping | None, num_users: int
 ) -> VectorRecommender:
-    """The global recommender with a vector for each group of `grouping`, or each user; seeded."""
+    """The global recommender with a vector per group of `grouping`, or per user; seeded."""
     torch.manual_seed(config.seed + 3)
     level: Literal[1, 2] = 1 if config.method.endswith("_1") else 2
     device = model.backbone.item_embedding.weight.device
@@ -110,14 +110,14 @@ def build_vectors(
 
 
 def trainable_parameters(config: TrialConfig, model: Recommender) -> int:
-    """Parameters of the PEFT modules of all groups, and of vectors; projectors are not counted."""
+    """Parameters of all groups' PEFT modules and of vectors, without projectors."""
     modules = config.groups or 1 if config.method in PERSONAL_METHODS else 1
     of_vectors = _trainable(model.vectors) if isinstance(model, VectorRecommender) else 0
     return modules * peft_parameters(model) + of_vectors
 
 
 def peft_parameters(model: Recommender) -> int:
-    """Trainable parameters of one group's PEFT module; the projector is not counted."""
+    """Trainable parameters of one group's PEFT module, without the projector."""
     if model.tower is None:
         return 0
     return _trainable(model.tower.encoder)

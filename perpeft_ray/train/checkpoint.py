@@ -6,10 +6,10 @@
             state.safetensors            SASRec, every group's module, and their optimisers
             record.json                  the epochs so far; written last, it makes the epoch count
 
-Kept are the latest epoch and the best one; what is older is removed. Nothing depends on the number
-of workers, so another number can continue. They are files of our own and not Ray Train's
-checkpoints, because a trial outside Ray and a stage 1 that many trials share need them too, and
-because Ray Train's workers take many trials.
+The latest and the best epoch are kept, others removed. Nothing depends on the number of workers, so
+a trial may resume with another number. These are our own files and not Ray Train's checkpoints:
+trials outside Ray and a stage 1 shared by many trials need them too, and Ray Train's workers take
+many trials.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _GROUPING = "grouping.safetensors"
 
 
 class Checkpoints:
-    """The checkpoints of one stage. Every worker saves, restores and removes in the same order."""
+    """The checkpoints of one stage. All workers save, restore and remove in the same order."""
 
     def __init__(self, folder: Path | str, key: str, collective: Collective) -> None:
-        """Nothing is read or written yet.
+        """Name the checkpoints; reads and writes nothing yet.
 
         Args:
-            folder: a local path, or a URI that pyarrow knows (`s3://…`, `gs://…`, `file:///…`) or
-                fsspec does (`fsspec+memory://…`); worker 0 must see it.
+            folder: a local path, or a URI of pyarrow (`s3://…`, `gs://…`, `file:///…`) or fsspec
+                (`fsspec+memory://…`); worker 0 must see it.
             key: hash of all that determines the stage's result; other keys' files are not read.
         """
         self._files, self._folder = resolve(folder)
@@ -69,9 +69,9 @@ class Checkpoints:
         self._collective = collective
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Write the state after the progress's last epoch; older epochs but the best are removed.
+        """Write the state after the last epoch of `progress`; remove older epochs except the best.
 
-        Raises OSError, on worker 0, where it cannot be written, a full disk included.
+        Raises OSError on worker 0 if writing fails, for example on a full disk.
         """
         if self._collective.rank != 0:
             return
@@ -96,10 +96,10 @@ class Checkpoints:
                 self._files.delete_dir(self._of(other))
 
     def restore(self, state: TrainState, start: Progress) -> Progress:
-        """Put the latest checkpoint into `state`, in place, and return the stage's progress.
+        """Load the latest checkpoint into `state`, in place, and return the stage's progress.
 
-        Without a checkpoint `state` is left as it is and `start` returned. Its best stays the best
-        where no epoch since has been better.
+        Without a checkpoint, returns `start` and leaves `state` unchanged. The best of `start`
+        stays the best unless a later epoch was better.
         """
         found = self._collective.share(self._latest)
         if found is None:
@@ -122,13 +122,13 @@ class Checkpoints:
         return Progress(tuple(records_from(record)), best, record["evaluate_seconds"])
 
     def save_grouping(self, grouping: Grouping, seconds: float) -> None:
-        """Write the users' groups, which took `seconds`. Worker 0 alone writes."""
+        """Write the users' groups, which took `seconds`. Only worker 0 calls this."""
         tensors = grouping_tensors(grouping)
         tensors["seconds"] = torch.tensor(seconds, dtype=torch.float64)
         write_whole(self._files, f"{self._root}/{_GROUPING}", _packed(tensors))
 
     def grouping(self) -> tuple[Grouping, float] | None:
-        """What `save_grouping` was given; None where it was not called. Worker 0 alone asks."""
+        """The arguments of `save_grouping`; None if it was not called. Only worker 0 calls this."""
         path = f"{self._root}/{_GROUPING}"
         if self._files.get_file_info(path).type != fs.FileType.File:
             return None
@@ -136,7 +136,7 @@ class Checkpoints:
         return grouping_from(tensors), float(tensors["seconds"])
 
     def remove(self) -> None:
-        """Remove the stage's checkpoints, and the folder where nothing else is in it."""
+        """Remove the stage's checkpoints, and the folder if it is then empty."""
         if self._collective.rank == 0:
             with suppress(FileNotFoundError):
                 self._files.delete_dir(self._root)
@@ -158,7 +158,7 @@ class Checkpoints:
         return f"{self._root}/epoch-{epoch:04d}"
 
     def _epochs(self, *, complete: bool = False) -> list[int]:
-        """Epochs that have a folder, or a record in it."""
+        """Epochs that have a folder, or a complete one."""
         chosen = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
         wanted = rf"epoch-(\d+)/{re.escape(_RECORD)}$" if complete else r"epoch-(\d+)$"
         found = (re.search(wanted, info.path) for info in self._files.get_file_info(chosen))
@@ -170,5 +170,5 @@ class Checkpoints:
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> bytes:
-    """In the safetensors format; by NumPy, since a call for each of 2,000 tensors adds up."""
+    """Serialise as safetensors, by NumPy: a torch call for each of 2,000 tensors adds up."""
     return save({name: t.contiguous().numpy(force=True) for name, t in tensors.items()})

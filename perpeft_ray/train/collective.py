@@ -1,4 +1,4 @@
-"""What workers of one trial tell each other: sums and copies, over torch.distributed or alone."""
+"""Communication of a trial's workers: sums and copies, by torch.distributed or alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOST = (
     "write error",
     "timed out waiting",
 )
-"""What gloo and NCCL say, in lower case, where a peer's process or its connection is gone."""
+"""Messages of gloo and NCCL, in lower case, when a peer's process or connection is gone."""
 
 
 class PeerLostError(RuntimeError):
@@ -47,7 +47,7 @@ class Collective(Protocol):
         """Add a tensor over all workers, in place; dtype and shape are equal on every worker."""
 
     def share(self, make: Callable[[], T]) -> T:
-        """What worker 0 makes, on every worker; the others do not call `make`."""
+        """The result of `make` on worker 0, on every worker; the others do not call `make`."""
 
 
 class Alone:
@@ -60,14 +60,14 @@ class Alone:
         """Leave the tensor as it is."""
 
     def share(self, make: Callable[[], T]) -> T:
-        """What is made."""
+        """The result of `make`."""
         return make()
 
 
 class TorchCollective:
     """The default process group of torch.distributed, which the caller has set up.
 
-    It takes tensors of the CPU and of the device that is trained on ("cpu:gloo,cuda:nccl").
+    It takes tensors of the CPU and of the training device ("cpu:gloo,cuda:nccl").
     """
 
     @property
@@ -86,7 +86,7 @@ class TorchCollective:
             dist.all_reduce(tensor)
 
     def share(self, make: Callable[[], T]) -> T:
-        """What worker 0 makes, on every worker; it travels pickled, between these workers alone."""
+        """The result of `make` on worker 0; it is pickled, between these workers only."""
         values = [make() if self.rank == 0 else None]
         with _naming_lost_peers():
             dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
@@ -95,9 +95,9 @@ class TorchCollective:
 
 @contextmanager
 def _naming_lost_peers() -> Iterator[None]:
-    """Raise PeerLostError where a peer is gone.
+    """Raise PeerLostError if a peer is gone.
 
-    gloo raises a bare RuntimeError then, as it does for much else: its message tells them apart.
+    gloo raises a bare RuntimeError for this and for much else; the message tells them apart.
     """
     try:
         yield

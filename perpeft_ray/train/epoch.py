@@ -1,17 +1,16 @@
 """One epoch of training: steps of pieces, spread over the workers.
 
 A *piece* is one batch of one group. A step has one piece (sequential) or several (parallel): the
-next batch of every group that still has one, or `step_batches` of all users where there is one
-module. Its losses are summed over positions and divided by the positions of the step; SASRec and
-the modules of its groups then see one update. Every worker holds everything that is trained and
-makes the same update from the summed gradients.
+next batch of every group that still has one, or `step_batches` batches of all users if there is one
+module. Losses are summed over positions and divided by the step's positions; SASRec and the modules
+of the step's groups then get one update. Every worker holds all trained parameters and makes the
+same update from the summed gradients.
 
-Workers take whole pieces; those that are left over are shared, cut into *units*: some items each,
-encoded by one worker. Their content is exchanged, one worker computes the loss, and each carries
-the gradient of its units' content back through the tower. Units that do not fit into memory are
-encoded again for that. A piece draws its batch from a random stream keyed by (seed, stage, epoch,
-group, batch), and a unit's dropout from one keyed by the unit too, so the result does not depend on
-workers or memory.
+Workers take whole pieces. Leftover pieces are shared: cut into *units* of some items, each encoded
+by one worker. Workers exchange the units' content, one computes the loss, and each backpropagates
+its units through the tower, encoding again those that do not fit into memory. A piece draws its
+batch from a random stream keyed by (seed, stage, epoch, group, batch), and a unit its dropout from
+one keyed by the unit too, so the result does not depend on workers or memory.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class StageData:
-    """What an epoch of a stage draws from."""
+    """The data of a stage's epochs."""
 
     stage: int
     sampler: TrainingSampler
@@ -58,7 +57,7 @@ class StageData:
     """Items that a group's negatives come from; None: all items."""
     conditioning_weight: float
     step_batches: int = 1
-    """Batches of a group in a step of parallel mode."""
+    """Batches per group in a step of parallel mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +66,9 @@ class _Piece:
 
     sample: TrainingBatch
     units: list[NDArray[np.int64]]
-    """The distinct items without the padding, ascending."""
+    """The distinct items without padding, ascending."""
     padded: int
-    """1 where the padding is among the items, else 0."""
+    """1 if padding is among the items, else 0."""
     dropout: int
     module: Module
 
@@ -82,9 +81,9 @@ def steps_of(
 ) -> list[list[Batch]]:
     """The steps of an epoch, each a list of batches. Group g has ceil(U_g / batch_size) batches.
 
-    `step_batches` None is sequential mode: one batch a step, groups in shuffled order. Else a step
-    holds the next batches of every group that has some, at most so many of each, spread evenly
-    over the group's steps; there are as many steps as the largest group needs.
+    `step_batches` None is sequential mode: one batch per step, groups in shuffled order. Else a
+    step holds the next batches of every group that has some, at most `step_batches` of each, spread
+    evenly over the group's steps; there are as many steps as the largest group needs.
     """
     batches = {
         group: [Batch(group, k, b) for k, b in enumerate(batches_of(members, batch_size, rng))]
@@ -109,14 +108,14 @@ def train_epoch(
     collective: Collective,
     units: Units = Units(),  # noqa: B008 - frozen
 ) -> float:
-    """Train for one epoch, in place; returns the mean loss a position over all workers.
+    """Train for one epoch, in place; returns the mean loss per position over all workers.
 
-    Raises FloatingPointError, on every worker, where the loss is not finite.
+    Raises FloatingPointError on every worker if the loss is not finite.
     """
     state.model.train()
     rng = np.random.default_rng([config.seed, data.stage, epoch])
     table = state.model.backbone.item_embedding.weight
-    totals: list[torch.Tensor] = []  # of steps that were not looked at yet
+    totals: list[torch.Tensor] = []  # of steps that were not read yet
     losses = np.zeros(2)  # loss and positions
     at_once = data.step_batches if config.mode == "parallel" else None
     for step in steps_of(data.users, config.batch_size, at_once, rng):
@@ -144,9 +143,9 @@ def train_epoch(
 
 
 def _read(totals: list[torch.Tensor], stage: int, epoch: int) -> NDArray[np.float64]:
-    """The sum of steps' losses and positions, [2]; they are taken off the list.
+    """Sum the steps' losses and positions, [2], and clear the list.
 
-    A GPU is waited for here, so not in every step.
+    Waits for a GPU, so it is not called in every step.
     """
     found: NDArray[np.float64] = torch.stack(totals).sum(dim=0).cpu().numpy()
     totals.clear()
@@ -160,8 +159,8 @@ def _read(totals: list[torch.Tensor], stage: int, epoch: int) -> NDArray[np.floa
 class _Sums:
     """Gradients, loss and positions summed over a step, in float64.
 
-    So the order of summands, which the number of workers changes, is lost when they are rounded to
-    float32: AdamW would make a step of any difference where a gradient is nearly zero.
+    Rounding to float32 then hides the order of summands, which depends on the number of workers.
+    AdamW would turn any difference into a step where a gradient is nearly zero.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -169,7 +168,7 @@ class _Sums:
         self._sizes = sizes = [2, *(parameter.numel() for parameter in parameters)]
         device = parameters[0].device
         self.flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        """What is summed over the workers."""
+        """The tensors to sum over the workers."""
         self.totals, *self._parts = torch.split(self.flat, sizes)
 
     def take(self) -> None:
@@ -184,9 +183,9 @@ class _Sums:
             torch._foreach_add_(parts, gradients)
 
     def to_gradients(self) -> None:
-        """Put the sums, divided by the step's positions, in the place of the gradients.
+        """Set the gradients to the sums divided by the step's positions.
 
-        A step without positions has gradients of zero.
+        A step without positions gets zero gradients.
         """
         divided = self.flat / self.totals[1].clamp_min(1.0)
         parts = torch.split(divided.float(), self._sizes)[1:]
@@ -197,10 +196,11 @@ class _Sums:
 def _shares(
     step: Sequence[Batch], open_piece: Callable[[Batch], _Piece], collective: Collective
 ) -> Iterator[tuple[_Piece, Collective]]:
-    """This worker's pieces of a step, each with the workers that it is shared with.
+    """This worker's pieces of a step, each with the workers that share it.
 
-    As many whole pieces for each worker; the largest are left over and shared by all, if they have
-    several units. Whole pieces go, the largest first, to the worker with the fewest users so far.
+    Every worker gets the same number of whole pieces; the largest ones are left over and shared by
+    all, if they have several units. Whole pieces go, largest first, to the worker with the fewest
+    users so far.
     """
     world = collective.world_size
     largest_first = sorted(step, key=lambda batch: -len(batch.users))
@@ -241,7 +241,7 @@ def _accumulate(
     units: Units,
     sums: _Sums,
 ) -> None:
-    """Add a piece's loss and gradients to the sums: all, or this worker's part of them."""
+    """Add a piece's loss and gradients, or this worker's part of them, to the sums."""
     model, module = state.model, piece.module
     table = model.backbone.item_embedding.weight
     starts = np.cumsum([piece.padded, *map(len, piece.units)])
@@ -254,7 +254,7 @@ def _accumulate(
         torch.manual_seed(piece.dropout + unit)
         return model.content(piece.units[unit], module)
 
-    for unit in reversed(own):  # the first last: the loss continues its random stream
+    for unit in reversed(own):  # the first one last: the loss continues its random stream
         with torch.set_grad_enabled(unit in own[:kept]):
             found = encode(unit)
         content[starts[unit] : starts[unit + 1]] = found.detach()
@@ -279,6 +279,6 @@ def _accumulate(
 
 
 def _even_runs(batches: list[Batch], length: int) -> list[list[Batch]]:
-    """The batches in as few runs of at most `length` as possible, of even length."""
+    """The batches in as few runs of at most `length` as possible, evenly long."""
     parts = np.array_split(np.arange(len(batches)), -(-len(batches) // length) or 1)
     return [[batches[k] for k in part] for part in parts if len(part)]

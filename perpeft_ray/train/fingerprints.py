@@ -1,4 +1,4 @@
-"""What a study's results depend on besides its settings: tables, images and encoder, by content."""
+"""Content hashes of what results depend on besides settings: tables, images, encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perpeft_ray.encoder.source import encoder_fingerprint
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Content hashes in hexadecimal; two equal ones mean the same data and the same encoder."""
+    """Content hashes in hexadecimal; equal ones mean the same data and encoder."""
 
     tables: str
     """Of interactions and items, values and order."""
@@ -20,9 +20,9 @@ class Fingerprints:
     """Of the encoder's configuration and weights."""
 
     def changes(self, later: Fingerprints, dataset: str, encoder: str) -> str:
-        """What differs in `later`, in words ("the images of parquet:shop"); "" where nothing does.
+        """What differs in `later`, in words ("the images of parquet:shop"); "" if nothing does.
 
-        `dataset` and `encoder`: what the message calls them.
+        `dataset` and `encoder`: their names in the message.
         """
         names = {
             "tables": f"the tables of {dataset}",
@@ -34,9 +34,9 @@ class Fingerprints:
 
 
 def fingerprints(dataset: Dataset, encoder: str) -> Fingerprints:
-    """The fingerprints of an open data set and an encoder, by name as after `--encoder`.
+    """The fingerprints of an open data set and an encoder, named as after `--encoder`.
 
-    Raises InputError for an encoder whose weights are not there.
+    Raises InputError if the encoder's weights are missing.
     """
     return Fingerprints(
         tables=dataset.tables_fingerprint,

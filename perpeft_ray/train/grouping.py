@@ -1,4 +1,4 @@
-"""Stage 2: users into groups by K-means on their SASRec outputs.
+"""Stage 2: groups users by K-means on their SASRec outputs.
 
 Letters: U users, G groups, D hidden units.
 """
@@ -16,19 +16,19 @@ from perpeft_ray.data.split import Histories
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Every user's group; int32 [U] each, 0..G-1; and what a new user's group follows from."""
+    """Every user's group, int32 [U], 0..G-1, and the centroids that give a new user's group."""
 
     valid: NDArray[np.int32]
     """From training histories: for training and validation."""
     test: NDArray[np.int32]
     """From training and validation histories, by the same centroids: for test."""
     states: NDArray[np.float32]
-    """[U, D]: what was grouped, the users' outputs after stage 1 from training histories."""
+    """[U, D]: the clustered points, users' outputs after stage 1 from training histories."""
     centroids: NDArray[np.float32] | None
-    """[G, D], among such outputs; None where groups were dealt out at random."""
+    """[G, D]; None for random groups."""
 
     def of(self, part: Literal["valid", "test"]) -> NDArray[np.int32]:
-        """Every user's group while `part` is predicted."""
+        """Every user's group for predicting `part`."""
         return self.valid if part == "valid" else self.test
 
 
@@ -42,12 +42,12 @@ def group_users(
 ) -> Grouping:
     """K-means (up to 100 iterations, best of 10 starts) on users' SASRec outputs [U, D].
 
-    `valid_states` know the training histories alone and fit the centroids; `test_states` also know
-    the validation items and are only assigned to them. `shuffle` keeps the groups' sizes but deals
-    the users out at random (`random_grouping`), the same for validation and test.
+    `valid_states` come from the training histories and fit the centroids; `test_states` also know
+    the validation items and are only assigned to centroids. `shuffle` keeps the groups' sizes but
+    assigns users at random (`random_grouping`), the same for validation and test.
 
-    Groups are numbered by size, the largest first, then by smallest member: random streams are
-    keyed by group, so equal clusterings train alike whatever K-means called their clusters.
+    Groups are numbered by size, largest first, then by smallest member. Random streams are keyed by
+    group, so equal clusterings train alike whatever labels K-means gave them.
     """
     from sklearn.cluster import KMeans
 
@@ -81,10 +81,10 @@ def nearest_centroids(
 
 
 def principal_components(states: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The first two principal components of states [n, D], [n, 2]; each axis has the sign that
-    makes its largest loading positive."""
+    """The first two principal components of states [n, D], [n, 2]; signs make each axis's largest
+    loading positive."""
     centred = states - states.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)  # eigenvalues ascend
+    _, axes = np.linalg.eigh(centred.T @ centred)  # eigenvalues in ascending order
     first_two = axes[:, :-3:-1]
     largest = np.abs(first_two).argmax(axis=0)
     return centred @ (first_two * np.sign(first_two[largest, [0, 1]]))  # type: ignore[no-any-return]  # NumPy says Any

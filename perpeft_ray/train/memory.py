@@ -1,4 +1,4 @@
-"""Memory of training: how many items are encoded at a time, and a trial's peak."""
+"""Training memory: how many items to encode at a time, and a trial's peak."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _PROBED_ITEMS = 8
 
 @dataclass(frozen=True)
 class Units:
-    """In how many items at a time a piece is encoded, and for how many of these units what the
-    backward pass needs is kept."""
+    """Items per encoded unit of a piece, and how many units keep their activations for the backward
+    pass."""
 
     items: int = 1024
-    """Part of what a trial computes, since each unit has its own dropout: the same on all workers,
-    whatever memory they may take."""
+    """Items per unit. It affects results, since each unit has its own dropout, so it is the same on
+    all workers, whatever their memory."""
     that_fit: int = 2**31
-    """Units that the worker's memory holds at once."""
+    """Units that fit the worker's memory at once."""
 
     def kept(self, units: int) -> int:
-        """How many of so many units are kept; the others are encoded again, one at a time."""
+        """How many of `units` keep their activations; the others are encoded again, one by one."""
         return units if units <= self.that_fit else max(0, self.that_fit - 1)
 
 
 def items_in_a_unit(item_bytes: float, device: torch.device) -> int:
-    """Items of so many bytes together as the device is best at, at least 32."""
+    """The best number of items per unit for the device, at least 32."""
     sizes = sizes_of(device)
     return int(np.clip(sizes.unit_bytes / max(item_bytes, 1.0), _LEAST_ITEMS, sizes.unit_items))
 
 
 def bytes_to_keep(memory_gb: float, device: torch.device) -> float:
-    """`memory_gb` as in `run_trial`, of a GPU at least a sixth of its memory."""
+    """`memory_gb` as in `run_trial`; on a GPU at least a sixth of its memory."""
     if device.type != "cuda":
         return memory_gb * 1e9
     return max(memory_gb * 1e9, torch.cuda.get_device_properties(device).total_memory / 6)
 
 
 def bytes_of_an_item(model: Recommender, module: Module) -> float:
-    """What the backward pass of a training step keeps of an item; measured on the first few."""
+    """Bytes that the backward pass keeps per item, measured on the first few items."""
     table = model.backbone.item_embedding.weight
     probed = sizes_of(table.device).padded(_PROBED_ITEMS)
     items = np.arange(1, 1 + min(probed, len(table) - 1))
@@ -65,7 +65,7 @@ def bytes_of_an_item(model: Recommender, module: Module) -> float:
             total += storage.nbytes()
         return tensor
 
-    kept: list[Tensor] = []  # so that no address is used twice
+    kept: list[Tensor] = []  # so that no address is reused
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model.content(items, module)
@@ -74,7 +74,7 @@ def bytes_of_an_item(model: Recommender, module: Module) -> float:
 
 @contextmanager
 def naming_what_to_lower() -> Iterator[None]:
-    """MemoryError, with the settings that need less, where a GPU's memory is full."""
+    """Turn a full GPU's error into a MemoryError that names the settings to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -88,8 +88,8 @@ def naming_what_to_lower() -> Iterator[None]:
 class PeakMemory:
     """Peak memory since construction: of the GPU on CUDA, else of this process.
 
-    Linux can reset the process's high-water mark, so that trials which share a process are told
-    apart; elsewhere the figure is the process's peak so far.
+    On Linux the process's high-water mark is reset, which separates trials that share a process;
+    elsewhere the figure is the process's peak so far.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -99,7 +99,7 @@ class PeakMemory:
             return
         marks = Path("/proc/self/clear_refs")
         if marks.exists():
-            # Some containers forbid it: the figure is then the process's peak.
+            # Some containers forbid this; the figure is then the process's peak.
             with suppress(PermissionError):
                 marks.write_text("5")
 
