@@ -27,8 +27,8 @@ class TrainingBatch:
     negatives: NDArray[np.int64]
     """For each position [B, T], an item that the user has no training interaction with."""
     outside_negatives: NDArray[np.int64] | None
-    """A second negative from all items [B, T], if the loss uses both kinds and `negatives` come from
-    a group's items; else None."""
+    """A second negative from all items [B, T], if `negatives` come from a group's items and the
+    loss uses both; else None."""
 
     def items(self) -> NDArray[np.int64]:
         """Inputs, positives, negatives and, if present, negatives from all items:

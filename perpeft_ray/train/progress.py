@@ -1,4 +1,4 @@
-"""Where a stage stands after an epoch, and its form on disk: JSON and named tensors."""
+"""A stage's progress after an epoch, and its form on disk: JSON and named tensors."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Best:
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """Where a stage stands: its epochs so far."""
+    """A stage's progress: its epochs so far."""
 
     epochs: tuple[EpochRecord, ...] = ()
     best: Best | None = None
-    """May be of an earlier stage that this one continues; None before any validation."""
+    """May belong to an earlier stage that this one continues; None before any validation."""
     evaluate_seconds: float = 0.0
-    """Of the epochs' seconds, those of validation."""
+    """Wall time of validation, part of the epochs' seconds."""
 
     @property
     def validations_since_best(self) -> int:
-        """Validations of this stage after its last new best, or all where it had none."""
+        """Validations of this stage since its last new best; all if it had none."""
         best = -1 if self.best is None else self.best.epoch
         return sum(record.valid is not None and record.epoch > best for record in self.epochs)
 
@@ -50,20 +50,20 @@ class Progress:
 
 
 def best_record(best: Best) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An epoch as a JSON record and as tensors, the ranks of users among them."""
+    """An epoch as a JSON record and tensors, including users' ranks."""
     ranks = {"valid_ranks": torch.from_numpy(best.valid_ranks)}
     record = {"best_epoch": best.epoch, "best_valid": dataclasses.asdict(best.valid)}
     return record, savable({**best.weights, **ranks})
 
 
 def best_from(record: Mapping[str, Any], tensors: dict[str, Tensor]) -> Best:
-    """What `best_record` was given."""
+    """The inverse of `best_record`."""
     ranks = tensors.pop("valid_ranks").numpy()
     return Best(record["best_epoch"], RankingMetrics(**record["best_valid"]), tensors, ranks)
 
 
 def records_from(record: Mapping[str, Any]) -> list[EpochRecord]:
-    """The epochs of a JSON record, where they are under `epochs` as dictionaries."""
+    """The epochs of a JSON record, stored under `epochs` as dictionaries."""
     return [
         EpochRecord(
             **{**fields, "valid": RankingMetrics(**fields["valid"]) if fields["valid"] else None}
@@ -78,7 +78,7 @@ def as_shared(records: list[EpochRecord]) -> list[EpochRecord]:
 
 
 def grouping_tensors(grouping: Grouping) -> dict[str, Tensor]:
-    """The arrays of a grouping as tensors; what is None is left out."""
+    """The arrays of a grouping as tensors, without None."""
     arrays = {field.name: getattr(grouping, field.name) for field in dataclasses.fields(grouping)}
     return {
         name: torch.from_numpy(np.array(array))
@@ -88,7 +88,7 @@ def grouping_tensors(grouping: Grouping) -> dict[str, Tensor]:
 
 
 def grouping_from(tensors: Mapping[str, Tensor]) -> Grouping:
-    """What `grouping_tensors` was given."""
+    """The inverse of `grouping_tensors`."""
     centroids = tensors.get("centroids")
     return Grouping(
         valid=tensors["valid"].numpy(),
@@ -99,5 +99,5 @@ def grouping_from(tensors: Mapping[str, Tensor]) -> Grouping:
 
 
 def savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: on the CPU, contiguous, without history."""
+    """Tensors in the form that safetensors needs: on the CPU, contiguous, detached."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

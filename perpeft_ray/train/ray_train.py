@@ -1,11 +1,11 @@
-"""Groups of Ray Train workers that stay, and take trials from a broker one after another.
+"""Long-lived groups of Ray Train workers that take trials from a broker one after another.
 
-Ray Train places the workers and, where one is lost, starts its group again; the trial in hand then
-continues from its last checkpoint (`train/checkpoint.py`). What a worker raises itself would come
-again, so it ends the trial: a loss that is not finite, memory that does not suffice, a full disk.
+Ray Train places the workers and restarts a group that loses one; the current trial then continues
+from its last checkpoint (`train/checkpoint.py`). An error that a worker raises itself (a loss that
+is not finite, too little memory, a full disk) would come again, so it ends the trial.
 
 The number of workers is fixed. Ray Train's elastic `num_workers=(least, most)` would give the same
-result, but starts with what is free at the moment, and starts all workers again for every change.
+result, but starts with the workers that fit at the moment and restarts all for every change.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.workspace import Workspace
 
 _TIMEOUT_S = 24 * 3600
-"""Of collectives: a worker may wait for another trial's stage 1. And of waiting for room, which the
-study limits itself."""
+"""Timeout of collectives, since a worker may wait for another trial's stage 1, and of waiting for
+room, which the study limits itself."""
 _END_S = 30.0
-"""For workers to end; those in mid-epoch go with the study's Ray job at the latest."""
+"""Seconds for workers to end; those in mid-epoch end with the study's Ray job at the latest."""
 
 
 class Runner(Protocol):
-    """Trains a trial, on each of its workers: `perpeft_ray.train.trial.run_trial`."""
+    """Trains a trial on each of its workers: `perpeft_ray.train.trial.run_trial`."""
 
     def __call__(
         self,
@@ -58,17 +58,17 @@ class Runner(Protocol):
         device: torch.device,
         memory_gb: float,
     ) -> TrialOutcome:
-        """Train, call `report` after every epoch and return what was measured."""
+        """Train, call `report` after every epoch and return the outcome."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of workers, all alike."""
+    """The equal groups of workers of a study."""
 
     count: int
-    """Trials at a time."""
+    """Number of groups: trials at a time."""
     workers: int
-    """In each group."""
+    """Workers per group."""
     cpus_per_worker: int
     gpus_per_worker: float
     memory_gb: float
@@ -80,11 +80,11 @@ class Workers:
 
     def __init__(self, broker: Any) -> None:
         self.broker = broker
-        """Handle of the actor; its methods are those of `Broker`."""
+        """Handle of the broker's actor; its methods are those of `Broker`."""
         self._failures: list[BaseException] = []
 
     def look(self) -> None:
-        """Raise what has ended a group, if one has ended."""
+        """Raise the error of a group that has ended, if any."""
         if self._failures:
             raise RuntimeError("Ray Train cannot keep workers running") from self._failures[0]
 
@@ -100,16 +100,16 @@ class Workers:
 def worker_groups(
     groups: Groups, run: Runner, workspace: Workspace, files: Path | str
 ) -> Iterator[Workers]:
-    """Groups of Ray Train workers for the time of the block; Ray must be there.
+    """Groups of Ray Train workers within the block; Ray must run.
 
-    They start in the background. `files` is for Ray Train's own, which are removed afterwards; all
-    nodes must see it, by path or URI.
+    They start in the background. `files` holds Ray Train's own files, removed afterwards; all nodes
+    must see it, a path or URI.
     """
     # Read by Ray Train's controllers.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_TIMEOUT_S)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     remove_folder(files)
-    # It takes no CPU, since the workers may need them all, and does not go with another node.
+    # It takes no CPU, since the workers may need all, and stays on this node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": here}
     workers = Workers(ray.remote(Broker).options(**options).remote())
@@ -125,7 +125,7 @@ def worker_groups(
         deadline = time.monotonic() + _END_S
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        if not any(thread.is_alive() for thread in threads):  # else it still tells them to end
+        if not any(thread.is_alive() for thread in threads):  # else it must still end them
             ray.kill(workers.broker)
         remove_folder(files)
 
@@ -161,39 +161,39 @@ def _trainer(
 
 
 class _TellsLosses(UserCallback):
-    """Tells the broker, from Ray Train's controller, that workers are gone."""
+    """Reports lost workers to the broker, from Ray Train's controller."""
 
     def __init__(self, slot: int, broker: Any) -> None:
         self._slot = slot
         self._broker = broker
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Called before the workers are started again, also for what a worker raised itself."""
+        """Called before the workers restart, also for an error that a worker raised itself."""
         how, memory = _how(worker_exceptions)
         ray.get(self._broker.lost.remote(self._slot, how, for_want_of_memory=memory))
 
 
 def _how(errors: dict[int, Exception]) -> tuple[str, bool]:
-    """What became of workers, and whether Ray's memory monitor has killed one."""
+    """How workers were lost, and whether Ray's memory monitor killed one."""
     found = [getattr(error, "health_check_failure", error) for error in errors.values()]
     for error in found:
         if isinstance(error, OutOfMemoryError):
-            # The first line has the node and its memory; what follows is general advice.
+            # The first line has the node and its memory; the rest is general advice.
             return str(error).strip().partition("\n")[0], True
     first = [error for error in found if not isinstance(error, PeerLostError)] or found
     return type(first[0]).__name__, False
 
 
 class _StoppedError(Exception):
-    """Nobody waits for the trial any longer."""
+    """The trial was given up."""
 
 
 class _RenewalError(Exception):
-    """Ends the processes of a group, for Ray Train to start others."""
+    """Ends the processes of a group, so that Ray Train starts new ones."""
 
 
 def _work(loop: dict[str, Any]) -> None:
-    """What each worker runs; worker 0 speaks for all."""
+    """The loop of each worker; worker 0 reports for all."""
     broker, slot, groups = loop["broker"], loop["slot"], loop["groups"]
     torch.set_num_threads(groups.cpus_per_worker)
     alone = groups.workers == 1
@@ -247,12 +247,12 @@ def _result(
 
 
 def _portable(error: Exception) -> Exception:
-    """An error for another process, with its traceback as a note and without what it refers to."""
+    """An error that can be pickled, with its traceback as a note and without references."""
     note = traceback.format_exc()
     try:
         packed = ray.cloudpickle.dumps(error)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         portable: Exception = ray.cloudpickle.loads(packed)
-    except Exception:  # noqa: BLE001 - some cannot be pickled, and raise anything
+    except Exception:  # noqa: BLE001 - pickling may raise anything
         portable = RuntimeError(f"{type(error).__name__}: {error}")
     portable.add_note(note)
     return portable

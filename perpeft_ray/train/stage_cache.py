@@ -1,8 +1,8 @@
-"""Stage 1 is computed once for every setting that determines it, and read by all who need it.
+"""Cache of stage 1, computed once for all trials with the same settings.
 
 An entry is a folder, local or at a URI, named by a content hash: safetensors for weights, moments
-and ranks; JSON for the record, which is written last and makes the entry count. The first who needs
-it builds it under a lock, which the operating system releases if the builder dies.
+and ranks, and a JSON record, which is written last and makes the entry valid. The first trial that
+needs it builds it under a lock, which the operating system releases if the builder dies.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from perpeft_ray.train.progress import (
 )
 
 VERSION = 4
-"""Part of every key: change it with anything that changes what stage 1 computes."""
+"""Part of every key: change it whenever the result of stage 1 changes."""
 
 _NOT_IN_STAGE_1 = (
-    "dataset",  # its content is in the workspace's fingerprint, as the encoder's is
+    "dataset",  # its content is in the workspace's fingerprint, like the encoder's
     "encoder",
     "groups",
     "conditioning_weight",
@@ -44,12 +44,12 @@ _NOT_IN_STAGE_1 = (
     "mode",
 )
 _OWN_STAGE_1 = ("without_text", "without_image")
-"""Methods with a PEFT module whose content differs from that of the others."""
+"""Methods whose PEFT module encodes different content."""
 
 
 @dataclass(frozen=True, eq=False)
 class StageOne:
-    """Stage 1 as it ended, and its best epoch."""
+    """The final state of stage 1, and its best epoch."""
 
     weights: dict[str, Tensor]
     optimizers: dict[str, Tensor]
@@ -60,9 +60,9 @@ class StageOne:
 
 
 def stage_one_key(config: TrialConfig, fingerprint: str) -> str:
-    """Hash of all that determines stage 1: `config` without what only later stages read.
+    """Hash of all that determines stage 1: `config` without settings of later stages.
 
-    Methods that train the same global module first, with the same settings, have the same key.
+    Methods that first train the same global module with the same settings have the same key.
     """
     fields = dataclasses.asdict(config)
     for name in _NOT_IN_STAGE_1:
@@ -75,12 +75,12 @@ def stage_one_key(config: TrialConfig, fingerprint: str) -> str:
 def cached_stage_one(
     entry: Path | str, lock: Path, collective: Collective, compute: Callable[[], StageOne]
 ) -> tuple[StageOne, bool]:
-    """What a folder has, by path or URI, and whether it was there already; computed where not.
+    """The stage 1 of a folder (path or URI), computed if missing, and whether it was there.
 
-    One trial of this machine computes it at a time, others wait at `lock`, which worker 0 holds and
-    which alone reads and writes. Where another machine was faster, its result stays, and is
-    returned: rounding may differ, and all continue from one. `compute` may raise: nothing is
-    written then, and whoever waits computes it for themselves.
+    One trial per machine computes it at a time; others wait at `lock`. Worker 0 holds the lock and
+    alone reads and writes. If another machine was faster, its result stays and is returned, so that
+    all trials continue from the same rounding. If `compute` raises, nothing is written and the next
+    trial computes it.
     """
     with ExitStack() as holding:
 
@@ -108,12 +108,12 @@ def cached_stage_one(
 
 
 def read_stage_one(entry: Path | str) -> StageOne | None:
-    """The stage 1 of a folder, by path or URI; None where there is none."""
+    """The stage 1 of a folder (path or URI); None if there is none."""
     text = read_file(subfolder(entry, _RECORD))
     if text is None:
         return None
     record = json.loads(text)
-    tensors = uuid.UUID(record["tensors"]).hex  # no other folder than one of `_write`
+    tensors = uuid.UUID(record["tensors"]).hex  # a folder of `_write` only
     parts = {}
     for part in _PARTS:
         packed = read_file(subfolder(entry, tensors, f"{part}.safetensors"))
@@ -131,7 +131,7 @@ def read_stage_one(entry: Path | str) -> StageOne | None:
 
 def _write(stage: StageOne, entry: Path | str) -> None:
     record, best = best_record(stage.best)
-    # A name of its own: two machines that write at once do not mix.
+    # A unique name: two machines that write at once must not mix.
     record["tensors"] = uuid.uuid4().hex
     parts = {"last": savable(stage.weights), "optimizers": savable(stage.optimizers), "best": best}
     for part in _PARTS:

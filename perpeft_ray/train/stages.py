@@ -1,4 +1,4 @@
-"""The three stages of a trial. Every worker calls them in the same order."""
+"""The three stages of a trial. All workers call them in the same order."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from perpeft_ray.train.state import (
 
 
 def stage_one(job: Job, report: Report) -> StageOne:
-    """The global module: from the stage cache, or trained by the first trial that asks for it.
+    """The global module: from the stage cache, or trained by the first trial that needs it.
 
-    Its checkpoints are no trial's, since stage 1 belongs to every trial that shares it: whoever
-    asks next on this machine continues where one that was killed has stopped.
+    All trials that share a stage 1 share its checkpoints: after a kill, the next trial on this
+    machine continues it.
     """
     workspace = job.workspace
     key = stage_one_key(job.config, workspace.fingerprint)
@@ -50,7 +50,7 @@ def stage_one(job: Job, report: Report) -> StageOne:
 
 
 def stage_two(job: Job, first: StageOne) -> Grouping:
-    """Group the users by their outputs under the global module; worker 0 does, for all."""
+    """Group the users by their outputs under the global module, on worker 0 for all."""
     config = job.config
     assert config.groups is not None
     groups = config.groups
@@ -74,7 +74,7 @@ def stage_two(job: Job, first: StageOne) -> Grouping:
 def stage_three(
     job: Job, first: StageOne, grouping: Grouping, checkpoints: Checkpoints | None, report: Report
 ) -> tuple[TrainState, Progress]:
-    """Personalised modules, each from a copy of the global one; SASRec goes on from stage 1."""
+    """Train personalised modules, each from a copy of the global one; SASRec continues."""
     config = job.config
     assert config.conditioning_weight is not None
     users = _users_by_group(job, grouping)
@@ -102,12 +102,12 @@ def stage_three(
 
 
 def trained_groups(config: TrialConfig) -> range:
-    """The groups that have a module: all, or 0 where one module serves everyone."""
+    """The groups with a module: all, or 0 if one module serves everyone."""
     return range(config.groups or 1 if config.method in PERSONAL_METHODS else 1)
 
 
 def final_model(job: Job, grouping: Grouping | None) -> Recommender:
-    """The model of stage 3: with vectors of users or groups where the method has them."""
+    """The model of stage 3, with vectors of users or groups if the method has them."""
     if job.config.method not in VECTOR_METHODS:
         return job.model
     return build_vectors(job.config, job.model, grouping, job.split.num_users)
@@ -120,11 +120,11 @@ def continue_stage_one(
     checkpoints: Checkpoints | None,
     report: Report,
 ) -> tuple[TrainState, Progress]:
-    """For methods with one module: as many epochs more as PerPEFT has in all."""
+    """For methods with one module: train on, for as many epochs in all as PerPEFT."""
     state = job.fresh_state([0], final_model(job, grouping))
-    load_weights(state, {**weights(state), **first.weights})  # vectors begin here
+    load_weights(state, {**weights(state), **first.weights})  # vectors start here
     load_optimizers(state, first.optimizers)
-    # Stage 1's best epoch is one of this method's, unless it lacks the method's vectors.
+    # Stage 1's best epoch counts for this method too, unless the method adds vectors.
     so_far = None if job.config.method in VECTOR_METHODS else first.best
     progress = fit(
         job,

@@ -1,6 +1,6 @@
-"""What training changes: SASRec, the modules of the groups, and their optimisers.
+"""The trained state: SASRec, the groups' modules, and their optimisers.
 
-It goes to disk as safetensors, flat and named, never as a pickle.
+It is written as safetensors, flat and named, never as a pickle.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from perpeft_ray.recommender.model import Recommender
 class TrainState:
     """The model, every group's module, and an optimiser for each; the same on every worker.
 
-    SASRec has its own optimiser, and so has every module: a step without a batch of some group
-    leaves that group's module and its optimiser's moments as they were.
+    SASRec and every module have their own optimiser: a step without a batch of a group does not
+    change that group's module or its optimiser's moments.
     """
 
     model: Recommender
@@ -59,7 +59,7 @@ def weights(state: TrainState) -> dict[str, Tensor]:
 
 
 def load_weights(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `weights` gave, in place."""
+    """Load the result of `weights`, in place."""
     backbone = {
         name.removeprefix("backbone."): tensor
         for name, tensor in tensors.items()
@@ -83,7 +83,7 @@ def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def load_optimizers(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, in place."""
+    """Load the result of `optimizer_tensors`, in place."""
     for name, optimizer in _optimizers(state).items():
         moments: dict[int, dict[str, Tensor]] = {}
         for full_name, tensor in tensors.items():

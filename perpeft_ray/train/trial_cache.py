@@ -1,8 +1,8 @@
-"""A trained trial is kept, so that reading test for it later needs no second training.
+"""Cache of trained trials, so that reading test later needs no second training.
 
-The search trains with test unread; the ablation asks for the same configuration and seed with test
-read. What both share is kept by content hash in a folder, local or at a URI: safetensors and JSON,
-which is written last and makes the entry count.
+The search trains without reading test; the ablation needs the same configuration and seed with
+test. Their common part is stored by content hash in a folder, local or at a URI: safetensors and a
+JSON record, which is written last and makes the entry valid.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from perpeft_ray.train.stage_cache import VERSION
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trial after its last epoch: the selected epoch and what was measured on the way."""
+    """A trial after its last epoch: the selected epoch and all measurements."""
 
     best: Best
     grouping: Grouping | None
@@ -46,19 +46,19 @@ class Trained:
 
 
 def trial_key(config: TrialConfig, fingerprint: str) -> str:
-    """Hash of all that determines a trained trial; the dataset and encoder by their content."""
+    """Hash of all that determines a trained trial; dataset and encoder count by content."""
     fields = dataclasses.asdict(config) | {"dataset": None, "encoder": None}
     version = [VERSION, _FORMAT]
     return canonical_hash({"version": version, "fingerprint": fingerprint, **fields})
 
 
 def is_kept(entry: Path | str) -> bool:
-    """Whether a folder, by path or URI, has a trained trial."""
+    """Whether a folder (path or URI) has a trained trial."""
     return read_file(subfolder(entry, _RECORD)) is not None
 
 
 def read_trained(entry: Path | str) -> Trained | None:
-    """The trained trial of a folder, by path or URI; None where there is none."""
+    """The trained trial of a folder (path or URI); None if there is none."""
     text = read_file(subfolder(entry, _RECORD))
     if text is None:
         return None
@@ -81,7 +81,7 @@ def read_trained(entry: Path | str) -> Trained | None:
 
 
 def write_trained(trained: Trained, entry: Path | str) -> None:
-    """Write a trained trial; nothing where it is already there."""
+    """Write a trained trial, unless it is already there."""
     if is_kept(entry):
         return
     record, tensors = best_record(trained.best)
@@ -97,6 +97,6 @@ def write_trained(trained: Trained, entry: Path | str) -> None:
 
 _RECORD, _WEIGHTS = "record.json", "best.safetensors"
 _FORMAT = 2
-"""Part of every key: change it with what is kept of a trained trial."""
+"""Part of every key: change it whenever the stored form of a trained trial changes."""
 
 _SECONDS = ("stage1_seconds", "stage2_seconds", "stage3_seconds", "evaluate_seconds")
