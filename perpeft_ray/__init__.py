@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | PathLike[str]) -> LoadedModel:
-    """A model that `perpeft export` wrote, ready to recommend. Raises InputError for anything else.
+    """Load a model that `perpeft export` wrote. Raises InputError for anything else.
 
-    It is read into memory on the CPU; torch is imported here, not with the package.
+    Reads it into memory on the CPU; imports torch only here.
     """
     from pathlib import Path
 

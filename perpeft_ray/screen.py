@@ -1,4 +1,4 @@
-"""Whether output goes to a screen: colours and a line that is written over are for screens."""
+"""Whether output goes to a screen, which gets colours and a status line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _NO_SCREEN = ("", "dumb", "unknown")
 
 
 def note(text: str) -> None:
-    """Print a line about what was done, beside the result: on standard error."""
+    """Print a line about progress to standard error."""
     print(text, file=sys.stderr)
 
 
 def is_screen(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that somebody looks at and that knows control sequences.
+    """Whether a stream is a terminal with a viewer and control sequences.
 
-    A notebook's `!command` has a terminal without one (`JPY_PARENT_PID` is Jupyter's), as has a CI
-    job with `TERM=dumb` or a terminal of no width. `NO_COLOR` asks for plain lines.
+    A notebook's `!command` (`JPY_PARENT_PID` is Jupyter's) and CI jobs (`TERM=dumb`, or a terminal
+    without width) have a terminal but no viewer. `NO_COLOR` asks for plain lines.
     """
     if not stream.isatty() or os.environ.get("TERM", "") in _NO_SCREEN:
         return False
@@ -31,9 +31,9 @@ def is_screen(stream: TextIO) -> bool:
 
 
 def console(stream: TextIO | None = None, *, width_elsewhere: int = 200, **options: Any) -> Console:
-    """rich's console on a stream, standard output by default: plain text where it is no screen.
+    """rich's console on a stream, standard output by default; plain text unless it is a screen.
 
-    Where it is none, and `COLUMNS` does not say otherwise, it has `width_elsewhere` columns.
+    Without a screen it has `width_elsewhere` columns, unless `COLUMNS` is set.
     """
     stream = stream or sys.stdout
     screen = is_screen(stream)

@@ -1,8 +1,8 @@
-"""The catalogue store: every item's pixels and token ids, made once and memory-mapped.
+"""The catalogue store: every item's pixels and token ids, built once and memory-mapped.
 
-Built once per items and encoder preprocessing, shared by every trial and worker: no image is
-opened and no title tokenised inside a training step.
-Letters: I items (row 0 is padding), S image size in pixels, L tokens of a title, n items asked for.
+One store per items and encoder preprocessing serves every trial and worker: training steps open no
+image and tokenise no title.
+Letters: I items (row 0 is padding), S image size in pixels, L tokens of a title, n items of a call.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from perpeft_ray.data.item_arrays import (
 )
 
 _FORMAT = "4"
-"""Part of the fingerprint: change it with the files' layout or the way images are read."""
+"""Part of the fingerprint: change it whenever the file layout or image reading changes."""
 BLOCK = 256
-"""Items prepared at a time, between two notes of how far a build has come."""
+"""Items per step of a build, which records its progress after each."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ class Parts:
     """The titles of a batch of n, cut into parts that are encoded together."""
 
     rows: tuple[torch.Tensor, ...]
-    """Of each part int64 [m]: which items of the batch, perhaps with repeats at the end."""
+    """Per part int64 [m]: its items of the batch, possibly with repeats at the end."""
     longest: tuple[int, ...]
-    """Tokens that each part's titles are trimmed or padded to."""
+    """Length in tokens to which each part's titles are trimmed or padded."""
     back: torch.Tensor
-    """int64 [n]: where each item is in all parts' rows, one after another."""
+    """int64 [n]: each item's row in the concatenated parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,22 +52,22 @@ class ItemBatch:
     """Encoder inputs of n items."""
 
     pixels: torch.Tensor | None
-    """uint8 [n, 3, S, S], zeros where there is no image; None for an encoder without images."""
+    """uint8 [n, 3, S, S], zeros for a missing image; None for an encoder without images."""
     token_ids: torch.Tensor
-    """int64 [n, L], L the longest title of the batch; an absent title has the tokens of ''."""
+    """int64 [n, L], L the longest title of the batch; a missing title has the tokens of ''."""
     attention_mask: torch.Tensor
-    """int64 [n, L]: 1 at tokens, 0 behind a title's end."""
+    """int64 [n, L]: 1 at tokens, 0 after the title's end."""
     has_image: torch.Tensor
     """bool [n]."""
     has_title: torch.Tensor
     """bool [n]."""
     parts: Parts | None = None
-    """The titles by length; None: all are encoded together."""
+    """The titles by length; None: encode all together."""
 
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """The store, open for reading; send its `folder` to other processes and `open` it there."""
+    """The open store; send its `folder` to other processes and `open` it there."""
 
     folder: Path
     pixels: NDArray[np.uint8] | None
@@ -75,7 +75,7 @@ class Catalogue:
     pixel_row: NDArray[np.int32]
     """[I+1]: each item's row of `pixels`, 0 for items without image."""
     token_ids: NDArray[np.int32]
-    """[I+1, most tokens of a title], memory-mapped, padded at the right."""
+    """[I+1, longest title], memory-mapped, padded at the right."""
     token_counts: NDArray[np.int32]
     """[I+1]: tokens of each title."""
     has_title: NDArray[np.bool_]
@@ -83,7 +83,7 @@ class Catalogue:
 
     @classmethod
     def open(cls, folder: Path) -> Catalogue:
-        """Open a store that `build_catalogue` made; processes share its pages, none copies it."""
+        """Open a store that `build_catalogue` made; processes share its pages without copying."""
         pixels = folder / "pixels.npy"
         return cls(
             folder=folder,
@@ -96,7 +96,7 @@ class Catalogue:
 
     @property
     def num_items(self) -> int:
-        """I, padding not counted."""
+        """I, without padding."""
         return len(self.has_title) - 1
 
     @property
@@ -128,14 +128,13 @@ def build_catalogue(
     cache: Path,
     item_map: ItemMap = in_this_process,
 ) -> Catalogue:
-    """Open the store of these items under `cache/catalogue/<fingerprint>/`, made where missing.
+    """Open the store of these items under `cache/catalogue/<fingerprint>/`; build it if missing.
 
-    `item_map` decides where images are decoded and titles tokenised; this process writes what comes
-    back, so the store is the same, byte for byte, and a build that was stopped goes on with either.
-    Of processes that ask at once one makes it and the others wait. A file that is no readable image
-    counts as a missing image and is named in a logged warning; an empty or blank title counts as
-    missing. What is missing is masked wherever items are encoded, in training as in ranking: that
-    half of an item's features is zero.
+    `item_map` decides where images are decoded and titles tokenised. This process writes the
+    results, so the store is the same, byte for byte, and any `item_map` can resume a build. One
+    process builds at a time; others wait. An unreadable image counts as missing, with a logged
+    warning; an empty or blank title counts as missing. The missing half of an item's features is
+    zero, in training and in ranking.
     """
     key = "\n".join([_FORMAT, dataset.items_fingerprint, preprocessor.fingerprint])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -149,8 +148,8 @@ def build_catalogue(
 def _build(
     folder: Path, dataset: Dataset, preprocessor: ItemPreprocessor, item_map: ItemMap
 ) -> None:
-    """Make the store, or what is missing of it."""
-    # Item 0 has the tokens of '', as items without title have: a text encoder always has some.
+    """Build the store, or resume a build."""
+    # Item 0 has the tokens of '', like items without title: a text encoder always gets some.
     padding = pd.DataFrame({"title": [""], "image": [""]})
     items = pd.concat([padding, dataset.items[["title", "image"]].fillna("")], ignore_index=True)
     mark = folder / "items.done"
@@ -163,13 +162,13 @@ def _build(
         done += len(arrays["token_counts"])
         write_mark(mark, done)
     if done < len(items):
-        raise RuntimeError(f"{len(items)} items were to be prepared, but {done} came back")
+        raise RuntimeError(f"{len(items)} items were sent to be prepared, but {done} came back")
     mark.unlink()
     _log.info("catalogue of %d items: %s", len(items) - 1, store.summary())
 
 
 class _Store:
-    """The store's files while they are written."""
+    """The store's files during a build."""
 
     def __init__(self, folder: Path, items: pd.DataFrame, step: ItemStep, *, resume: bool) -> None:
         def array(name: str, dtype: DTypeLike, *shape: int) -> np.memmap:
@@ -190,7 +189,7 @@ class _Store:
         self._has_title[:] = items["title"].str.strip() != ""
 
     def write(self, start: int, arrays: ItemArrays) -> None:
-        """Write the arrays of the items from `start` on, to stay after a kill."""
+        """Write the arrays of the items from `start` on, so that they survive a kill."""
         stop = start + len(arrays["token_counts"])
         self._token_counts[start:stop] = arrays["token_counts"]
         self._token_ids[start:stop] = arrays["token_ids"]
@@ -212,7 +211,7 @@ class _Store:
         settle(self._pixel_row)
 
     def summary(self) -> str:
-        """Titles, images and unreadable images, counted."""
+        """Numbers of titles, images and unreadable images."""
         titles, images = np.count_nonzero(self._has_title), np.count_nonzero(self._pixel_row)
         asked = np.count_nonzero(self._images != "") if self._pixels is not None else 0
         return f"{titles} titles, {images} images, {asked - images} unreadable images"

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, also with several processes making the same one."""
+"""Folders that appear whole or not at all, even if several processes make the same one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _STALE_SECONDS = 24 * 3600
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`, renamed to it when the block ends.
 
-    Where another process was faster, its folder stays and the temporary one is removed, as it is
-    when the block raises. Parents are made, and removed again when the block raises.
+    If another process was faster, its folder stays. The temporary folder is then removed, as it is
+    when the block raises. Parents are created, and removed again when the block raises.
     """
     made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:
-    """A hard link to a file, or a copy of it where the file system has none."""
+    """Make a hard link to a file, or a copy if the file system has none."""
     try:
         os.link(source, target)
     except OSError:
@@ -54,11 +54,11 @@ def link_or_copy(source: Path | str, target: Path | str) -> None:
 
 @contextmanager
 def resumed_folder(folder: Path) -> Iterator[Path | None]:
-    """Yield the working folder of `folder`, renamed to it when the block ends; None if it is there.
+    """Yield the working folder of `folder`, renamed when the block ends; None if `folder` exists.
 
-    For long work: the working folder (`.NAME.unfinished` beside it) outlives a raise or a kill, and
-    whoever comes next finds in it what was done. One process works on it, others wait for it. A
-    block that removes the working folder and raises leaves nothing, nor the parents that were made.
+    For long work: the working folder (`.NAME.unfinished` beside it) survives an error or a kill, so
+    that the next process resumes it. One process works on it at a time; others wait. A block that
+    removes the working folder and raises leaves nothing behind, also no new parents.
     """
     made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def resumed_folder(folder: Path) -> Iterator[Path | None]:
                 working.mkdir(exist_ok=True)
                 yield working
                 working.rename(folder)
-            # Whoever still waits for this file finds the folder done.
+            # Processes still waiting for this file then find the folder.
             Path(lock.lock_file).unlink(missing_ok=True)
     finally:
         if not working.exists():
@@ -81,7 +81,7 @@ def resumed_folder(folder: Path) -> Iterator[Path | None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a stopped `resumed_folder` has left, unless a process is at work there."""
+    """Remove the leftovers of a stopped `resumed_folder`, unless a process works there."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
     with suppress(Timeout), lock:
         shutil.rmtree(folder.with_name(f".{folder.name}.unfinished"), ignore_errors=True)
@@ -89,24 +89,24 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, up to the first that has something."""
+    """Remove folders, innermost first, up to the first that is not empty."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove the temporary folders of `new_folder` that were last written to a day ago."""
+    """Remove temporary folders of `new_folder` that were last written over a day ago."""
     for entry in folder.parent.iterdir():
         name, _, ending = entry.name.rpartition(".")
         if name == f".{folder.name}" and re.fullmatch("[0-9a-f]{32}", ending):
-            with suppress(OSError):  # its own process is renaming or removing it
+            with suppress(OSError):  # its process is renaming or removing it
                 if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
                     shutil.rmtree(entry)
 
 
 def resumed_array(file: Path, dtype: DTypeLike, shape: tuple[int, ...], resume: bool) -> np.memmap:
-    """A memory-mapped .npy file to write to: zeros, or with `resume` as it was left."""
+    """A memory-mapped .npy file for writing: zeros, or its present content with `resume`."""
     if resume:
         return np.lib.format.open_memmap(file, mode="r+")
     # A fresh file reads as zeros.
@@ -114,19 +114,19 @@ def resumed_array(file: Path, dtype: DTypeLike, shape: tuple[int, ...], resume: 
 
 
 def settle(array: np.memmap) -> None:
-    """Write what was set in a memory-mapped file to disk, and give its memory back."""
+    """Flush a memory-mapped file to disk and release its memory."""
     array.flush()
     if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def read_mark(file: Path) -> int:
-    """How many steps `write_mark` has noted in a file as done; 0 where it is not there."""
+    """The number of finished steps that `write_mark` recorded; 0 without the file."""
     return int(file.read_text()) if file.exists() else 0
 
 
 def write_mark(file: Path, done: int) -> None:
-    """Note the number of steps that are done, so that a kill leaves the old number or the new."""
+    """Record the number of finished steps; a kill leaves the old number or the new one."""
     new = file.with_name(f"{file.name}.new")
     new.write_text(str(done))
     new.replace(file)

@@ -1,4 +1,4 @@
-"""Images of any kind as plain RGB: the one decoder, for files and Pillow images alike."""
+"""Decodes images of any kind to RGB, for files and Pillow images alike."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 1 << 26
-"""Of an image (67 million, 8192 × 8192): a larger one would take over 200 MB and counts as
-unreadable before it is decoded."""
+"""Most pixels of an image (8192 × 8192): a larger one would take over 200 MB and counts as
+unreadable without being decoded."""
 
 MAX_ASPECT = 32
-"""Times that an image's longer side is its shorter one; of longer images the middle counts. An
-encoder that resizes the shorter side to 224 would make 20,000 × 1 pixels a thousand million."""
+"""Largest ratio of an image's sides; longer images are cropped to the middle. An encoder that
+resizes the shorter side to 224 would blow 20,000 × 1 pixels up to a thousand million."""
 
 _UNREADABLE = (
     OSError,  # with PIL.UnidentifiedImageError and truncated data
-    SyntaxError,  # Pillow's word for a broken PNG or EXIF
+    SyntaxError,  # Pillow's error for a broken PNG or EXIF
     ValueError,
     KeyError,
     TypeError,  # from broken EXIF and TIFF tags
@@ -36,18 +36,18 @@ _SAMPLE_FORMAT, _UNSIGNED = 339, 1  # a TIFF tag
 
 
 class UnreadableImageError(Exception):
-    """What is no readable image, and why."""
+    """The source is not a readable image; the message says why."""
 
 
 def decode_rgb(source: Path | str | Image.Image) -> Image.Image:
-    """An image file, or an image that Pillow has open, upright in mode RGB.
+    """An image file, or an open Pillow image, upright in mode RGB.
 
-    EXIF's orientation is applied and transparency laid onto white. Greys of more than 8 bits are
+    EXIF's orientation is applied and transparency is laid on white. Greys of more than 8 bits are
     scaled by their range: 0..65535 for 16 bits; for 32 bits and floats the first of 0..1 (floats),
-    0..255 and 0..65535 that has (nearly) all values, or else from the least to the greatest. Of an
-    animation the first frame counts (of an open image the present one), of a strip longer than
-    `MAX_ASPECT` its middle. Raises UnreadableImageError where the source is no image, is cut short,
-    or has no pixels or more than `MAX_PIXELS`.
+    0..255 and 0..65535 that holds (nearly) all values, else minimum to maximum. Takes an
+    animation's first frame (an open image's current one) and the middle of a strip longer than
+    `MAX_ASPECT`. Raises UnreadableImageError if the source is not an image, is truncated, or has no
+    pixels or more than `MAX_PIXELS`.
     """
     try:
         if isinstance(source, Image.Image):
@@ -64,9 +64,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         how = "many" if pixels else "few"
         raise ValueError(f"{image.width} x {image.height} pixels are too {how}")
     image.load()
-    # Pillow reads 32 unsigned bits of a TIFF as signed, and loses its tags when it turns the image.
+    # Pillow reads unsigned 32-bit TIFFs as signed, and loses the tags when it rotates the image.
     unsigned = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT) in (_UNSIGNED, (_UNSIGNED,))
-    with suppress(*_UNREADABLE):  # the EXIF block may be broken where the pixels are good
+    with suppress(*_UNREADABLE):  # EXIF may be broken in an image with good pixels
         image = ImageOps.exif_transpose(image)
     return _to_rgb(_middle(image), unsigned)
 
@@ -92,7 +92,7 @@ def _to_rgb(image: Image.Image, unsigned: bool) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image, unsigned: bool) -> Image.Image:
-    """A grey of 16 or 32 bits, or of floats, as one of 8 bits, with alpha where one is clear."""
+    """A grey of 16 or 32 bits or floats as 8 bits, with alpha if it has a transparent value."""
     values = np.asarray(image)
     if values.dtype == np.int32 and unsigned:
         values = values.view(np.uint32)

@@ -1,8 +1,8 @@
-"""Items as arrays: the pure step from titles and image files to tokens and pixels, a block at once.
+"""Turns blocks of items into arrays: titles and image files to tokens and pixels.
 
 The step is the same wherever it runs: `in_this_process` maps it over blocks on this machine's
 cores, `perpeft_ray.study.ray_items` over the nodes of a Ray cluster.
-Letters: n items of a block, S image size in pixels, L most tokens of a title.
+Letters: n items of a block, S image size in pixels, L maximum tokens of a title.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 
 ItemArrays = dict[str, NDArray[Any]]
 """Arrays of n items: `token_ids` int32 [n, L], padded at the right; `token_counts` int32 [n];
-and for encoders with images `pixels` uint8 [n, 3, S, S], zeros where there is no readable image,
-and `unreadable` str [n], why an image file cannot be read, '' where it can or there is none."""
+and for encoders with images `pixels` uint8 [n, 3, S, S], zeros without a readable image, and
+`unreadable` str [n], why an image file cannot be read, '' if it can or there is none."""
 
 EachImage = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
-"""`map`, or one that decodes several images of a block at once."""
+"""`map`, possibly parallel over the images of a block."""
 
 
 class ItemPreprocessor(Protocol):
-    """An encoder's own preprocessing of images and titles; it travels to other processes."""
+    """An encoder's own preprocessing of images and titles; it is sent to other processes."""
 
     @property
     def fingerprint(self) -> str:
@@ -44,11 +44,11 @@ class ItemPreprocessor(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """L, most tokens of a title."""
+        """L, the maximum tokens of a title."""
 
     @property
     def pad_token_id(self) -> int:
-        """Fills token ids behind a title's end."""
+        """The token id that fills a row after its title."""
 
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
         """An RGB image as uint8 [3, S, S], not yet normalised. Called from several threads."""
@@ -59,17 +59,17 @@ class ItemPreprocessor(Protocol):
 
 @dataclass(frozen=True)
 class ItemStep:
-    """Makes the arrays of a block of items; knows nothing of where they go."""
+    """Makes the arrays of a block of items."""
 
     root: Path
-    """Image paths are relative to it; every node that takes part sees it."""
+    """Image paths are relative to it; every participating node sees it."""
     preprocessor: ItemPreprocessor
 
     def __call__(self, block: pd.DataFrame, each_image: EachImage = map) -> ItemArrays:
         """The arrays of items with `title` and `image` (str, '' for none).
 
-        Raises FileNotFoundError for an image file that is not there: it was when the data were
-        read, so this is a node that does not see it, and no missing image.
+        Raises FileNotFoundError for a missing image file: it existed when the data were read, so
+        this node does not see it.
         """
         arrays = self._tokens(block["title"].tolist())
         if self.preprocessor.image_size:
@@ -101,10 +101,10 @@ class ItemStep:
         return {"pixels": pixels, "unreadable": np.array(unreadable, dtype=object)}
 
     def _image(self, image: str) -> NDArray[np.uint8] | str:
-        """Pixels, or why there are none."""
+        """The pixels, or the reason why there are none."""
         file = self.root / image
         if not file.is_file():
-            raise FileNotFoundError(f"{str(file)!r} is not seen by {platform.node()}")
+            raise FileNotFoundError(f"{platform.node()} does not see {str(file)!r}")
         try:
             return self.preprocessor.image(decode_rgb(file))
         except UnreadableImageError as error:
@@ -112,7 +112,7 @@ class ItemStep:
 
 
 ItemMap = Callable[[ItemStep, Sequence[pd.DataFrame]], Iterable[ItemArrays]]
-"""Applies the step to every block; results in the blocks' order, perhaps cut otherwise."""
+"""Applies the step to every block; results keep the order, perhaps in other blocks."""
 
 
 def in_this_process(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:

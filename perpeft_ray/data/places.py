@@ -16,48 +16,48 @@ _OBJECT_STORES = {"s3", "gcs", "abfs"}
 
 
 def is_uri(place: Path | str) -> bool:
-    """Whether a place is a URI, and not a local path."""
+    """Whether a place is a URI rather than a local path."""
     return isinstance(place, str) and "://" in place
 
 
 def resolve(folder: Path | str) -> tuple[fs.FileSystem, str]:
     """The file system of a local path or URI (`s3://…`, `file:///…`, `fsspec+…://…`), and the path
-    in it. Raises ValueError or OSError where pyarrow does not know it or cannot reach it."""
+    in it. Raises ValueError or OSError if pyarrow does not know it or cannot reach it."""
     return fs.FileSystem.from_uri(  # type: ignore[no-any-return]  # pyarrow is untyped
         str(folder.absolute()) if isinstance(folder, Path) else folder.rstrip("/")
     )
 
 
 def subfolder(folder: Path | str, *names: str) -> Path | str:
-    """A folder, or a file, in a folder, of the same kind."""
+    """A folder or file inside a folder, in the same form (path or URI)."""
     if isinstance(folder, Path):
         return folder.joinpath(*names)
     return "/".join([folder.rstrip("/"), *names])
 
 
 def subfolders(folder: Path | str) -> list[str]:
-    """The names of the folders in a folder; none where it is not there."""
+    """The names of the folders in a folder; none if it does not exist."""
     files, path = resolve(folder)
     infos = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return [PurePosixPath(i.path).name for i in infos if i.type == fs.FileType.Directory]
 
 
 def remove_folder(folder: Path | str) -> None:
-    """Remove a folder with all that is in it; nothing where it is not there."""
+    """Remove a folder with its content, if it exists."""
     files, path = resolve(folder)
     with suppress(FileNotFoundError):
         files.delete_dir(path)
 
 
 def remove_file(file: Path | str) -> None:
-    """Remove a file; nothing where it is not there."""
+    """Remove a file, if it exists."""
     files, path = resolve(file)
     with suppress(FileNotFoundError):
         files.delete_file(path)
 
 
 def read_file(file: Path | str) -> bytes | None:
-    """What a file holds; None where it is not there."""
+    """The content of a file; None if it does not exist."""
     files, path = resolve(file)
     try:
         with files.open_input_stream(path) as stream:
@@ -67,15 +67,15 @@ def read_file(file: Path | str) -> bytes | None:
 
 
 def write_file(file: Path | str, content: bytes) -> None:
-    """Write a file, which appears whole or not at all. Parents are made."""
+    """Write a file, which appears whole or not at all. Creates parents."""
     write_whole(*resolve(file), content)
 
 
 def write_whole(files: fs.FileSystem, path: str, content: bytes) -> None:
-    """As `write_file`, where the file system is known.
+    """As `write_file`, on a given file system.
 
-    The temporary name begins with a dot, which those who read folders pass over. An object store
-    needs none, nor folders: an object is there once its stream is closed.
+    The temporary name begins with a dot, which readers of folders skip. An object store needs
+    neither it nor folders: an object appears when its stream is closed.
     """
     if files.type_name in _OBJECT_STORES:
         _write(files, path, content)
@@ -94,10 +94,10 @@ def _write(files: fs.FileSystem, path: str, content: bytes) -> None:
 
 @contextmanager
 def reached(place: Path | str) -> Iterator[None]:
-    """Raise InputError, in one line, where the block cannot read or write at this `storage`."""
+    """Turn errors of reading or writing at this `storage` into an InputError of one line."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:  # ImportError: of fsspec's, not installed
+    except (OSError, ValueError, ImportError) as error:  # or a missing fsspec backend
         first = str(error).strip().partition("\n")[0]
         raise InputError(
             f"`storage` must be a place that can be read and written, but {place}: {first}"

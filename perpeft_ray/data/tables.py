@@ -1,7 +1,7 @@
-"""Parquet tables as users have them, read by their exact path, with exact ids and times.
+"""Reads users' Parquet tables by exact path, with exact ids and times.
 
-Training, `prepare` and `recommend --users` read through here, so that all take and refuse the same.
-A path is never a pattern, nor do folder names add columns.
+Training, `prepare` and `recommend --users` all read through here, so that they accept the same. A
+path is never a pattern, and folder names add no columns.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from perpeft_ray.errors import InputError
 
 Kind = Literal["id", "time", "text"]
-"""What a column has. `id`: texts or whole numbers, read as string. `time`: whole numbers, clock
-times or ISO dates, read as int64. `text`: texts or nothing, read as string."""
+"""Kind of a column. `id`: text or whole numbers, read as string. `time`: whole numbers, clock times
+or ISO dates, read as int64. `text`: text or null, read as string."""
 
 INTERACTION_COLUMNS: Mapping[str, Kind] = {"user_id": "id", "item_id": "id", "timestamp": "time"}
 
@@ -31,7 +31,7 @@ _WORDS = {
     "text": "texts",
 }
 _EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}
-"""Below it a float of this type tells every whole number from the next."""
+"""Below it a float of this type represents every whole number exactly."""
 _UNITS = ("s", "ms", "us", "ns")
 _DIGITS = "^-?[0-9]+$"
 _ZONE = "[0-9](Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
@@ -43,9 +43,9 @@ class ParquetTable:
     """Some columns of a Parquet file, or of a folder of its parts (`open_table`)."""
 
     where: str
-    """How messages name the table."""
+    """The table's name in messages."""
     files: tuple[Path, ...]
-    """The file, or the parts in the order of their numbers."""
+    """The file, or its parts ordered by number."""
     columns: Mapping[str, Kind]
     unit: str
     """`s`, `ms`, `us` or `ns`: the finest of the clock times of all parts."""
@@ -56,12 +56,12 @@ class ParquetTable:
         return _schema(self.columns)
 
     def batches(self, *, nulls: bool) -> Iterator[pa.RecordBatch]:
-        """The rows in order, in batches of `schema`; the first has none, so that there is one.
+        """The rows in order, in batches of `schema`; the first batch is empty, so there is one.
 
-        Clock times and ISO dates count from 1970 (UTC where they have no zone): dates in seconds,
-        clock times in `unit`, ISO texts in nanoseconds. `nulls`: whether ids and times may be
-        missing (a NaN is missing too). Raises InputError, which names column, row and value, for
-        what is of no such form, and for float ids that are too large to be exact.
+        Clock times and ISO dates count from 1970 (UTC without a zone): dates in seconds, clock
+        times in `unit`, ISO texts in nanoseconds. `nulls`: whether ids and times may be missing
+        (NaN counts as missing). Raises InputError with column, row and value for other forms, and
+        for float ids that are too large to be exact.
         """
         yield pa.RecordBatch.from_pylist([], schema=self.schema)
         done, text_times = 0, _TextTimes()
@@ -86,21 +86,21 @@ class ParquetTable:
                     yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def read(self) -> pa.Table:
-        """All rows, none without id or time. Raises InputError as `batches` does."""
+        """All rows, without missing ids or times. Raises InputError as `batches` does."""
         return pa.Table.from_batches(self.batches(nulls=False), self.schema)
 
 
 def open_table(
     where: str, path: Path, columns: Mapping[str, Kind], *, optional: tuple[str, ...] = ()
 ) -> ParquetTable:
-    """Look at a Parquet file, or at a folder of parts as Spark, Dask and DuckDB write them.
+    """Open a Parquet file, or a folder of parts as Spark, Dask and DuckDB write them.
 
-    Hidden files, `_SUCCESS` and checksums are passed over; parts are ordered by the numbers in
-    their names. Columns that are `optional` may be missing, and are then null. Raises InputError
-    for a missing or unreadable file, other files or folders among the parts, columns that are
-    missing, doubled or of another type, and where there are no rows.
+    Skips hidden files, `_SUCCESS` and checksums; orders parts by the numbers in their names.
+    Missing `optional` columns are null. Raises InputError for a missing or unreadable file, other
+    files or folders among the parts, columns that are missing, doubled or of another type, and a
+    table without rows.
     """
-    files = _parts(where, path.absolute())  # Arrow takes `s3:` and `~` at the front for no folders
+    files = _parts(where, path.absolute())  # Arrow expands a leading `s3:` or `~`
     rows, units = 0, {"s"}
     forms: dict[str, Path] = {}
     for file in files:
@@ -167,7 +167,7 @@ def _parts(where: str, path: Path) -> list[Path]:
 
 
 def _in_numbers(file: Path) -> list[tuple[int, str]]:
-    """Sorts `part.10` behind `part.9`."""
+    """Sort key that puts `part.10` after `part.9`."""
     pieces = re.split("([0-9]+)", file.name)
     return [(int(piece), "") if at % 2 else (-1, piece) for at, piece in enumerate(pieces)]
 
@@ -178,7 +178,7 @@ def _part(where: str, files: Sequence[Path], file: Path) -> str:
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Turn Arrow's word for a file that cannot be read into an InputError."""
+    """Turn Arrow's errors for unreadable files into an InputError."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -195,11 +195,11 @@ _FORMS = {
 
 def _form(kind: pa.DataType) -> str:
     types = pa.types
-    if types.is_dictionary(kind):  # what a pandas categorical is written as
+    if types.is_dictionary(kind):  # the written form of a pandas categorical
         return _form(kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return "text"
-    if types.is_binary(kind) or types.is_large_binary(kind):  # texts of old writers
+    if types.is_binary(kind) or types.is_large_binary(kind):  # text of old writers
         return "text"
     if types.is_integer(kind):
         return "whole"
@@ -220,14 +220,14 @@ def _unit(kind: pa.DataType) -> str:
 
 @dataclass
 class _TextTimes:
-    """Whether the times of a column of texts are whole numbers or dates: its first one decides."""
+    """Whether a text column's times are whole numbers or dates: the first one decides."""
 
     numbers: bool | None = None
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of a batch on its way to ids, times or texts."""
+    """Converts a column of a batch to ids, times or text."""
 
     where: str
     name: str
@@ -235,7 +235,7 @@ class _Column:
     first_row: int
 
     def converted(self, values: pa.Array, unit: str, text_times: _TextTimes) -> pa.Array:
-        """string, or int64 for times; nulls stay."""
+        """The column as string, or int64 for times; nulls stay null."""
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
         form = _form(values.type)

@@ -6,7 +6,7 @@ Items are drawn as `toyshop_items` says (aspects, which of them the image shows 
 names). Users attend to three things, in this order of weight:
 
 - the aspect of their group (`OWN`): one value of it, drawn for each user;
-- the home department of their group (`HOME`), which is what lets groups be told from histories;
+- the home department of their group (`HOME`), by which histories reveal the groups;
 - `pattern`, which everybody attends to (`COMMON`): one value of it, drawn for each user.
 
 | group | home department | own aspect |
@@ -28,11 +28,11 @@ items that the user does not have yet, drawn from the softmax of
 
 Nothing here depends on a model or a metric.
 
-Why so: a contrastively pre-trained encoder keeps what title and image share (department, kind,
-colour) and may drop the rest. Adapting it for everybody can bring back the pattern, and an adapter
-of each group the group's own aspect. Since assortments change, items to be ranked have few
-interactions, as in a real shop. Tastes are narrow, though: users who share them take the same few
-items, so what needs no content (`without_mm`, `item_knn`) is strong here too.
+Why this design: a contrastively pre-trained encoder keeps what title and image share (department,
+kind, colour) and may drop the rest. Adapting it for everybody can recover the pattern, and each
+group's adapter the group's own aspect. Since assortments change, ranked items have few
+interactions, as in a real shop. But tastes are narrow: users who share one buy the same few items,
+so methods without content (`without_mm`, `item_knn`) are strong here too.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
 )
 """Home department and own aspect of every group."""
 
-# Streams of random numbers: changing how one thing is drawn leaves the others as they were.
+# Streams of random numbers: changing one draw does not change the others.
 _ITEM_STREAM, _LOOK_STREAM, _USER_STREAM, _PRETRAINING_STREAM = range(4)
 
 _PLANTED = "planted.parquet"
@@ -86,7 +86,7 @@ _YEAR = 365 * 86_400
 
 @dataclass(frozen=True)
 class Shop:
-    """What a seed plants, before titles and images: U users, I items, N interactions.
+    """The planted shop of a seed, without titles and images: U users, I items, N interactions.
 
     Interactions are ordered by user, then time.
     """
@@ -111,9 +111,8 @@ class Shop:
 def write_toyshop(folder: Path, seed: int) -> None:
     """Write the catalogue of a seed as a data folder: interactions, items, images, planted groups.
 
-    The folder is complete or absent; one that already holds something is left alone.
-    `planted.parquet` (user_id, group) is for tests and figures only, no method reads it. Raises
-    `InputError` where the seed is negative.
+    The folder is complete or absent; an existing one is kept. `planted.parquet` (user_id, group) is
+    for tests and figures only: no method reads it. Raises `InputError` for a negative seed.
     """
     shop = plant(seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ def write_toyshop(folder: Path, seed: int) -> None:
             new.rename(folder)
         except OSError:
             if not folder.is_dir():
-                raise  # and if it is there, another process has just written the same
+                raise  # if it exists, another process has just written the same
 
 
 def planted_groups(folder: Path) -> pd.DataFrame:
@@ -137,7 +136,7 @@ def planted_groups(folder: Path) -> pd.DataFrame:
 def plant(seed: int) -> Shop:
     """Draw the items, users and sequences of a seed, as the module's docstring says.
 
-    Raises `InputError` where the seed is negative.
+    Raises `InputError` for a negative seed.
     """
     if seed < 0:
         raise InputError(f"the seed of `toyshop:SEED` must be at least 0, but is {seed}")
@@ -166,11 +165,11 @@ def plant(seed: int) -> Shop:
 
 
 def ceiling(shop: Shop) -> float:
-    """Test NDCG@20 of ranking by the planted utility itself: what no recommender can exceed.
+    """Test NDCG@20 of ranking by the planted utility itself, an upper bound for recommenders.
 
-    It knows the group and preferred values of every user at the last step and the popularity of
-    every item, and what is released; candidates are the items the user does not have, as in the
-    protocol. 0.45 for seeds 900 and 901.
+    It knows every user's group and preferred values at the last step, every item's popularity, and
+    what is released; candidates are the items the user does not have, as in the protocol. 0.45 for
+    seeds 900 and 901.
     """
     is_last = np.append(shop.user[1:] != shop.user[:-1], True)
     target = np.take_along_axis(shop.last_utility, shop.item[is_last][:, None], axis=1)  # [U, 1]
@@ -179,7 +178,7 @@ def ceiling(shop: Shop) -> float:
 
 
 def other_items(count: int, seed: int) -> tuple[list[str], NDArray[np.uint8]]:
-    """Titles and images of items that are in no catalogue, for pre-training an encoder.
+    """Titles and images of items outside every catalogue, for pre-training an encoder.
 
     Returns `count` titles and uint8 [count, IMAGE_SIZE, IMAGE_SIZE, 3]. They come from the half of
     all possible items that catalogues never draw from (see `toyshop_items`).
@@ -193,7 +192,7 @@ def other_items(count: int, seed: int) -> tuple[list[str], NDArray[np.uint8]]:
 def _taste(
     rng: np.random.Generator, items: NDArray[np.int64], group: tuple[str, str]
 ) -> NDArray[np.float64]:
-    """What a new user of a group finds in every item, [I]: home, own aspect, common aspect."""
+    """A new user's taste for every item, [I]: home, own aspect, common aspect."""
     columns = {aspect: column for column, aspect in enumerate(ASPECTS)}
     home, own = group
     taste = HOME * (items[:, columns["department"]] == ASPECTS["department"].index(home))
@@ -213,7 +212,7 @@ def _sequence(
     released: NDArray[np.float64],
     times: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """One user's items in order, and the utilities [I] from which the last one was drawn."""
+    """One user's items in order, and the utilities [I] of the last draw."""
     chosen: list[int] = []
     utility = taste
     for time in times:

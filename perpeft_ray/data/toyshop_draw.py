@@ -1,7 +1,7 @@
 """Draws the image of a toyshop item with NumPy: background, patterned shape, border, jitter.
 
 Everything is a rule on the coordinates x, y in [-1, 1] of a canvas of twice the image's size,
-averaged down afterwards, so pixels depend on no drawing library or font.
+averaged down afterwards, so pixels do not depend on a drawing library or font.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Mask = NDArray[np.bool_]
 def draw_item(rng: np.random.Generator, item: NDArray[np.int64]) -> NDArray[np.uint8]:
     """The image of an item [aspects], uint8 [IMAGE_SIZE, IMAGE_SIZE, 3], RGB.
 
-    Place, size, angle and hue of the shape, a slip of its pattern and the noise are drawn from
-    `rng`: two drawings of one item differ.
+    The shape's place, size, angle and hue, its pattern's offset and the noise are drawn from `rng`:
+    two drawings of one item differ.
     """
     value = {
         aspect: values[number]
@@ -77,7 +77,7 @@ def _tinted(rng: np.random.Generator, colour: tuple[int, int, int]) -> NDArray[n
 
 
 def _shape(kind: str, x: Field, y: Field) -> Mask:
-    """Where the shape of a kind is; about 0.7 from its centre to its rim."""
+    """Mask of a kind's shape; about 0.7 from its centre to its rim."""
     radius = np.hypot(x, y)
     match kind:
         case "ball":
@@ -100,7 +100,7 @@ def _shape(kind: str, x: Field, y: Field) -> Mask:
 
 
 def _pattern(pattern: str, x: Field, y: Field) -> Mask:
-    """Where a pattern has ink; it lies on the image's grid, a third of the image a period."""
+    """Mask of a pattern's ink, on the image's grid; a period is a third of the image."""
     period = 2 / 3
     row = np.mod(y, period) < period / 2
     column = np.mod(x, period) < period / 2
@@ -121,7 +121,7 @@ def _pattern(pattern: str, x: Field, y: Field) -> Mask:
 
 
 def _border(border: str, x: Field, y: Field) -> Mask:
-    """Where a border is drawn: a frame along the image's rim."""
+    """Mask of a border: a frame along the image's rim."""
     rim = 1 - np.maximum(abs(x), abs(y))  # distance to the rim
     match border:
         case "none":

@@ -13,10 +13,10 @@ An item is one value of each aspect below. The image shows some aspects, the tit
 | material   | 6      | -          | word  |
 | style      | 6      | -          | word  |
 
-Values are drawn uniformly and independently. Items whose value numbers add up to an even number
-are kept for catalogues and those with an odd sum for pre-training, so that an encoder never sees
-an item of any catalogue, whatever the seeds. Every aspect has as many even as odd values, so any
-seven aspects stay independent and uniform in both halves.
+Values are drawn uniformly and independently. Items whose value numbers have an even sum belong to
+catalogues, those with an odd sum to pre-training, so that an encoder never sees an item of any
+catalogue, whatever the seeds. Every aspect has as many even as odd values, so any seven aspects
+stay independent and uniform in both halves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ASPECTS: dict[str, tuple[str, ...]] = {
 """Values of every aspect, in the order of an item's columns; a value's number is its position."""
 
 Half = Literal["catalogue", "pretraining"]
-"""The half of all possible items that one may draw from."""
+"""The half of all possible items to draw from."""
 
 _TEMPLATES = (
     "{brand} {style} {colour} {material} {kind} for {department}",
