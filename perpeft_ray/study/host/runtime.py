@@ -51,7 +51,7 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
     StudyStoppedError where Ray does not start or a cluster has no room for one within
     `start_timeout_s`.
     """
-    with ray_runtime():
+    with ray_runtime(log_file):
         study = with_gpus(study)
         if os.environ.get("RAY_ADDRESS"):  # a cluster may grow, and others may hold its processors
             from perpeft_ray.study.host.room import wait_for_room
@@ -81,10 +81,11 @@ def with_gpus(study: StudyConfig) -> StudyConfig:
 
 
 @contextmanager
-def ray_runtime() -> Iterator[None]:
+def ray_runtime(log_file: Path | None = None) -> Iterator[None]:
     """Ray, started or joined as for a study; ends only what it started.
 
-    Raises InputError where `RAY_ADDRESS` does not answer.
+    What Ray's C++ parts print at the start goes to `log_file`. Raises InputError where
+    `RAY_ADDRESS` does not answer.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -94,7 +95,8 @@ def ray_runtime() -> Iterator[None]:
         yield
         return
     with ray_folder():
-        _init()
+        with _stderr_to(log_file or Path(os.devnull)):
+            _init()
         try:
             yield
         finally:
@@ -139,6 +141,20 @@ def _init() -> None:
             "again"
         ) from error
     hide_token()
+
+
+@contextmanager
+def _stderr_to(file: Path) -> Iterator[None]:
+    """The process's own standard error, below Python's: C++ writes there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with file.open("ab") as opened:
+        os.dup2(opened.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def hide_token(file: Path | None = None) -> None:

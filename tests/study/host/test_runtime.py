@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,6 +49,18 @@ def test_more_workers_than_processors_are_told_at_once(
         f"{words} must be at most the {kind}s that Ray has ({there:g}), but is 999"
     )
     assert ray.is_initialized()  # it was there before
+
+
+def test_what_ray_prints_below_python_at_its_start_goes_to_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(runtime, "_init", lambda: os.write(2, b"from C++"))
+    with ray_runtime(tmp_path / "log.txt"):
+        os.write(2, b"after it")
+    assert capfd.readouterr().err == "after it"
+    assert (tmp_path / "log.txt").read_text() == "from C++"
 
 
 def test_a_machine_too_busy_for_ray_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
