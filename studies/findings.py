@@ -2,8 +2,8 @@
 
     python studies/findings.py results/findings_toyshop results/findings_movielens_small
 
-Trains nothing. Writes `means` and `orderings` as Parquet and Markdown to results/reference
-(`--out`). The commands of the studies behind the committed tables are in
+Trains nothing. Writes `means`, `orderings` and `settings` as Parquet and Markdown to
+results/reference (`--out`). The commands of the studies behind the committed tables are in
 results/findings/paper_order.md.
 """
 
@@ -29,11 +29,12 @@ class Findings:
 
 def main() -> None:
     """Write the tables and print them."""
-    from perpeft_ray.report.orderings import means, orderings
+    from perpeft_ray.report.orderings import means, orderings, settings
     from perpeft_ray.report.tables import write_table
 
     findings = parse(Findings, description=__doc__)
-    for table in (means(findings.studies), orderings(findings.studies)):
+    for make in (means, orderings, settings):
+        table = make(findings.studies)
         write_table(table, findings.out, ("parquet", "md"))
         for text in table.printed:
             print(text.markdown())

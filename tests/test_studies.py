@@ -18,7 +18,7 @@ from perpeft_ray.config import TABLE_2, TABLE_3
 from perpeft_ray.study.presets import Preset, preset
 
 STUDIES = Path(__file__).parents[1] / "studies"
-ADAPTED = ("ablation_components", "sensitivity", "efficiency", "pareto")
+ADAPTED = ("ablation_components", "sensitivity", "efficiency", "pareto", "real_data")
 
 
 def load(name: str) -> Any:

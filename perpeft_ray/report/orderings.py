@@ -8,11 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from perpeft_ray.config import TABLE_2, TABLE_3, VARIANTS
+from perpeft_ray.config import (
+    SEARCHABLE,
+    SIMPLE_METHODS,
+    TABLE_2,
+    TABLE_3,
+    VARIANTS,
+    VARIED,
+    Searchable,
+)
 from perpeft_ray.report.comparisons import p_text
 from perpeft_ray.report.statistics import LEVEL, compare, holm, read_results, user_values
-from perpeft_ray.report.summary import ablation_summary
-from perpeft_ray.report.text import Cell, StudyTable, TextTable, mean_and_std
+from perpeft_ray.report.summary import SELECTION, final_trials, in_paper_order
+from perpeft_ray.report.text import MISSING, Cell, StudyTable, TextTable
 
 ORDERINGS = (
     ("frozen_mm", "without_mm"),
@@ -22,18 +30,25 @@ ORDERINGS = (
 """(above, below) in the means of the paper's Tables 2 and 3."""
 
 
-def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
+SHOWN = ("ndcg@20", "hr@20")
+"""Metrics that the tables print."""
+
+
+def orderings(folders: Sequence[Path]) -> StudyTable:
     """Orderings of the paper that the studies have both methods of, per data set and variant.
 
-    Columns: dataset, encoder, variant, above, below, mean_above, mean_below, difference, low, high
-    (95 % bootstrap interval over users), p_value (paired t over users), p_holm (corrected over the
-    data set), p_seeds, users, seeds, finding: `holds` or `reversed` where p_holm is below 0.05,
-    else `undecided`.
+    Columns: dataset, encoder, metric, variant, above, below, mean_above, mean_below, difference,
+    low, high (95 % bootstrap interval over users), p_value (paired t over users), p_holm (corrected
+    over the data set and metric), p_seeds, users, seeds, finding: `holds` or `reversed` where
+    p_holm is below 0.05, else `undecided`.
     """
-    values = _named(user_values(*read_results(folders), metric))
+    results = read_results(folders)
     rows = [
-        {"dataset": dataset, "encoder": encoder, **row}
-        for (dataset, encoder), of_data in values.groupby(["dataset", "encoder"], sort=False)
+        {"dataset": dataset, "encoder": encoder, "metric": metric, **row}
+        for metric in SHOWN
+        for (dataset, encoder), of_data in _named(user_values(*results, metric)).groupby(
+            ["dataset", "encoder"], sort=False
+        )
         for variant in VARIANTS
         for above, below in ORDERINGS
         if (row := _row(of_data, variant, above, below, metric)) is not None
@@ -41,49 +56,64 @@ def orderings(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
     numbers = pd.DataFrame(rows)
     numbers["p_holm"] = (
         numbers.p_value.fillna(1.0)
-        .groupby([numbers.dataset, numbers.encoder])
+        .groupby([numbers.dataset, numbers.encoder, numbers.metric])
         .transform(lambda p: holm(p.to_numpy(np.float64)))
     )
     numbers["finding"] = np.where(
         numbers.p_holm >= LEVEL, "undecided", np.where(numbers.difference > 0, "holds", "reversed")
     )
     texts = tuple(
-        _text(rows, str(dataset), metric)
-        for dataset, rows in numbers.groupby("dataset", sort=False)
+        _text(rows, str(dataset), str(metric))
+        for (dataset, metric), rows in numbers.groupby(["dataset", "metric"], sort=False)
     )
     return StudyTable("orderings", numbers, texts)
 
 
 def means(folders: Sequence[Path]) -> StudyTable:
-    """Test metrics of every data set, method and variant.
+    """Test metrics of every data set, method and variant, with intervals over users.
 
-    Columns: those of `ablation_summary`, and dataset, encoder.
+    Columns: dataset, encoder, method, variant, metric, mean, low, high (95 % bootstrap interval
+    over users, whose values are means over seeds), std (over seeds, null for one), users, seeds.
     """
-    trials = _named(read_results(folders)[0])
-    frames = [
-        ablation_summary(of_data).assign(dataset=dataset, encoder=encoder)
-        for (dataset, encoder), of_data in trials.groupby(["dataset", "encoder"], sort=False)
-    ]
-    numbers = pd.concat(frames, ignore_index=True)
-    shown = numbers[numbers.metric == "ndcg_at_20"]
-    datasets = list(shown.dataset.unique())
-    cells = {
-        (row.method, row.variant if isinstance(row.variant, str) else "", row.dataset): row
-        for row in shown.itertuples()
-    }
-    labels = dict.fromkeys((method, variant) for method, variant, _ in cells)
-    rows = tuple(
-        (Cell(f"{method} {variant}".strip()), *(_mean(cells.get((*label, d))) for d in datasets))
-        for label in labels
-        for method, variant in [label]
+    results = read_results(folders)
+    values = pd.concat(
+        [_named(user_values(*results, metric)).assign(metric=metric) for metric in SHOWN]
     )
-    text = TextTable(
-        title="Test NDCG@20 of all data sets",
-        header=("method", *datasets),
-        rows=rows,
-        caption="× 100, mean ± standard deviation over seeds.",
+    cells = ["dataset", "encoder", "method", "variant", "metric"]
+    numbers = pd.DataFrame(
+        [
+            dict(zip(cells, cell, strict=True)) | _interval(rows)
+            for cell, rows in values.groupby(cells, dropna=False, sort=False)
+        ]
     )
-    return StudyTable("means", numbers, (text,))
+    numbers = in_paper_order(numbers)
+    return StudyTable("means", numbers, tuple(_means_text(numbers, m) for m in SHOWN))
+
+
+def settings(folders: Sequence[Path]) -> StudyTable:
+    """The settings that validation chose for every data set and method.
+
+    Columns: dataset, encoder, method, variant, the searchable settings, valid_ndcg_at_20 and
+    selected_epoch (means over seeds), still_improving (seeds whose best epoch is the last), seeds.
+    """
+    cells = ["dataset", "encoder", "method", "variant"]
+    final = _named(final_trials(read_results(folders)[0]))
+    final = final[~final.method.isin(SIMPLE_METHODS)]
+    groups = final.groupby([*cells, *VARIED], dropna=False, sort=False)
+    numbers = in_paper_order(
+        groups.agg(
+            valid_ndcg_at_20=(SELECTION, "mean"),
+            selected_epoch=("selected_epoch", "mean"),
+            still_improving=("still_improving", "sum"),
+            seeds=("seed", "nunique"),
+        ).reset_index()
+    )
+    varied = [s for s in SEARCHABLE if numbers.groupby("dataset")[s.name].nunique().max() > 1]
+    texts = tuple(
+        _settings_text(rows, str(dataset), varied)
+        for dataset, rows in numbers.groupby("dataset", sort=False)
+    )
+    return StudyTable("settings", numbers, texts)
 
 
 def _row(
@@ -139,8 +169,73 @@ def _text(rows: pd.DataFrame, dataset: str, metric: str) -> TextTable:
     )
 
 
-def _mean(row: object) -> Cell:
-    return Cell("–" if row is None else mean_and_std(row.mean, row.std))  # type: ignore[attr-defined]
+def _interval(rows: pd.DataFrame) -> dict[str, object]:
+    """The mean over users of `user_values`, with its interval and its deviation over seeds."""
+    from scipy import stats
+
+    of_users = rows.groupby("user_id")["value"].mean().to_numpy()
+    of_seeds = rows.groupby("seed")["value"].mean()
+    found = stats.bootstrap(
+        (of_users,), np.mean, n_resamples=2000, batch=100, method="percentile", rng=0
+    ).confidence_interval
+    return {
+        "mean": of_users.mean(),
+        "low": found.low,
+        "high": found.high,
+        "std": of_seeds.std(),
+        "users": len(of_users),
+        "seeds": len(of_seeds),
+    }
+
+
+def _means_text(numbers: pd.DataFrame, metric: str) -> TextTable:
+    shown = numbers[numbers.metric == metric].assign(variant=numbers.variant.fillna(""))
+    datasets = list(shown.dataset.unique())
+    cells = {
+        (row.method, row.variant, row.dataset): (
+            f"{100 * row.mean:.2f} [{100 * row.low:.2f}, {100 * row.high:.2f}]"
+        )
+        for row in shown.itertuples()
+    }
+    labels = dict.fromkeys((method, variant) for method, variant, _ in cells)
+    rows = tuple(
+        (
+            Cell(" ".join(filter(None, label))),
+            *(Cell(cells.get((*label, dataset), MISSING)) for dataset in datasets),
+        )
+        for label in labels
+    )
+    return TextTable(
+        title=f"Test {metric.upper()} of all data sets",
+        header=("method", *datasets),
+        rows=rows,
+        caption="× 100, mean over seeds, with 95 % bootstrap intervals over users.",
+    )
+
+
+def _settings_text(rows: pd.DataFrame, dataset: str, varied: Sequence[Searchable]) -> TextTable:
+    def number(value: float) -> str:
+        return MISSING if pd.isna(value) else f"{value:g}"
+
+    return TextTable(
+        title=f"Settings chosen by validation on {dataset}",
+        header=("method", *(s.symbol for s in varied), "valid NDCG@20", "epoch", "seeds"),
+        rows=tuple(
+            (
+                Cell(row.method),
+                *(Cell(number(getattr(row, s.name))) for s in varied),
+                Cell(f"{100 * row.valid_ndcg_at_20:.2f}"),
+                Cell(f"{row.selected_epoch:.0f}"),
+                Cell(f"{row.seeds}"),
+            )
+            for row in rows.itertuples()
+        ),
+        caption=(
+            "Chosen with the first seed; NDCG@20 × 100 and the selected epoch are means over "
+            f"seeds. {rows.still_improving.sum()} of {rows.seeds.sum()} trials selected their last "
+            "epoch."
+        ),
+    )
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:

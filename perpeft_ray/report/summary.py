@@ -48,7 +48,7 @@ def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
     )
     by_cell = long.groupby([*_CELL, "metric"], dropna=False, sort=False)["value"]
     summary = by_cell.agg(mean="mean", std="std", seeds="count").reset_index()
-    return _in_paper_order(summary)
+    return in_paper_order(summary)
 
 
 def final_trials(trials: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def best_settings(trials: pd.DataFrame) -> pd.DataFrame:
         "variant"
     )
     counts = searched.groupby("variant").size().rename("trials").reset_index()
-    return _in_paper_order(best[["variant", *VARIED, SELECTION]].merge(counts, on="variant"))
+    return in_paper_order(best[["variant", *VARIED, SELECTION]].merge(counts, on="variant"))
 
 
 def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +100,7 @@ def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     )
     best = tried.groupby(["method", "variant"], dropna=False)[SELECTION].transform("max")
     tried["chosen"] = tried[SELECTION] == best
-    return _in_paper_order(tried)
+    return in_paper_order(tried)
 
 
 def costs(trials: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def costs(trials: pd.DataFrame) -> pd.DataFrame:
     by_cell = final.groupby([*_CELL, "rank"], dropna=False, sort=False)
     medians = by_cell[["epoch_seconds", *COSTS]].median()
     medians.insert(0, "trials", by_cell.size())
-    return _in_paper_order(medians.reset_index())
+    return in_paper_order(medians.reset_index())
 
 
 def front(trials: pd.DataFrame) -> pd.DataFrame:
@@ -151,7 +151,7 @@ def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
     """
     complete = (trials.phase != "search") & (trials.status == "COMPLETE")
     done = trials[complete & (trials.method == "perpeft")].drop_duplicates("config_hash")
-    done = _in_paper_order(done)
+    done = in_paper_order(done)
     curves = [
         curve.assign(parameter=parameter)
         for parameter in VARIED
@@ -183,7 +183,7 @@ def _searched(trials: pd.DataFrame, methods: tuple[str, ...] | list[str]) -> pd.
     return trials[complete & trials.method.isin(methods)]
 
 
-def _in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
+def in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows by method, mode (sequential first) and variant; the order of the rest is kept."""
     order = pd.DataFrame(index=frame.index)
     for name, values in (
