@@ -1,1 +1,1 @@
-"""What the modules do: an item as two groups see it, a user under three modules."""
+"""Shows what modules do: an item as two groups see it, a user under three modules."""

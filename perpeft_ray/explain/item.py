@@ -36,27 +36,27 @@ class GroupView:
 
     group: int
     users: int
-    """Users of the group while testing."""
+    """Users of the group at test time."""
     words: NDArray[np.float32] | None
-    """Attention on each word of the title, [W], summing to 1; None where there is none."""
+    """Attention on each word of the title, [W], summing to 1; None without a title."""
     patches: NDArray[np.float32] | None
-    """Attention on each patch of the image, [rows, columns], summing to 1; None likewise."""
+    """Attention on each patch of the image, [rows, columns], summing to 1; None without one."""
     neighbours: list[tuple[int, float]]
-    """Items 1..I nearest by the cosine of embeddings, and the cosine, nearest first."""
+    """Items 1..I nearest by cosine of embeddings, with the cosine, nearest first."""
 
 
 @dataclass(frozen=True, eq=False)
 class ItemExplanation:
-    """An item under two groups' modules, or under one where no other group has users."""
+    """An item under two groups' modules, or under one if no other group has users."""
 
     item: int
     """1..I."""
     words: list[str]
-    """Of the title, W of them with the special tokens; empty where there is no title."""
+    """Words of the title, W with special tokens; empty without a title."""
     has_attention: bool
     """Whether the variant changes the towers, so that groups attend differently."""
     cosine: float | None
-    """Between the item's embeddings under the two groups."""
+    """Cosine of the item's embeddings under the two groups."""
     views: tuple[GroupView, ...]
 
 
@@ -65,9 +65,9 @@ def explain_item(
 ) -> ItemExplanation:
     """An item, 1..I, of a personalised trial under two groups.
 
-    `groups` None: of the groups with users, the two that see the item most differently. Raises
-    InputError for a trial without a module for each group, for groups that it does not have, and
-    for a group without users: its module was never trained.
+    `groups` None: the two groups with users that see the item most differently. Raises InputError
+    for a trial without one module per group, for unknown groups, and for a group without users,
+    whose module was never trained.
     """
     if len(trial.modules) < 2:
         raise InputError(
@@ -111,7 +111,7 @@ def _view(
 def _attention(
     trial: TrainedTrial, item: int, group: int
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """Weights of the tokens [L] and of the patches [rows, columns]."""
+    """Weights on tokens [L] and on patches [rows, columns]."""
     assert trial.model.tower is not None
     encoder = trial.model.tower.encoder
     if not isinstance(encoder, TowerItemEncoder):
@@ -141,7 +141,7 @@ def _neighbours(embeddings: Tensor, item: int, count: int) -> list[tuple[int, fl
 
 
 def _farthest(cosines: Tensor, groups: list[int]) -> tuple[int, ...]:
-    """Of some groups the two with the lowest cosine [G, G], ascending; all where there is one."""
+    """The two groups with the lowest cosine [G, G], ascending; the only one if there is one."""
     pairs = list(itertools.combinations(groups, 2))
     return min(pairs, key=lambda pair: float(cosines[pair]), default=tuple(groups))
 

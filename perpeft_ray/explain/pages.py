@@ -1,4 +1,4 @@
-"""Explanations as pages that need nothing beside them."""
+"""Explanations as self-contained pages."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def write_user_page(explanation: UserExplanation, trial: TrainedTrial, path: Pat
 
 _PLAIN = re.compile(r"[a-z0-9_-]{1,60}")
 _SLUG = 40
-"""Characters of an id that stay readable in a file's name."""
+"""Maximum readable characters of an id in a file name."""
 
 
 def page_name(kind: str, name: str) -> str:
-    """The file name of the page of an item or user, of its own for every id.
+    """The file name of the page of an item or user, unique per id.
 
-    It is safe and short on any file system, also one that does not tell upper from lower case:
-    an id that is not plain has a hash behind a dot, which plain ids do not have.
+    It is safe and short on any file system, also one that ignores case: an id that is not plain
+    gets a hash after a dot, which plain ids do not have.
     """
     if _PLAIN.fullmatch(name):
         return f"{kind}-{name}.html"
@@ -96,7 +96,7 @@ def page_name(kind: str, name: str) -> str:
 
 
 def item_title(dataset: Dataset, item: int) -> str:
-    """The title of item 1..I, or its id where it has none."""
+    """The title of item 1..I, or its id if it has none."""
     row = dataset.items.iloc[item - 1]
     return str(row.item_id) if pd.isna(row.title) else str(row.title)
 

@@ -1,4 +1,4 @@
-"""Pictures for the pages: an item's image, and attention laid over what the encoder saw of it."""
+"""Pictures for the pages: an item's image, and attention over what the encoder sees of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 160
 
 
 def thumbnail(root: Path, path: str | None) -> str | None:
-    """An item's image as a data URI, a placeholder where it cannot be read.
+    """An item's image as a data URI, or a placeholder if it cannot be read.
 
     `path` is relative to `root`; None gives None.
     """
@@ -40,7 +40,7 @@ def _placeholder() -> Image.Image:
 
 
 def heat(pixels: NDArray[np.uint8], weights: NDArray[np.float32]) -> Image.Image:
-    """Attention [rows, columns] over the encoder's pixels [3, S, S]: the less of it, the darker."""
+    """Attention [rows, columns] over the encoder's pixels [3, S, S]: darker means less."""
     image = Image.fromarray(pixels.transpose(1, 2, 0)).resize(
         (SIDE, SIDE), Image.Resampling.NEAREST
     )
@@ -51,7 +51,7 @@ def heat(pixels: NDArray[np.uint8], weights: NDArray[np.float32]) -> Image.Image
 
 
 def data_uri(image: Image.Image) -> str:
-    """A PNG in an address, so that a page needs nothing beside it."""
+    """A PNG as a data URI, so that a page is self-contained."""
     out = io.BytesIO()
     image.save(out, format="PNG")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")

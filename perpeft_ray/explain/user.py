@@ -1,4 +1,4 @@
-"""A user's history, and what own module, the global one and another group's would recommend."""
+"""A user's history, and recommendations by the own, the global and another group's module."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Recommendations:
 
     title: str
     items: list[tuple[int, float]]
-    """Items 1..I and their scores, best first; none of the user's history."""
+    """Items 1..I and their scores, best first, without the user's history."""
     test_rank: int | None
-    """0-based rank of the user's test item; None where the user is not evaluated."""
+    """0-based rank of the user's test item; None if the user is not evaluated."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,16 @@ class UserExplanation:
 def explain_user(
     folder: StudyFolder, trial: TrainedTrial, user: int, other: int | None = None, k: int = 10
 ) -> UserExplanation:
-    """A user, 0..U-1, of a personalised trial, as before the test item is known.
+    """A user, 0..U-1, of a personalised trial, before the test item is known.
 
-    The global module is that of the study's `global` trial with the same variant and seed, where
-    it has ended, else the trial's own stage 1. `other` None: of the groups with users, the one
-    whose mean state is farthest from that of the user's group; no other group where none has users.
-    Raises InputError for a trial without groups, for an unknown group or one without users, and for
-    a k below 1.
+    The global module is that of the study's finished `global` trial with the same variant and seed,
+    else the trial's own stage 1. `other` None: the group with users whose mean state is farthest
+    from that of the user's group, if there is one. Raises InputError for a trial without groups, an
+    unknown group or one without users, and a k below 1.
     """
     if trial.grouping is None or trial.config.method not in PERSONAL_METHODS:
         raise InputError(
-            f"`trial` must be of a method with a module a group, but {trial.trial_id} is "
+            f"`trial` must be of a method with one module per group, but {trial.trial_id} is "
             f"{trial.config.method}"
         )
     if k < 1:
@@ -116,7 +115,7 @@ def _global(folder: StudyFolder, trial: TrainedTrial) -> tuple[TrainedTrial, str
 
 
 def _farthest_group(trial: TrainedTrial, own: int) -> int | None:
-    """By the distance between the means of the groups' states after stage 1."""
+    """The group whose mean state after stage 1 is farthest away."""
     assert trial.grouping is not None
     states, groups = trial.grouping.states, trial.grouping.test
     mean = states[groups == own].mean(axis=0)

@@ -1,7 +1,7 @@
-"""A title's tokens as the words that a person reads.
+"""Maps a title's tokens to the words that a person reads.
 
 Tokenizers cut words into pieces, and byte-level ones cut letters into bytes, so a token is shown as
-the part of the title that it comes from.
+its part of the title.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from perpeft_ray.encoder.source import parse_encoder
 
 @dataclass(frozen=True)
 class TitleWords:
-    """The words of a title, special tokens among them, and the word of each token."""
+    """The words of a title, including special tokens, and the word of each token."""
 
     words: list[str]
     """W of them."""
@@ -25,22 +25,22 @@ class TitleWords:
     """[L]: the number of each token's word, 0..W-1."""
 
     def sums(self, of_tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Values of tokens [L] added up over each word: [W]."""
+        """Sums of token values [L] over each word: [W]."""
         return np.bincount(self.of_token, of_tokens, len(self.words)).astype(np.float32)
 
 
 def title_words(encoder: str, title: str, token_ids: list[int]) -> TitleWords:
-    """The words of a title that an encoder has as these tokens (L of them, special ones included).
+    """The words of a title that an encoder tokenised as these L tokens (special ones included).
 
-    Words stand between spaces; Chinese, Japanese and Korean characters, which no spaces divide, are
-    shown in the tokenizer's own pieces. Equal special tokens in a row are one word. Raises
-    ValueError where the tokens are not the title's.
+    Words are separated by spaces; Chinese, Japanese and Korean characters are shown in the
+    tokenizer's own pieces. Equal special tokens in a row are one word. Raises ValueError if the
+    tokens are not the title's.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(parse_encoder(encoder).path)
     names: list[str] = tokenizer.convert_ids_to_tokens(token_ids)  # type: ignore[assignment]  # of a list, a list
-    if not tokenizer.is_fast:  # it does not know where in the title a token comes from
+    if not tokenizer.is_fast:  # this tokenizer does not know a token's place in the title
         return _as_they_are([tokenizer.convert_tokens_to_string([name]).strip() for name in names])
     coded = tokenizer(
         title,
@@ -65,7 +65,7 @@ def _grouped(
     words: list[str] = []
     of_token: list[int] = []
     start = end = 0
-    """Where in the title the last word lies; nowhere after a special token."""
+    """Span of the last word in the title; none after a special token."""
     open_word = False
     for name, (first, last), is_special in zip(names, spans, special, strict=True):
         if is_special:
@@ -85,7 +85,7 @@ def _grouped(
 
 
 def _is_divided(title: str, end: int, start: int) -> bool:
-    """Whether a word that ends at `end` is another than one that begins at `start`."""
+    """Whether words that end at `end` and begin at `start` are different words."""
     around = title[max(end - 1, 0) : start + 1]
     return any(character.isspace() or _is_wide(character) for character in around)
 

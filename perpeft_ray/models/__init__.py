@@ -1,1 +1,1 @@
-"""Models that leave the study: a finished trial's weights, exported, loaded and used."""
+"""Finished trials' models: exported, loaded and used outside the study."""

@@ -1,7 +1,7 @@
-"""A group's module to disk and back: PEFT part in `peft`'s own form, projector beside it.
+"""Writes and reads a group's module: the PEFT part in `peft`'s own form, the projector beside it.
 
-`peft` names and selects what it saves, so any variant that it knows comes out as it expects it. A
-module that is not `peft`'s (IISAN's side network) is safetensors with a `config.json`.
+`peft` names and selects the tensors, so it can load any variant it knows. IISAN's side network,
+which is not `peft`'s, is safetensors with a `config.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from perpeft_ray.recommender.model import Module, Recommender
 
 ADAPTER = "adapter"
 _PREFIX = "base_model.model."
-"""Before every name in a `PeftModel`'s file."""
+"""Prefix of every name in a `PeftModel`'s file."""
 _WEIGHTS = "adapter_model.safetensors"
 _MODULE_LISTS = {"target_modules", "feedforward_modules"}
 """Fields of a `PeftConfig` that name modules of the model."""
@@ -31,10 +31,10 @@ _MODULE_LISTS = {"target_modules", "feedforward_modules"}
 def write_module(
     model: Recommender, module: Module, config: TrialConfig, folder: Path, base: str
 ) -> None:
-    """Write a group's module of a recommender to a folder that is there.
+    """Write a group's module of a recommender to an existing folder.
 
-    `base`: the encoder's name, as in `parse_encoder`, for the adapter's configuration. The model's
-    own tower takes the module's values. Nothing is written for methods without content.
+    `base`: the encoder's name, as in `parse_encoder`, for the adapter's configuration. Sets the
+    model's own tower to the module's values. Writes nothing for methods without content.
     """
     if model.tower is None:
         return
@@ -64,7 +64,7 @@ def write_module(
 def read_module(model: Recommender, config: TrialConfig, folder: Path) -> dict[str, nn.Parameter]:
     """The module that `write_module` wrote, for a recommender built from the same configuration.
 
-    Raises InputError where the folder's tensors are not the model's.
+    Raises InputError if the folder's tensors do not fit the model.
     """
     if model.tower is None:
         return {}
@@ -102,16 +102,16 @@ def _put(model: Recommender, module: Module) -> None:
 
 
 def _adapted(model: Recommender) -> Any:
-    """The transformers model that `peft` has put an adapter into; None where there is none."""
+    """The transformers model with an adapter of `peft`; None if there is none."""
     assert model.tower is not None
     return next((m for m in model.tower.modules() if hasattr(m, "peft_config")), None)
 
 
 def _parts(adapted: nn.Module) -> dict[str, str]:
-    """The adapter folders of a model, and how the names of each one's modules begin in it.
+    """The adapter folders of a model, and the name prefix of each one's modules.
 
-    An encoder of separate models is a dictionary of them; each has a folder of its own, so that
-    `peft` puts it into the transformers model alone.
+    An encoder of separate models is a dictionary of them; each has its own folder, so that `peft`
+    can load it into that transformers model alone.
     """
     if not isinstance(adapted, nn.ModuleDict):
         return {ADAPTER: ""}
@@ -126,7 +126,7 @@ def _write_adapter(adapted: Any, folder: Path, base: str) -> None:
 
     tensors = peft.get_peft_model_state_dict(adapted)
     parts = _parts(adapted)
-    paths = base.rpartition(":")[2].split(",")  # of a pair, its models' in the order of its parts
+    paths = base.rpartition(":")[2].split(",")  # for a pair, its models' names in order
     for (name, prefix), path in zip(parts.items(), paths, strict=True):
         (folder / name).mkdir()
         own = {

@@ -1,7 +1,7 @@
 """Recommendations for all users of an interactions table: DuckDB gathers, Ray Data scores.
 
-Histories are gathered out of memory, and every Ray Data worker loads the model once and writes what
-it scores, so neither the table nor the result need fit in memory.
+Histories are gathered out of core. Every Ray Data worker loads the model once and writes its own
+results, so neither the table nor the result must fit in memory.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ SCHEMA = pa.schema(
 """One row per recommendation; `rank` is 0-based, as in a study's results."""
 
 _USERS_TOGETHER = 2048
-"""Users that a Ray Data worker takes at a time; DuckDB's smallest row group."""
+"""Users per task of a Ray Data worker; DuckDB's smallest row group."""
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How all users are scored."""
+    """Options of scoring all users."""
 
     k: int = 10
     """Items per user."""
     exclude_seen: bool = True
-    """Leave out what the user's history has."""
+    """Exclude items of the user's history."""
     batch_size: int = 1024
-    """Users scored at a time."""
+    """Users per batch."""
     workers: int = 1
     """Ray Data workers, each with a copy of the model and one CPU."""
     memory_gb: float = 1.0
-    """What DuckDB may hold in memory while it gathers histories."""
+    """Memory limit of DuckDB while it gathers histories."""
 
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """What was scored."""
+    """Numbers of users and rows that were read and scored."""
 
     users: int
     """Users of the table."""
@@ -76,11 +76,11 @@ def recommend_all(
 ) -> BatchCounts:
     """Write the best items of every user to the new folder `out`, Parquet files of `SCHEMA`.
 
-    `interactions`: a Parquet file, or a folder of its parts, with user_id, item_id and timestamp;
-    what they may be is what training takes (`data/tables.py`). Items that the model does not know
-    are left out of histories, and users without any other are left out of the result. Ray is joined
-    where `RAY_ADDRESS` says so, else started. The folder appears whole or not at all. Raises
-    InputError for a bad model or table, one without any known item, and where `out` is there.
+    `interactions`: a Parquet file, or a folder of its parts, with user_id, item_id and timestamp in
+    the forms that training takes (`data/tables.py`). Skips unknown items, and users without any
+    known one. Joins the Ray that `RAY_ADDRESS` names, else starts Ray. The folder appears whole or
+    not at all. Raises InputError for a bad model or table, a table without any known item, and if
+    `out` exists.
     """
     from perpeft_ray.study.host.runtime import ray_runtime
 
@@ -90,7 +90,7 @@ def recommend_all(
             raise InputError(f"`{name}` must be at least 1, but is {getattr(options, name)}")
     if out.exists():
         raise InputError(
-            f"the folder to write to must not be there yet, but {out} is; remove it or choose "
+            f"the folder to write to must not exist yet, but {out} does; remove it or choose "
             "another"
         )
     items, _ = read_items(model, read_config(model).items)
@@ -104,7 +104,7 @@ def recommend_all(
         if rows == skipped:
             raise InputError(
                 f"`users` must have items of the model, but {interactions} has none; for example "
-                f"{items[0]!r} would be one"
+                f"{items[0]!r} is one"
             )
         with ray_runtime():
             scored = _score(model.resolve(), histories.resolve(), temporary.resolve(), options)
@@ -114,10 +114,10 @@ def recommend_all(
 
 
 def _gather(table: ParquetTable, items: list[str], out: Path, memory_gb: float) -> tuple[int, int]:
-    """Write one row per user, as they first appear, with the history in order of time, then row.
+    """Write one row per user, in order of appearance, with the history ordered by time, then row.
 
-    Columns user_id and history: indices 1..I of the known items. How many rows the table has, and
-    how many of them with an unknown item.
+    Columns user_id and history: indices 1..I of the known items. Returns the number of rows of the
+    table, and of those with an unknown item.
     """
     known = pa.array(items, pa.string())
 
@@ -141,7 +141,7 @@ def _gather(table: ParquetTable, items: list[str], out: Path, memory_gb: float) 
 
 
 def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> int:
-    """Write the recommendations of every row group of `histories`; for how many users."""
+    """Write the recommendations for every row group of `histories`; returns the number of users."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -150,7 +150,7 @@ def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> in
         if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's own log folder
             handler.setLevel(logging.ERROR)
     groups = int(pq.ParquetFile(histories).metadata.num_row_groups)
-    # Of `range`, a task would make the numbers, and wait for a processor where workers have all.
+    # With `range`, a task would make the numbers, and would wait for a CPU if workers hold all.
     numbers = [{"id": group} for group in range(groups)]
     scored = (
         ray.data.from_items(numbers, override_num_blocks=groups)
@@ -167,7 +167,7 @@ def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> in
 
 
 class _Scorer:
-    """What a Ray Data worker runs: the model, loaded once."""
+    """A Ray Data worker: loads the model once and scores."""
 
     def __init__(self, model: Path, histories: Path, out: Path, options: BatchOptions) -> None:
         import torch
@@ -179,7 +179,7 @@ class _Scorer:
         self._options = options
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
-        """Column id, a row group's number -> scored, its users with recommendations."""
+        """Column id, a row group's number -> column scored, its users with recommendations."""
         (group,) = batch["id"]
         with pq.ParquetFile(self._histories) as file:
             users = file.read_row_group(int(group))

@@ -22,8 +22,8 @@ _PARTS = {"valid": "validation", "test": "test"}
 def model_card(config: ExportConfig, users: pd.DataFrame, has_adapter: bool) -> str:
     """The card as Markdown with a YAML head.
 
-    `users`: the trial's rows of `users/`, of which metrics and their 95 % bootstrap intervals over
-    users are taken. `has_adapter`: whether groups have `peft` folders.
+    `users`: the trial's rows of `users/`, for metrics and their 95 % bootstrap intervals over
+    users. `has_adapter`: whether groups have `peft` folders.
     """
     measured = _measured(users)
     trial = config.trial
@@ -59,7 +59,7 @@ _LIMITS = """## Limits
 
 - Recommendations repeat what the data's users did; nothing keeps popular items from growing more.
 - A new item has no id embedding: it is placed by title and image alone.
-- Of a history, the latest `sequence_length` items count; all of them are left out as seen."""
+- Only the latest `sequence_length` items of a history count; none of its items is recommended."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def _measured(users: pd.DataFrame) -> _Measured:
 
 
 def _mean_and_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % percentile interval; the mean alone where all are equal."""
+    """Mean and its 95 % percentile interval; only the mean if all values are equal."""
     from scipy import stats
 
     mean = float(values.mean())
@@ -162,8 +162,8 @@ def _of_encoder(config: ExportConfig) -> str:
     if config.has_encoder:
         return f"New items are embedded by the encoder in `{ENCODER}/`."
     return (
-        f"New items are embedded by `{_public(config.encoder)}`, which must be there where the "
-        "model is used (`perpeft export --with-encoder` copies it)."
+        f"New items are embedded by `{_public(config.encoder)}`, which must be available on the "
+        "machine that uses the model (`perpeft export --with-encoder` copies it)."
     )
 
 
@@ -187,7 +187,7 @@ group's `projector.safetensors`, the id embedding a row of `sasrec.safetensors`.
 
 
 def _public(name: str) -> str:
-    """A data set's or encoder's name without the folders of the machine that it lay on."""
+    """A data set's or encoder's name without local folders."""
     kind, colon, paths = name.partition(":")
     if not colon:
         kind, paths = "", name

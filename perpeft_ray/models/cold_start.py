@@ -1,10 +1,10 @@
-"""Users and items that first appear after training: what is held out, and how models rank there.
+"""Cold start: evaluates users and items that first appear after training.
 
 The paper does not measure this; the protocol is ours. A point in time, the *cut*, divides the
-interactions. Training sees those before it, with the items that they name and no other. An *event*
-is an interaction after the cut with a history: the user's interactions before it. A user or item is
-*new* that no interaction before the cut has. Events are ranked as in a study: all items, new ones
-too, minus the history, are candidates, and ties count against the target.
+interactions. Training sees only those before it, and only their items. An *event* is an interaction
+after the cut with a history: the user's interactions before it. A user or item is *new* if it has
+no interaction before the cut. Events are ranked as in a study: candidates are all items, also new
+ones, minus the history, and ties count against the target.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SLICES = (
     "new item",
     "new item among new items",
 )
-"""The last ranks new items only among each other: whether content places them right, without the
-question of whether they come up among items that have an id embedding."""
+"""The last slice ranks new items only among each other: it shows whether content places them right,
+apart from whether they compete with items that have an id embedding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +50,8 @@ class HeldOut:
 def hold_out(dataset: Dataset, quantile: float, events_per_user: int) -> HeldOut:
     """Divide a dataset at a quantile of its interactions' timestamps.
 
-    `events_per_user`: of a user's events the first so many, so that a new user is one with at most
-    so many interactions. Raises InputError where the quantile leaves nothing on one side.
+    `events_per_user`: takes only each user's first events, so that a new user has at most this many
+    interactions. Raises InputError if one side of the cut is empty.
     """
     if not 0.0 < quantile < 1.0:
         raise InputError(f"`quantile` must be between 0 and 1, but is {quantile}")
@@ -71,9 +71,9 @@ def hold_out(dataset: Dataset, quantile: float, events_per_user: int) -> HeldOut
 
 
 def write_training_folder(held_out: HeldOut, root: Path, folder: Path) -> None:
-    """Write what training may see as a data folder; `root` is the dataset's own.
+    """Write what training may see as a data folder; `root` is the dataset's folder.
 
-    Images are hard links where the file system allows it, else copies.
+    Images are hard links if the file system allows it, else copies.
     """
     held_out.training.to_parquet(folder / INTERACTIONS_FILE, index=False)
     held_out.known_items.to_parquet(folder / ITEMS_FILE, index=False)
@@ -87,7 +87,7 @@ def write_training_folder(held_out: HeldOut, root: Path, folder: Path) -> None:
 def rank_events(model: LoadedModel, held_out: HeldOut, root: Path) -> pd.DataFrame:
     """The rank of every event's target; adds the new items to the model.
 
-    Columns: slice, user_id, rank (0-based); one row an event and slice that it belongs to.
+    Columns: slice, user_id, rank (0-based); one row per event and slice.
     """
     model.add_items(
         [

@@ -1,4 +1,4 @@
-"""A finished trial as a folder that works without the study: `perpeft export`."""
+"""`perpeft export`: writes a finished trial as a folder that works without the study."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ EXPORTED_METHODS: tuple[Method, ...] = (
     "without_image",
     "without_group_negatives",
 )
-"""Methods with one module a group, whose users' groups follow from their histories."""
+"""Methods whose module for a user follows from the history."""
 
 _ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "1_Pooling/*")
-"""Of a foundation model's folder: configuration, tokenizer, weights, pooling."""
+"""Files to copy of a foundation model: configuration, tokenizer, weights, pooling."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an exported model holds beyond the trial itself."""
+    """Options of an export."""
 
     embeddings: Precision = "float32"
-    """Of the item embeddings on disk; float16 halves them and rounds scores to 3 digits."""
+    """Type of the stored item embeddings; float16 halves them and rounds scores to 3 digits."""
     with_encoder: bool = False
-    """Copy the foundation model into the folder, so that new items need nothing from elsewhere."""
+    """Copy the foundation model into the folder, so that new items work offline."""
 
 
 def export_trial(
@@ -68,13 +68,13 @@ def export_trial(
 ) -> None:
     """Write a trial to the new folder `out`, whole or not at all; `layout.py` says what is in it.
 
-    Raises InputError where `out` is there already, for a method that cannot be exported, and where
-    the trial's weights are gone.
+    Raises InputError if `out` exists, if the method cannot be exported, and if the trial's weights
+    are gone.
     """
     options = options or ExportOptions()
     if out.exists():
         raise InputError(
-            f"the folder to export to must not be there yet, but {out} is; "
+            f"the folder to export to must not exist yet, but {out} does; "
             "remove it or choose another"
         )
     trial = open_trained(folder, trial_id)
@@ -144,7 +144,7 @@ def _write_group(trial: TrainedTrial, group: int, folder: Path, config: ExportCo
 
 
 def _encoder(name: str, out: Path, *, copy: bool) -> str:
-    """An encoder's name on other machines; with `copy` it is put into the exported folder."""
+    """An encoder's name on other machines; `copy` puts it into the exported folder."""
     if copy:
         copy_encoder(name, out)
         return encoder_inside(name)
@@ -158,7 +158,7 @@ def _encoder(name: str, out: Path, *, copy: bool) -> str:
 
 
 def copy_encoder(name: str, folder: Path) -> None:
-    """Copy a foundation model to where `encoder_inside` says, a pair's two models."""
+    """Copy a foundation model, or a pair's two models, to where `encoder_inside` says."""
     source = parse_encoder(name)
     paths = encoder_inside(name).rpartition(":")[2].split(",")
     originals = [source.path, source.image_path] if len(paths) == 2 else [source.path]

@@ -1,18 +1,18 @@
-"""What lies where in an exported model, and its `config.json`.
+"""Files of an exported model, and its `config.json`.
 
 DIR/
   README.md                 the model card
   config.json               `ExportConfig`
   items.json                item ids and titles, in the order of the embeddings' rows 1..I
   sasrec.safetensors        SASRec of the selected epoch, id embedding included
-  groups/<g>/               what a group's module makes of items
-    adapter/                a standard peft folder (other variants: their own name)
+  groups/<g>/               a group's module and its item embeddings
+    adapter/                a standard peft folder (IISAN: its own name)
     projector.safetensors
     embeddings.safetensors  [I+1, D], row 0 is padding
   grouping/                 the stage-1 model that users are grouped by, if there are groups
     centroids.safetensors   [G, D]
     sasrec.safetensors, adapter/, projector.safetensors, embeddings.safetensors
-  encoder/                  the foundation model, where it was asked for
+  encoder/                  the foundation model, with --with-encoder
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from perpeft_ray.data.interactions import check_inside
 from perpeft_ray.errors import InputError
 
 FORMAT = 1
-"""Changed with anything in the folder that an older program cannot read."""
+"""Changes whenever an older program cannot read the folder."""
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -41,27 +41,27 @@ CENTROIDS = "centroids.safetensors"
 GROUPING = "grouping"
 ENCODER = "encoder"
 _INSIDE = "./"
-"""Begins the path of an encoder that lies in the exported folder."""
+"""Prefix of the path of an encoder inside the exported folder."""
 
 Precision = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What an exported model is and where it comes from."""
+    """Content and origin of an exported model."""
 
     format: int
     version: str
-    """Of perpeft-ray."""
+    """Version of perpeft-ray."""
     study: str
     trial_id: str
     trial: TrialConfig
     encoder: str
     """As in `parse_encoder`; a path that begins with `./` lies inside the folder."""
     encoder_fingerprint: str
-    """Of the encoder's files; new items are embedded with no other."""
+    """Hash of the encoder's files; new items need the same encoder."""
     data_fingerprint: str
-    """Of interactions, items and images; 32 hexadecimal digits."""
+    """Hash of interactions, items and images; 32 hexadecimal digits."""
     users: int
     items: int
     interactions: int
@@ -69,7 +69,7 @@ class ExportConfig:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether the foundation model lies in the folder."""
+        """Whether the folder has the foundation model."""
         return _INSIDE + ENCODER in self.encoder
 
     @property
@@ -79,7 +79,7 @@ class ExportConfig:
 
 
 def group_folder(folder: Path, group: int) -> Path:
-    """Where a group's module lies."""
+    """The folder of a group's module."""
     return folder / "groups" / str(group)
 
 
@@ -98,7 +98,7 @@ def encoder_inside(name: str) -> str:
 def located_encoder(name: str, folder: Path) -> str:
     """An encoder's name with paths inside an exported folder made absolute.
 
-    Raises InputError for one that begins inside and leaves it.
+    Raises InputError for a path that leaves the folder.
     """
     kind, colon, paths = name.rpartition(":")
     located = []
@@ -117,7 +117,7 @@ def write_config(config: ExportConfig, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> ExportConfig:
-    """Read `config.json`. Raises InputError where the folder is no model of this format."""
+    """Read `config.json`. Raises InputError if the folder is not a model of this format."""
     file = folder / CONFIG
     if not file.is_file():
         raise InputError(f"an exported model must have {CONFIG}, but {folder} has none")
@@ -139,7 +139,7 @@ def read_config(folder: Path) -> ExportConfig:
 
 
 def read_items(folder: Path, count: int) -> tuple[list[str], list[str | None]]:
-    """Ids and titles of `items.json`. Raises ValueError where they are not of `count` items."""
+    """Ids and titles of `items.json`. Raises ValueError unless they are of `count` items."""
     items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
     lists = [
         items.get(name) if isinstance(items, dict) else None for name in ("item_ids", "titles")
@@ -151,7 +151,7 @@ def read_items(folder: Path, count: int) -> tuple[list[str], list[str | None]]:
 
 
 def _check_types(file: Path, values: dict[str, Any]) -> None:
-    """What sizes are taken from must be whole numbers, and names text."""
+    """Sizes must be whole numbers, and names text."""
     for field in dataclasses.fields(ExportConfig):
         kind = {"int": int, "str": str}.get(str(field.type))
         value = values[field.name]

@@ -34,17 +34,17 @@ from perpeft_ray.recommender.sasrec import SASRec
 from perpeft_ray.train.grouping import nearest_centroids
 
 _BLOCK_SCORES = 16 * 2**20
-"""Scores held at a time: 64 MiB of float32."""
+"""Scores per block: 64 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An item that a user may want next."""
+    """A recommended item."""
 
     item_id: str
     title: str | None
     score: float
-    """Comparable among one user's items, of one group."""
+    """Comparable only among items for one user and group."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +52,17 @@ class TopItems:
     """The best items of n histories, best first."""
 
     groups: NDArray[np.int32]
-    """[n]: the group that each was assigned to."""
+    """[n]: each history's group."""
     items: NDArray[np.int64]
-    """[n, k] item indices 1..I; 0 where there are no more candidates."""
+    """[n, k] item indices 1..I; 0 beyond the last candidate."""
     scores: NDArray[np.float32]
     """[n, k]; -inf where `items` is 0."""
 
 
 class LoadedModel:
-    """Recommends from histories alone; no user is stored.
+    """Recommends from histories alone; stores no user.
 
-    Not safe for use in several threads while items are added.
+    Not thread-safe while items are added.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,10 +89,10 @@ class LoadedModel:
     def recommend(
         self, history: Sequence[str], k: int = 10, *, exclude_seen: bool = True
     ) -> list[Recommendation]:
-        """The k items (or all that are left) that a user with this history may want next.
+        """The k best next items (or all that remain) for a user with this history.
 
-        `history`: item ids, oldest first, one at least. `exclude_seen` leaves the history's items
-        out. The user gets the group whose centroid is nearest. Raises InputError for an empty
+        `history`: item ids, oldest first, at least one. `exclude_seen` excludes the history's
+        items. The user gets the group with the nearest centroid. Raises InputError for an empty
         history, an unknown item and a k below 1.
         """
         best = self.top_items([self.indices(history)], k, exclude_seen=exclude_seen)
@@ -107,27 +107,27 @@ class LoadedModel:
         return int(self.assign([self.indices(history)])[0])
 
     def embed_item(self, title: str | None, image: NewImage | None) -> Tensor:
-        """A new item as each group sees it, float32 [G, D], from title and image alone.
+        """A new item's embedding for each group, float32 [G, D], from title and image alone.
 
-        One of the two may be None. Errors as `add_items`.
+        One of the two may be None. Errors as in `add_items`.
         """
         items = [NewItem("new", title, image)]
         check_new_items(self.config.trial, items)
         return self._embed_new(items)[: self.config.groups, 0]
 
     def add_items(self, items: Sequence[NewItem], *, without_content: bool = False) -> None:
-        """Make new items known: from here on they are recommended and may stand in histories.
+        """Add new items, which can then be recommended and occur in histories.
 
-        They are embedded together, which takes one loading of the encoder. The folder stays as it
-        is. Raises InputError for an id that is known already, a value of a wrong type, an image
-        file that is not there, an item with nothing that the model reads (title and image missing,
-        blank or broken) unless `without_content`, and where the encoder is not there.
+        Embeds them together, loading the encoder once; does not change the folder. Raises
+        InputError for a known id, a value of a wrong type, a missing image file, an item that the
+        model cannot read (title and image missing, blank or broken) unless `without_content`, and a
+        missing encoder.
         """
         check_new_items(self.config.trial, items, without_content=without_content)
         ids = [item.item_id for item in items]
         known = next((i for i in ids if i in self._index or ids.count(i) > 1), None)
         if known is not None:
-            raise InputError(f"a new item must have an id of its own, but {known!r} is there")
+            raise InputError(f"a new item must have a new id, but {known!r} is known")
         if not items:
             return
         rows = self._embed_new(items)
@@ -158,7 +158,7 @@ class LoadedModel:
         return np.array([self._index[item] for item in history], dtype=np.int64)
 
     def __contains__(self, item_id: str) -> bool:
-        """Whether an item is known: of the catalogue, or added."""
+        """Whether an item is known, from the catalogue or added."""
         return item_id in self._index
 
     def assign(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int32]:
@@ -174,8 +174,8 @@ class LoadedModel:
     ) -> Tensor:
         """Scores of all items for each history, float32 [n, I]; column i - 1 is item i.
 
-        `groups` [n]: None assigns by history. Nothing is left out as seen. Raises InputError for
-        an empty history.
+        `groups` [n]: None assigns by history. Includes seen items. Raises InputError for an empty
+        history.
         """
         if groups is None:
             groups = self.assign(histories)
@@ -194,10 +194,10 @@ class LoadedModel:
         candidates: NDArray[np.int64] | None = None,
         groups: NDArray[np.int32] | None = None,
     ) -> NDArray[np.int64]:
-        """The 0-based rank of each history's target, int64 [n], by a study's own ranking.
+        """The 0-based rank of each history's target, int64 [n], ranked as in a study.
 
-        `targets` [n] item indices. `candidates`: item indices, ascending, the targets among them;
-        None: all items. The history's items are none. `groups` [n]: None assigns by history.
+        `targets` [n] item indices. `candidates`: item indices, ascending, including the targets;
+        None: all items. The history's items are excluded. `groups` [n]: None assigns by history.
         """
         if groups is None:
             groups = self.assign(histories)
@@ -216,7 +216,7 @@ class LoadedModel:
     def top_items(
         self, histories: Sequence[NDArray[np.int64]], k: int, *, exclude_seen: bool = True
     ) -> TopItems:
-        """The k best items of each history (item indices, oldest first). Errors as `recommend`."""
+        """The k best items for each history (item indices, oldest first). Errors as `recommend`."""
         if not isinstance(k, int) or k < 1:
             raise InputError(f"`k` must be a whole number of at least 1, but is {k}")
         groups = self.assign(histories)
@@ -239,7 +239,7 @@ class LoadedModel:
         return latest_inputs(histories, self.config.trial.sequence_length)
 
     def _embed_new(self, items: Sequence[NewItem]) -> Tensor:
-        """[G, n, D], with groups one row more: under the stage-1 module."""
+        """[G, n, D]; with groups one more row, under the stage-1 module."""
         folders = {str(g): group_folder(self.folder, g) for g in range(self.config.groups)}
         if self._grouping is not None:
             folders[GROUPING] = self.folder / GROUPING
@@ -247,7 +247,7 @@ class LoadedModel:
         return torch.stack(list(embedded.values()))
 
     def _encoder(self) -> str:
-        """The encoder's name for this machine; raises InputError where it is another one."""
+        """The encoder's name on this machine; raises InputError if it is a different encoder."""
         from perpeft_ray.encoder.source import encoder_fingerprint
 
         name = located_encoder(self.config.encoder, self.folder)
@@ -261,7 +261,7 @@ class LoadedModel:
         return name
 
     def _table(self, folder: Path) -> Tensor:
-        """All items as a group sees them, float32 [I+1, D]."""
+        """All items' embeddings for a group, float32 [I+1, D]."""
         table = load_file(folder / EMBEDDINGS)["embeddings"].float()
         expected = (self.config.items + 1, self.config.trial.hidden_units)
         if table.shape != expected:

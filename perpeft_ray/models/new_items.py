@@ -1,7 +1,7 @@
-"""Items that the training data did not have: embedded from title and image alone.
+"""Embeds items that training never saw, from title and image alone.
 
-They go the way of the study's own items: a catalogue store, the encoder, a group's module; only the
-id embedding is missing, and counts as zero.
+They are processed like the study's own items (catalogue store, encoder, a group's module), but
+their id embedding is zero.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NewItem:
     item_id: str
     title: str | None
     image: NewImage | None
-    """A file, or a Pillow image, read as `decode_rgb` does; None where there is none."""
+    """A file or a Pillow image, read by `decode_rgb`; None without an image."""
 
 
 def embed_new_items(
@@ -49,9 +49,9 @@ def embed_new_items(
 ) -> dict[str, Tensor]:
     """The items' embeddings under each module, float32 [n, D], keyed as `modules` is.
 
-    `encoder`: as in `parse_encoder`. `modules`: folders as `write_module` writes them. The encoder
-    is loaded once. The items are checked already; an image that cannot be read counts as missing.
-    Raises InputError for an encoder that cannot be loaded.
+    `encoder`: as in `parse_encoder`. `modules`: folders of `write_module`. Loads the encoder once.
+    Expects checked items; an unreadable image counts as missing. Raises InputError for an encoder
+    that cannot be loaded.
     """
     if config.method == "without_mm":
         return {name: torch.zeros(len(items), config.hidden_units) for name in modules}
@@ -66,7 +66,7 @@ def embed_new_items(
 def _model(
     config: TrialConfig, encoder: str, items: Sequence[NewItem], folder: Path
 ) -> Recommender:
-    """A recommender whose items are these, with ids that say nothing."""
+    """A recommender over these items, with zero id embeddings."""
     from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 
     catalogue = build_catalogue(_dataset(items, folder), FoundationPreprocessor(encoder), folder)
@@ -108,7 +108,7 @@ def _dataset(items: Sequence[NewItem], folder: Path) -> Dataset:
 
 
 def _image(item: NewItem, new: Path) -> str | None:
-    """The path of an item's image; one that Pillow has open is written to the file `new`."""
+    """The path of an item's image; an open Pillow image is written to the file `new`."""
     if item.image is None:
         return None
     if not isinstance(item.image, Image.Image):
@@ -126,10 +126,10 @@ def _image(item: NewItem, new: Path) -> str | None:
 def check_new_items(
     config: TrialConfig, items: Sequence[NewItem], *, without_content: bool = False
 ) -> None:
-    """Raise InputError where items cannot be new items of a model with this configuration.
+    """Raise InputError for items that cannot be added to a model with this configuration:
 
-    That is for a value of a wrong type, an image file that is not there, and, unless
-    `without_content`, for an item of which the model can read nothing.
+    those with a value of a wrong type, a missing image file, or, unless `without_content`, without
+    anything that the model can read.
     """
     for item in items:
         _check_types(item)
@@ -167,5 +167,5 @@ def _check_types(item: NewItem) -> None:
             f"`image` {name} must be a path, a Pillow image or None, but is a "
             f"{type(image).__name__}"
         )
-    if not os.path.isfile(image):  # noqa: PTH113 - pathlib's raises for a name that is too long
+    if not os.path.isfile(image):  # noqa: PTH113 - pathlib raises for a name that is too long
         raise InputError(f"`image` {name} must be a file, but is {str(image)!r}")

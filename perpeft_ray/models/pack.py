@@ -1,4 +1,4 @@
-"""`perpeft pack`: all that `export`, `explain` and `tables` need, into the study's own folder."""
+"""`perpeft pack`: copies all that `export` and `explain` need into the study's own folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perpeft_ray.store.weights import keep_weights
 
 @dataclass(frozen=True)
 class Packed:
-    """What a study's folder has after `pack`."""
+    """Content of a packed study's folder."""
 
     trials: int
     """COMPLETE trials of the ablation with their weights."""
@@ -29,10 +29,10 @@ class Packed:
 
 
 def pack(folder: StudyFolder) -> Packed:
-    """Put weights, data and, where it is a local folder, the encoder into a study's folder.
+    """Put weights, data and a local encoder into a study's folder.
 
-    What is there already stays. Weights are hard links where possible, the rest are copies. Raises
-    InputError where data or encoder cannot be read.
+    Existing files stay. Weights are hard links if possible, the rest copies. Raises InputError if
+    data or encoder cannot be read.
     """
     dataset, workspace = open_workspace(folder)
     trials, without_weights = keep_weights(folder, workspace)

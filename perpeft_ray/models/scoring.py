@@ -1,4 +1,4 @@
-"""From histories and item embeddings to states and ranks; plain functions.
+"""Computes states and ranks from histories and item embeddings; plain functions.
 
 Letters: n histories, I items (0 is padding), T sequence length, D hidden units.
 """
@@ -19,7 +19,7 @@ from perpeft_ray.recommender.ranking import target_ranks
 from perpeft_ray.recommender.sasrec import SASRec
 
 _BLOCK = 1024
-"""Histories that go through SASRec at a time, as in a study."""
+"""Histories per SASRec batch, as in a study."""
 
 
 def latest_inputs(histories: Sequence[NDArray[np.int64]], length: int) -> NDArray[np.int64]:
@@ -64,6 +64,6 @@ def ranks_among(
     ]
     offsets = np.concatenate([[0], np.cumsum([len(items) for items in known])])
     items = np.concatenate([np.empty(0, dtype=np.int64), *known]).astype(np.int32)
-    rows = np.concatenate([[0], candidates])  # padding stays in front
+    rows = np.concatenate([[0], candidates])  # padding stays first
     places = np.searchsorted(candidates, targets) + 1
     return target_ranks(states, embeddings[rows], places, Histories(offsets, items))

@@ -93,7 +93,7 @@ def test_what_cannot_be_explained_is_told(
     one = open_trained(study_folder, finished_trial("global", "lora"))
     with pytest.raises(InputError, match="must have a module for each of several groups"):
         explain_item(one, 5)
-    with pytest.raises(InputError, match="must be of a method with a module a group"):
+    with pytest.raises(InputError, match="must be of a method with one module per group"):
         explain_user(study_folder, one, 0)
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
     with pytest.raises(InputError, match="`groups` must be between 0 and 2, but is 3"):

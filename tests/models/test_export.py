@@ -255,7 +255,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
             export_trial(study_folder, finished_trial(method, "lora"), out)
     assert list(tmp_path.iterdir()) == []
     out.mkdir()
-    with pytest.raises(InputError, match="must not be there yet"):
+    with pytest.raises(InputError, match="must not exist yet"):
         export_trial(study_folder, finished_trial("perpeft", "lora"), out)
 
 
