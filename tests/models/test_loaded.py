@@ -123,9 +123,9 @@ def test_added_items_are_recommended_and_stand_in_histories(
     assert after["new"] == pytest.approx(float(new[group] @ state), abs=1e-4)
     recommended = model.recommend([*history, "new"], 1000)
     assert "new" not in {item.item_id for item in recommended}
-    with pytest.raises(InputError, match="an id of its own, but 'i3' is there"):
+    with pytest.raises(InputError, match="a new id, but 'i3' is known"):
         model.add_items([NewItem("i3", TITLE, None)])
-    with pytest.raises(InputError, match="an id of its own, but 'twice' is there"):
+    with pytest.raises(InputError, match="a new id, but 'twice' is known"):
         model.add_items([NewItem("twice", TITLE, None), NewItem("twice", TITLE, None)])
 
 
