@@ -9,12 +9,12 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# Before anything imports torch or transformers.
+# Before anything imports torch or transformers. Two test processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # ranx would compile for 40 s to score ten users.
@@ -23,13 +23,22 @@ os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with Ray run last, so that it runs for no other."""
-    items.sort(key=lambda item: "one_ray" in getattr(item, "fixturenames", ()))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """One process runs all tests with Ray: first where others run the rest, else last."""
+    shared = hasattr(config, "workerinput")  # a worker of pytest-xdist
+    items.sort(key=lambda item: _needs_ray(item) != shared)
+    if shared:  # a file's tests share its fixtures
+        for item in items:
+            name = "ray" if _needs_ray(item) else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    return "one_ray" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
-def one_ray() -> Iterator[None]:
+def one_ray():
     """One Ray for all tests of the session, as the study starts it."""
     from perpeft_ray.study.host.runtime import ray_runtime
 
@@ -38,7 +47,7 @@ def one_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
+def shared_data():
     """Folder of the real data sets beside the repository; skips the test where it is absent."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data at {SHARED_DATA}")
@@ -46,7 +55,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
+def s3_server():
     """The address of an S3 server on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -70,7 +79,7 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3(s3_server, monkeypatch):
     """The URI of a new bucket, which this process and those it starts can use."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")

@@ -21,7 +21,7 @@ def printed(*command: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def python_files() -> set[str]:
+def python_files():
     """All that git does not ignore, relative to the repository."""
     if not (ROOT / ".git").exists():
         pytest.skip("needs a clone")
@@ -29,13 +29,13 @@ def python_files() -> set[str]:
     return {name for name in listed if (ROOT / name).exists()}
 
 
-def test_ruff_reaches_every_file(python_files: set[str]) -> None:
+def test_ruff_reaches_every_file(python_files):
     shown = printed(sys.executable, "-m", "ruff", "check", "--show-files", ".")
     reached = {Path(file).relative_to(ROOT).as_posix() for file in shown if file.endswith(".py")}
     assert python_files <= reached
 
 
-def test_mypy_reaches_every_file(python_files: set[str]) -> None:
+def test_mypy_reaches_every_file(python_files):
     """It walks the repository but for what `exclude` matches and folders that start with a dot."""
     assert MYPY["files"] == ["."]
     excluded = [
@@ -47,7 +47,7 @@ def test_mypy_reaches_every_file(python_files: set[str]) -> None:
     assert not excluded
 
 
-def test_mypy_is_strict_and_skips_no_library_that_has_types() -> None:
+def test_mypy_is_strict_and_skips_no_library_that_has_types():
     assert MYPY["strict"] is True
     assert not [name for name, value in MYPY.items() if value is False]
     for override in MYPY["overrides"]:
@@ -60,7 +60,7 @@ def test_mypy_is_strict_and_skips_no_library_that_has_types() -> None:
             assert modules == ["tests.*"]
 
 
-def test_citations_stay_in_the_repository() -> None:
+def test_citations_stay_in_the_repository():
     """Of the method: its sections are those of METHOD.md, and no file outside is cited."""
     sections = re.findall(r"^## (\d)\.", (ROOT / "perpeft_ray/METHOD.md").read_text(), re.MULTILINE)
     cited = 0

@@ -50,9 +50,7 @@ def run(*arguments: str, cwd: Path, command: tuple[str, ...] = (str(SCRIPT),)):
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
+def call(tmp_path, monkeypatch, capsys):
     """A command in this process, which has imported what takes a process of its own seconds."""
     monkeypatch.chdir(tmp_path)
 
@@ -74,7 +72,7 @@ def script() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """A data set in the folder format: three users with four interactions, five items."""
     data = tmp_path / "data"
     data.mkdir()
@@ -86,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
-def test_help_names_every_field_and_answers_quickly(tmp_path: Path) -> None:
+def test_help_names_every_field_and_answers_quickly(tmp_path):
     shown = run("--help", cwd=tmp_path)
     assert shown.returncode == 0
     for name in (
@@ -105,7 +103,7 @@ def test_help_names_every_field_and_answers_quickly(tmp_path: Path) -> None:
     assert {"torch", "ray", "optuna", "transformers", "pandas"}.isdisjoint(loaded)
 
 
-def test_every_dotted_name_sets_its_field() -> None:
+def test_every_dotted_name_sets_its_field():
     line = (
         "--dataset parquet:x --workers 2 --seeds 0 1 2 --search.trials 16 "
         "--search.max-concurrent 3 --search.no-asha --train.lr 3e-4 --train.epochs 5 "
@@ -122,7 +120,7 @@ def test_every_dotted_name_sets_its_field() -> None:
     assert study.search.learning_rates == (1e-3, 1e-2)
 
 
-def test_presets_can_be_overridden() -> None:
+def test_presets_can_be_overridden():
     assert parse_study([]) == StudyConfig() == parse_study(["--preset", "toyshop"])
     paper = parse_study(["--train.batch-size", "32", "--preset=paper", "--peft.rank", "search"])
     assert (paper.train.lr, paper.train.batch_size, paper.peft.rank) == (1e-4, 32, "search")
@@ -142,14 +140,14 @@ def test_presets_can_be_overridden() -> None:
         ("--seeds", "`seeds` must have at least one value, but is empty"),
     ],
 )
-def test_bad_fields_are_told_in_one_line(arguments: str, message: str) -> None:
+def test_bad_fields_are_told_in_one_line(arguments, message):
     with pytest.raises(InputError) as told:
         parse_study(arguments.split())
     assert str(told.value) == message
 
 
 @pytest.mark.parametrize("arguments", ["--peft.variant lorra", "--search.trials x", "--preset p"])
-def test_bad_values_name_field_and_value(arguments: str) -> None:
+def test_bad_values_name_field_and_value(arguments):
     with pytest.raises(InputError) as told:
         parse_study(arguments.split())
     field, value = arguments.split()
@@ -211,9 +209,7 @@ def no_such_encoder(folder: Path) -> str:
         (too_few_trials, "`search.trials` must be at least the number of variants (3), but is 2"),
     ],
 )
-def test_bad_input_exits_with_2_and_writes_nothing(
-    folder: Path, tmp_path: Path, call: Call, spoil: Callable[[Path], str], words: str
-) -> None:
+def test_bad_input_exits_with_2_and_writes_nothing(folder, tmp_path, call, spoil, words):
     more = spoil(folder).split()
     before = sorted(tmp_path.rglob("*"))
     ended = call(script, "--dataset", f"parquet:{folder}", *more)
@@ -224,7 +220,7 @@ def test_bad_input_exits_with_2_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_toyshop_leaves_nothing_either(tmp_path: Path) -> None:
+def test_toyshop_leaves_nothing_either(tmp_path):
     """In a process of its own, as from a shell."""
     groups = toyshop.USERS + 1
     ended = run("--grouping.groups", str(groups), "--storage", "new", cwd=tmp_path)
@@ -234,7 +230,7 @@ def test_toyshop_leaves_nothing_either(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_perpeft_has_its_commands(tmp_path: Path, call: Call) -> None:
+def test_perpeft_has_its_commands(tmp_path, call):
     shown = run("--help", cwd=ROOT, command=PERPEFT)
     assert shown.returncode == 0
     assert "study" in shown.stdout
@@ -257,7 +253,7 @@ def test_perpeft_has_its_commands(tmp_path: Path, call: Call) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_small_study_from_another_folder(tmp_path: Path) -> None:
+def test_a_small_study_from_another_folder(tmp_path):
     """The real thing: toyshop, one variant, few epochs, both modes; then the tables again."""
     line = (
         "--peft.variant iisan --search.trials 3 --search.grace-epochs 1 --train.lr 0.005 "
@@ -284,7 +280,7 @@ def test_a_small_study_from_another_folder(tmp_path: Path) -> None:
     assert again.stdout.startswith(tables.stdout)  # without a word of progress
 
 
-def test_the_papers_tables_with_its_wins(call: Call) -> None:
+def test_the_papers_tables_with_its_wins(call):
     shown = call(main, "tables", "--paper")
     assert shown.returncode == 0
     for words in ("Table 2 on Sports & Outdoors", "44 of 48", "Table 3 on Arts", "15 of 16"):
@@ -300,14 +296,14 @@ def every_command(commands: Mapping[str, Command | Commands] = COMMANDS) -> Iter
 
 
 @pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
-def test_every_command_has_its_help(words: list[str], call: Call) -> None:
+def test_every_command_has_its_help(words, call):
     shown = call(main, *words, "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert " ".join(shown.stdout.split()).startswith(" ".join(["usage: perpeft", *words, "[-h]"]))
     assert "STR STR" not in shown.stdout
 
 
-def test_usage_names_the_positional_arguments(call: Call) -> None:
+def test_usage_names_the_positional_arguments(call):
     for words, usage in (
         (["tables"], "usage: perpeft tables [-h] STUDY [--all] [--paper]"),
         (["export"], "usage: perpeft export [-h] [EXPORT OPTIONS] STUDY OUT"),
@@ -316,7 +312,7 @@ def test_usage_names_the_positional_arguments(call: Call) -> None:
         assert usage in call(main, *words, "--help").stdout
 
 
-def test_no_help_imports_what_is_slow() -> None:
+def test_no_help_imports_what_is_slow():
     code = (
         "import contextlib, sys; from perpeft_ray.cli.main import perpeft\n"
         f"for words in {list(every_command())}:\n"
@@ -328,7 +324,7 @@ def test_no_help_imports_what_is_slow() -> None:
     assert {"torch", "ray", "optuna", "transformers", "peft"}.isdisjoint(loaded)
 
 
-def test_study_and_its_script_have_the_same_options(call: Call) -> None:
+def test_study_and_its_script_have_the_same_options(call):
     def options(shown: Ended) -> list[str]:
         return re.findall(r"^\W ?(--.*?) *\W$", shown.stdout, flags=re.MULTILINE)
 
@@ -337,7 +333,7 @@ def test_study_and_its_script_have_the_same_options(call: Call) -> None:
     assert names == options(call(script, "--help")) == options(call(main, "doctor", "--help"))
 
 
-def test_version_names_the_libraries(call: Call) -> None:
+def test_version_names_the_libraries(call):
     own, *libraries = call(main, "--version").stdout.splitlines()
     assert re.fullmatch(rf"perpeft {re.escape(__version__)}( \([0-9a-f]{{40}}(-dirty)?\))?", own)
     for name, line in zip(("torch", "ray", "transformers", "peft"), libraries, strict=True):

@@ -104,7 +104,7 @@ LORA = TrialConfig(
         ),
     ],
 )
-def test_a_bad_trial_is_refused_in_one_line(change: dict[str, Any], message: str) -> None:
+def test_a_bad_trial_is_refused_in_one_line(change, message):
     with pytest.raises(InputError, match=message) as refused:
         dataclasses.replace(LORA, **change)
     assert "\n" not in str(refused.value)
@@ -149,9 +149,7 @@ def test_a_bad_trial_is_refused_in_one_line(change: dict[str, Any], message: str
         ({"model": ModelSettings(hidden_units=30)}, "multiple of `model.heads`"),
     ],
 )
-def test_a_bad_study_is_refused_before_anything_runs(
-    settings: dict[str, Any], message: str
-) -> None:
+def test_a_bad_study_is_refused_before_anything_runs(settings, message):
     with pytest.raises(InputError, match=message) as refused:
         StudyConfig(**settings)
     assert "\n" not in str(refused.value)
@@ -171,7 +169,7 @@ def trial(method: Method, variant: Variant, **settings: Any) -> TrialConfig:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_trial_keeps_what_applies_and_drops_the_rest(method: Method, variant: Variant) -> None:
+def test_a_trial_keeps_what_applies_and_drops_the_rest(method, variant):
     if not exists(method, variant):
         pytest.skip("no such cell")
     config = trial(method, variant, peft=PeftSettings(last_layers=2))
@@ -194,14 +192,14 @@ def test_a_trial_keeps_what_applies_and_drops_the_rest(method: Method, variant: 
     assert (config.seed, config.learning_rate) == (3, 5e-3)
 
 
-def test_only_a_module_with_a_size_can_be_made_larger() -> None:
+def test_only_a_module_with_a_size_can_be_made_larger():
     scalable = {"lora", "rslora", "dora", "loha", "iisan"}
     assert {v for v in VARIANTS if exists("large_global", v)} == scalable
     with pytest.raises(InputError, match="needs a variant whose size follows its rank"):
         trial("large_global", "ia3")
 
 
-def test_only_what_applies_tells_trials_apart() -> None:
+def test_only_what_applies_tells_trials_apart():
     """Baselines of different variants, and so on, are one trial: it need not run twice."""
     study = StudyConfig()
     one = study.trial("frozen_mm", seed=0, variant="lora", rank=2, groups=4, learning_rate=1e-2)
@@ -211,7 +209,7 @@ def test_only_what_applies_tells_trials_apart() -> None:
     assert trial("perpeft", "lora") != trial("perpeft", "ia3")
 
 
-def test_the_mode_follows_the_workers_unless_given() -> None:
+def test_the_mode_follows_the_workers_unless_given():
     assert StudyConfig(workers=1).mode == "sequential"
     assert StudyConfig(workers=2).mode == "parallel"
     assert StudyConfig(workers=1, train=TrainSettings(mode="parallel")).mode == "parallel"
@@ -219,7 +217,7 @@ def test_the_mode_follows_the_workers_unless_given() -> None:
     assert trial("global", "lora", workers=2).mode == "parallel"
 
 
-def test_in_parallel_mode_every_method_sees_as_many_users_a_step() -> None:
+def test_in_parallel_mode_every_method_sees_as_many_users_a_step():
     study = StudyConfig(workers=2, search=SearchSettings(groups=(4, 6)))
     given = {"seed": 0, "variant": "lora", "rank": 4, "learning_rate": 1e-3, "groups": 4}
     assert study.trial("perpeft", conditioning_weight=0.5, **given).step_batches == 4
@@ -228,7 +226,7 @@ def test_in_parallel_mode_every_method_sees_as_many_users_a_step() -> None:
     assert StudyConfig().trial("global", **given).step_batches == 1  # sequential
 
 
-def test_a_given_setting_leaves_the_search() -> None:
+def test_a_given_setting_leaves_the_search():
     study = StudyConfig(
         peft=PeftSettings(variant="lora", rank=4),
         loss=LossSettings(conditioning_weight=1.0),
@@ -241,7 +239,7 @@ def test_a_given_setting_leaves_the_search() -> None:
     assert study.values("learning_rate") == SearchSettings().learning_rates
 
 
-def test_every_field_is_in_the_hash() -> None:
+def test_every_field_is_in_the_hash():
     other: dict[str, Any] = {
         "method": "random_grouping",
         "mode": "parallel",
@@ -275,13 +273,13 @@ def test_every_field_is_in_the_hash() -> None:
     assert all(len(h) == 16 and set(h) <= set("0123456789abcdef") for h in hashes)
 
 
-def test_the_order_of_fields_is_not_in_the_hash() -> None:
+def test_the_order_of_fields_is_not_in_the_hash():
     values = dataclasses.asdict(LORA)
     assert canonical_hash(dict(reversed(values.items()))) == LORA.config_hash
     assert TrialConfig(**dict(reversed(values.items()))).config_hash == LORA.config_hash
 
 
-def test_the_hash_is_the_same_in_another_process() -> None:
+def test_the_hash_is_the_same_in_another_process():
     """Unlike `hash`, which Python salts; a rerun must find the trials that are finished."""
     code = "from perpeft_ray.config import *; import sys; print(eval(sys.argv[1]).config_hash)"
     for salt in ("1", "2"):
@@ -295,6 +293,6 @@ def test_the_hash_is_the_same_in_another_process() -> None:
         assert printed.strip() == LORA.config_hash
 
 
-def test_a_number_that_json_cannot_say_has_no_hash() -> None:
+def test_a_number_that_json_cannot_say_has_no_hash():
     with pytest.raises(ValueError, match="JSON"):
         canonical_hash({"learning_rate": float("nan")})

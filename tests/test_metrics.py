@@ -8,7 +8,7 @@ import pytest
 from perpeft_ray.metrics import CUTOFFS, hit, ndcg, ranking_metrics
 
 
-def test_ndcg_of_the_third_place_is_one_half() -> None:
+def test_ndcg_of_the_third_place_is_one_half():
     assert ndcg(np.array([2]), 10)[0] == 0.5  # 1 / log2(2 + 2), exactly
 
 
@@ -26,15 +26,15 @@ def test_ndcg_of_the_third_place_is_one_half() -> None:
         (30, 30, 0.0),
     ],
 )
-def test_ndcg_by_hand(rank: int, k: int, expected: float) -> None:
+def test_ndcg_by_hand(rank, k, expected):
     assert ndcg(np.array([rank]), k)[0] == pytest.approx(expected, rel=1e-15)
 
 
-def test_hit_is_one_below_the_cutoff() -> None:
+def test_hit_is_one_below_the_cutoff():
     assert hit(np.array([0, 9, 10, 500]), 10).tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
-def test_means_by_hand() -> None:
+def test_means_by_hand():
     metrics = ranking_metrics(np.array([2, 14, 25, 100]))
     assert (metrics.hr_at_10, metrics.hr_at_20, metrics.hr_at_30) == (0.25, 0.5, 0.75)
     assert metrics.ndcg_at_10 == 0.125
@@ -42,7 +42,7 @@ def test_means_by_hand() -> None:
     assert metrics.ndcg_at_30 == pytest.approx((0.5 + 0.25 + 1 / math.log2(27)) / 4, rel=1e-15)
 
 
-def test_means_equal_ranx(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_means_equal_ranx(monkeypatch):
     # Compiling takes ranx more than a minute; as plain Python these 200 users take no time.
     monkeypatch.setattr("numba.config.DISABLE_JIT", True)
     import ranx
@@ -62,7 +62,7 @@ def test_means_equal_ranx(monkeypatch: pytest.MonkeyPatch) -> None:
         assert getattr(ours, f"ndcg_at_{k}") == pytest.approx(expected[f"ndcg@{k}"], rel=1e-12)
 
 
-def test_no_user_and_no_rank_are_refused() -> None:
+def test_no_user_and_no_rank_are_refused():
     with pytest.raises(ValueError, match="at least one rank"):
         ranking_metrics(np.array([], dtype=np.int64))
     with pytest.raises(ValueError, match="not negative, but one is -1"):

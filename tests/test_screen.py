@@ -8,8 +8,6 @@ import os
 import pty
 import struct
 import termios
-from collections.abc import Iterator
-from typing import TextIO
 
 import pytest
 
@@ -17,7 +15,7 @@ from perpeft_ray.screen import console, is_screen
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+def terminal(monkeypatch):
     """A terminal of 80 columns."""
     for name in ("NO_COLOR", "JPY_PARENT_PID", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
@@ -34,7 +32,7 @@ def _resize(terminal: int, columns: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def test_a_terminal_is_a_screen(terminal: TextIO) -> None:
+def test_a_terminal_is_a_screen(terminal):
     assert is_screen(terminal)
 
 
@@ -42,19 +40,17 @@ def test_a_terminal_is_a_screen(terminal: TextIO) -> None:
     ("name", "value"),
     [("TERM", "dumb"), ("TERM", ""), ("NO_COLOR", "1"), ("JPY_PARENT_PID", "17")],
 )
-def test_a_terminal_that_asks_for_plain_lines_is_none(
-    terminal: TextIO, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_a_terminal_that_asks_for_plain_lines_is_none(terminal, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert not is_screen(terminal)
 
 
-def test_a_terminal_without_a_width_is_none(terminal: TextIO) -> None:
+def test_a_terminal_without_a_width_is_none(terminal):
     _resize(terminal.fileno(), 0)
     assert not is_screen(terminal)
 
 
-def test_a_pipe_gets_no_control_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_no_control_sequences(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     stream = io.StringIO()
     console(stream).print("[bold red]text")

@@ -32,7 +32,7 @@ def load(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ADAPTED)
-def test_defaults_are_a_study_of_their_own(name: str) -> None:
+def test_defaults_are_a_study_of_their_own(name):
     script = load(name)
     for chosen in get_args(Preset):
         study = script.defaults(preset(chosen))
@@ -41,24 +41,24 @@ def test_defaults_are_a_study_of_their_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTED)
-def test_what_a_question_runs_is_there(name: str) -> None:
+def test_what_a_question_runs_is_there(name):
     assert callable(pkgutil.resolve_name(load(name).QUESTION.run))
 
 
 @pytest.mark.parametrize("name", ["ablation_peft", *ADAPTED])
-def test_every_script_says_how_it_is_run_and_what_it_is_about(name: str) -> None:
+def test_every_script_says_how_it_is_run_and_what_it_is_about(name):
     text = (STUDIES / f"{name}.py").read_text()
     for part in ("Small", "Full", f"python studies/{name}.py", "Scientific:", "Nuisance:"):
         assert part in text, (name, part)
 
 
-def test_the_tables_of_the_paper_are_covered() -> None:
+def test_the_tables_of_the_paper_are_covered():
     assert set(TABLE_2) <= set(preset("full").methods)
     assert set(TABLE_2) <= set(preset("paper").methods)
     assert set(TABLE_3) <= set(load("ablation_components").defaults(preset("toyshop")).methods)
 
 
-def test_bad_input_of_a_script_exits_with_2(tmp_path: Path) -> None:
+def test_bad_input_of_a_script_exits_with_2(tmp_path):
     ended = subprocess.run(
         [sys.executable, STUDIES / "sensitivity.py", "--search.ranks", "0"],
         cwd=tmp_path,
@@ -72,9 +72,7 @@ def test_bad_input_of_a_script_exits_with_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in STUDIES.glob("*.py")))
-def test_an_unknown_option_of_a_script_is_told_in_one_line(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_option_of_a_script_is_told_in_one_line(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, *(["x"] if name == "findings" else []), "--sede", "1"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(STUDIES / f"{name}.py"), run_name="__main__")
@@ -83,7 +81,7 @@ def test_an_unknown_option_of_a_script_is_told_in_one_line(
     assert capsys.readouterr().err == f"error: unknown field `sede`{near}\n"
 
 
-def test_the_order_on_fresh_catalogues_counts_catalogues_and_corrects_p() -> None:
+def test_the_order_on_fresh_catalogues_counts_catalogues_and_corrects_p():
     order = load("toyshop_order")
     rng = np.random.default_rng(0)
     users = pd.DataFrame({"dataset": np.repeat(["toyshop:1", "toyshop:2"], 50), "seed": 0})

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -169,7 +169,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="package")
-def nodes() -> Iterator[Nodes]:
+def nodes():
     """A head node with two CPUs."""
     # A short path: the names of Unix sockets have at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="pr-", dir="/tmp"))
@@ -183,6 +183,6 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture
-def small_shop(tmp_path: Path) -> Path:
+def small_shop(tmp_path):
     """A data set in the folder format."""
     return write_small_shop(tmp_path / "shop")

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def row(output: str, check: str) -> str:
     return line
 
 
-def test_two_healthy_nodes(nodes: Any, small_shop: Path, tmp_path: Path) -> None:
+def test_two_healthy_nodes(nodes, small_shop, tmp_path):
     second = nodes.start_worker(cpus=1)
     wait_for_nodes(nodes, 2)
     data = f"--dataset parquet:{small_shop}"
@@ -71,7 +70,7 @@ def test_two_healthy_nodes(nodes: Any, small_shop: Path, tmp_path: Path) -> None
 
 
 @pytest.fixture
-def own_mount() -> Callable[[Path], tuple[str, ...]]:
+def own_mount():
     """A command's prefix that gives it an empty file system of its own in the place of a folder."""
     make = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
     if shutil.which("unshare") is None:
@@ -82,9 +81,7 @@ def own_mount() -> Callable[[Path], tuple[str, ...]]:
     return lambda folder: (*make, str(folder))
 
 
-def test_a_node_with_another_storage_another_torch_and_no_gpu(
-    nodes: Any, own_mount: Callable[[Path], tuple[str, ...]], tmp_path: Path
-) -> None:
+def test_a_node_with_another_storage_another_torch_and_no_gpu(nodes, own_mount, tmp_path):
     storage, packages = tmp_path / "results", tmp_path / "packages"
     storage.mkdir()
     (packages / "torch-2.1.0.dist-info").mkdir(parents=True)
@@ -111,7 +108,7 @@ def test_a_node_with_another_storage_another_torch_and_no_gpu(
     wait_for_nodes(nodes, 1)
 
 
-def test_a_wrong_token_is_told_and_nothing_hangs(nodes: Any, tmp_path: Path) -> None:
+def test_a_wrong_token_is_told_and_nothing_hangs(nodes, tmp_path):
     ended = nodes.run(
         *(*PERPEFT, "doctor", "--storage", str(tmp_path)),
         RAY_ADDRESS=nodes.address,
@@ -124,7 +121,7 @@ def test_a_wrong_token_is_told_and_nothing_hangs(nodes: Any, tmp_path: Path) -> 
     assert "InvalidAuthToken" in ended.stderr  # in Ray's own words
 
 
-def test_bad_input_needs_no_cluster(nodes: Any, tmp_path: Path) -> None:
+def test_bad_input_needs_no_cluster(nodes, tmp_path):
     ended = doctor(nodes, tmp_path, "--workers -1")
     assert ended.returncode == 2
     assert "`workers` must be a whole number of at least 1, but is -1" in ended.stderr

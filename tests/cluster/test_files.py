@@ -66,7 +66,7 @@ def pinned() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_launcher_files_keep_rays_schema(name: str) -> None:
+def test_launcher_files_keep_rays_schema(name):
     import jsonschema
     import ray.autoscaler
 
@@ -84,7 +84,7 @@ def test_launcher_files_keep_rays_schema(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_launcher_clusters_are_closed_and_share_a_folder(name: str) -> None:
+def test_launcher_clusters_are_closed_and_share_a_folder(name):
     config = load(name)
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
@@ -107,13 +107,13 @@ def test_launcher_clusters_are_closed_and_share_a_folder(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_a_token_that_is_copied_is_its_owners_alone(name: str) -> None:
+def test_a_token_that_is_copied_is_its_owners_alone(name):
     config = load(name)
     for file in config["file_mounts"]:
         assert f"chmod 600 {file}" in config["setup_commands"]
 
 
-def test_a_token_that_is_made_is_its_owners_alone() -> None:
+def test_a_token_that_is_made_is_its_owners_alone():
     files = [path for path in (ROOT / "cluster").rglob("*") if path.is_file()]
     files.append(ROOT / "perpeft_ray" / "study" / "doctor" / "diagnosis.py")
     made = [
@@ -127,7 +127,7 @@ def test_a_token_that_is_made_is_its_owners_alone() -> None:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kuberay_files_name_fields_that_exist(name: str) -> None:
+def test_kuberay_files_name_fields_that_exist(name):
     resource = load(name)
     assert resource["apiVersion"] == "ray.io/v1"
     assert resource["kind"].lower() == Path(name).stem.partition("-")[0]
@@ -146,7 +146,7 @@ def test_kuberay_files_name_fields_that_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kuberay_pods_keep_kubernetes_schema(name: str) -> None:
+def test_kuberay_pods_keep_kubernetes_schema(name):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     spec = ray_cluster_spec(name)
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
@@ -156,7 +156,7 @@ def test_kuberay_pods_keep_kubernetes_schema(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_ray_reads_the_resources_of_kuberay_files(name: str) -> None:
+def test_ray_reads_the_resources_of_kuberay_files(name):
     """By Ray's own reader of RayCluster: what the nodes will say that they have."""
     resource = {"metadata": {"name": "n", "namespace": "d"}, "spec": ray_cluster_spec(name)}
     types = autoscaling_config(resource)["available_node_types"]
@@ -166,7 +166,7 @@ def test_ray_reads_the_resources_of_kuberay_files(name: str) -> None:
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
-def test_a_job_has_the_cluster_of_the_cluster_file(accelerator: str) -> None:
+def test_a_job_has_the_cluster_of_the_cluster_file(accelerator):
     job = load(f"kuberay/rayjob-{accelerator}.yaml")
     assert job["spec"]["rayClusterSpec"] == load(f"kuberay/raycluster-{accelerator}.yaml")["spec"]
     command, study, *arguments = shlex.split(job["spec"]["entrypoint"])
@@ -180,7 +180,7 @@ def test_a_job_has_the_cluster_of_the_cluster_file(accelerator: str) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_cpu_and_gpu_variants_differ_only_where_they_say_so(pair: str) -> None:
+def test_cpu_and_gpu_variants_differ_only_where_they_say_so(pair):
     """Outside lines marked [cpu] or [gpu] (or below such a comment) only the names differ."""
     cpu, gpu = (
         (CLUSTER / f"{pair}-{kind}.yaml").read_text().splitlines() for kind in ("cpu", "gpu")
@@ -199,7 +199,7 @@ def test_cpu_and_gpu_variants_differ_only_where_they_say_so(pair: str) -> None:
     )
 
 
-def test_versions_are_those_of_this_package() -> None:
+def test_versions_are_those_of_this_package():
     version = perpeft_ray.__version__
     for name in [*LAUNCHER, *KUBERAY]:
         accelerator = Path(name).stem.rpartition("-")[2]
@@ -221,7 +221,7 @@ def test_versions_are_those_of_this_package() -> None:
     assert not set(named) & set(pinned())
 
 
-def test_the_container_copies_files_that_exist_and_are_what_setup_needs() -> None:
+def test_the_container_copies_files_that_exist_and_are_what_setup_needs():
     copied = [
         source
         for line in (CLUSTER / "Containerfile").read_text().splitlines()
@@ -243,17 +243,17 @@ def lint(tool: str, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stdout
 
 
-def test_shell_and_container_files_pass_their_linters() -> None:
+def test_shell_and_container_files_pass_their_linters():
     script = str(CLUSTER / "slurm.sh")
     subprocess.run(["bash", "-n", script], check=True)
     lint("shellcheck", script)
 
 
-def test_the_container_file_passes_hadolint() -> None:
+def test_the_container_file_passes_hadolint():
     lint("hadolint", str(CLUSTER / "Containerfile"))
 
 
-def test_slurm_directives_are_options_of_sbatch() -> None:
+def test_slurm_directives_are_options_of_sbatch():
     script = (CLUSTER / "slurm.sh").read_text()
     given = re.findall(r"^#SBATCH --([\w-]+)", script, flags=re.M)
     assert set(given) <= {
@@ -277,7 +277,7 @@ def readme_commands() -> list[str]:
     ]
 
 
-def test_every_file_that_the_readme_names_exists() -> None:
+def test_every_file_that_the_readme_names_exists():
     readme = (CLUSTER / "README.md").read_text()
     named = set(re.findall(r"(?<![\w/])(?:cluster|studies)/[\w./-]+\.\w+", readme))
     assert len(named) >= 6
@@ -287,7 +287,7 @@ def test_every_file_that_the_readme_names_exists() -> None:
     assert [link for link in links if not (CLUSTER / link).exists()] == []
 
 
-def test_the_readmes_commands_are_shell_and_their_options_exist() -> None:
+def test_the_readmes_commands_are_shell_and_their_options_exist():
     commands = readme_commands()
     assert len(commands) > 20
     for command in commands:
@@ -307,7 +307,7 @@ def test_the_readmes_commands_are_shell_and_their_options_exist() -> None:
         parse_study(words[start + 1 :])
 
 
-def test_the_readmes_replacements_leave_no_placeholder() -> None:
+def test_the_readmes_replacements_leave_no_placeholder():
     """`sed` as the README has it, on every file that it is for."""
     seen = set()
     for command in readme_commands():

@@ -83,7 +83,7 @@ cluster.shutdown()
 
 
 @pytest.mark.parametrize("what", ["lives", "dies"])
-def test_two_nodes_make_the_store_of_one(tmp_path: Path, what: str) -> None:
+def test_two_nodes_make_the_store_of_one(tmp_path, what):
     write_small_shop(tmp_path / "shop", items=400)
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run(

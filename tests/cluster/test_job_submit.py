@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,7 +25,7 @@ def submit(nodes: Any, name: str, arguments: str) -> Any:
     )
 
 
-def test_a_study_as_a_job(nodes: Any, tmp_path: Path) -> None:
+def test_a_study_as_a_job(nodes, tmp_path):
     ended = submit(nodes, "tiny", f"--storage {tmp_path}/results {TINY}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     study = tmp_path / "results" / "ablation_peft"
@@ -40,7 +39,7 @@ def test_a_study_as_a_job(nodes: Any, tmp_path: Path) -> None:
     assert json.loads((study / "study.json").read_text())["git_revision"] is None
 
 
-def test_a_relative_storage_is_bad_input(nodes: Any) -> None:
+def test_a_relative_storage_is_bad_input(nodes):
     ended = submit(nodes, "relative", TINY)
     assert ended.returncode != 0
     output = ended.stdout + ended.stderr
@@ -52,7 +51,7 @@ def test_a_relative_storage_is_bad_input(nodes: Any) -> None:
     assert "exit code 2" in output
 
 
-def test_without_the_token_nothing_is_submitted(nodes: Any, tmp_path: Path) -> None:
+def test_without_the_token_nothing_is_submitted(nodes, tmp_path):
     refused = nodes.run(
         *("ray", "job", "submit", "--", "true"),
         RAY_API_SERVER_ADDRESS=nodes.dashboard,

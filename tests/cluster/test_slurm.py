@@ -67,7 +67,7 @@ def run_slurm(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_study_on_two_nodes_that_leaves_no_process(tmp_path: Path) -> None:
+def test_a_study_on_two_nodes_that_leaves_no_process(tmp_path):
     ended = run_slurm(tmp_path, "--storage", str(tmp_path / "results"), *TINY.split())
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "2 nodes, 2 CPUs" in ended.stdout
@@ -79,7 +79,7 @@ def test_a_study_on_two_nodes_that_leaves_no_process(tmp_path: Path) -> None:
         assert not psutil.pid_exists(int(pid))
 
 
-def test_what_is_missing_ends_the_job(tmp_path: Path) -> None:
+def test_what_is_missing_ends_the_job(tmp_path):
     ended = run_slurm(tmp_path, "--storage", str(tmp_path / "results"), "--workers", "-1")
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert "`workers` must be a whole number of at least 1, but is -1" in ended.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ Rows = dict[str, list[Any]]
 
 
 @pytest.fixture
-def write_folder(tmp_path: Path) -> Callable[..., Path]:
+def write_folder(tmp_path):
     """Writes a valid folder with the given columns replaced (or removed, where None)."""
 
     def write(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import time
 from pathlib import Path
 
 import numpy as np
@@ -203,10 +202,8 @@ def test_strips_are_cut_to_their_middle(tmp_path):
 def test_too_many_pixels_are_not_decoded(tmp_path):
     for side in (8193, 20_000):
         Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
-        started = time.perf_counter()
         with pytest.raises(UnreadableImageError, match=r"too many|could be decompression bomb"):
             decode_rgb(tmp_path / f"{side}.png")
-        assert time.perf_counter() - started < 1
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")  # Pillow on broken metadata and huge sizes

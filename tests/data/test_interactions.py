@@ -45,43 +45,18 @@ def test_keeps_file_order_and_says_missing_with_none(write_folder):
     assert dataset.items["image"].tolist() == [None, "images/a.png"]
 
 
-@pytest.mark.parametrize("kind", [pa.int8(), pa.uint16(), pa.int32(), pa.uint64()])
-def test_any_integer_timestamp(write_folder, kind):
-    folder = write_folder()
-    file = folder / "interactions.parquet"
-    table = pq.read_table(file)
-    pq.write_table(table.set_column(2, "timestamp", table["timestamp"].cast(kind)), file)
-    assert load_folder(folder, URI).interactions["timestamp"].tolist() == [1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
-)
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_any_string_type_has_the_same_fingerprint(write_folder, kind):
     folder = write_folder()
     before = load_folder(folder, URI)
     for name in ("interactions", "items"):
         file = folder / f"{name}.parquet"
         table = pq.read_table(file)
-        fields = [
-            pa.field(
-                field.name,
-                kind
-                if pa.types.is_large_string(field.type) or pa.types.is_string(field.type)
-                else field.type,
-            )
-            for field in table.schema
-        ]
-        pq.write_table(table.cast(pa.schema(fields)), file)
+        kinds = {f.name: f.type if f.name == "timestamp" else kind for f in table.schema}
+        pq.write_table(table.cast(pa.schema(kinds)), file)
     after = load_folder(folder, URI)
     assert after.interactions.equals(before.interactions)
     assert after.fingerprint == before.fingerprint
-
-
-def test_all_texts_null(write_folder):
-    dataset = load_folder(write_folder(items={"title": [None] * 2, "image": [None] * 2}), URI)
-    assert dataset.items["title"].tolist() == [None, None]
-    assert dataset.items["image"].tolist() == [None, None]
 
 
 def test_other_columns_and_a_pandas_index_are_ignored(write_folder):
@@ -142,12 +117,6 @@ def test_file_that_is_no_parquet(write_folder):
     ("interactions", "items", "message"),
     [
         (
-            {"timestamp": None},
-            {},
-            "interactions.parquet must have one column `timestamp`, "
-            "but its columns are user_id, item_id",
-        ),
-        (
             {},
             {"image": None},
             "items.parquet must have one column `image`, but its columns are item_id, title",
@@ -164,19 +133,9 @@ def test_file_that_is_no_parquet(write_folder):
             f"interactions.parquet column `timestamp` {TIMES}, but row 1 has '2.5'",
         ),
         (
-            {"timestamp": ["2020-01-01", "2020-01-02", "2.1.2020"]},
-            {},
-            f"interactions.parquet column `timestamp` {TIMES}, but row 2 has '2.1.2020'",
-        ),
-        (
             {},
             {"title": [1, 2]},
             "items.parquet column `title` must have texts, but is of type int64",
-        ),
-        (
-            {"user_id": ["u", None, "u"]},
-            {},
-            "interactions.parquet column `user_id` must not be null, but row 1 is",
         ),
         (
             {"timestamp": pd.array([1, None, None], dtype="Int64")},
@@ -198,11 +157,6 @@ def test_file_that_is_no_parquet(write_folder):
             {},
             "interactions.parquet column `item_id` must name items of items.parquet, "
             "but 2 rows do not (the first is 'c')",
-        ),
-        (
-            {"timestamp": pd.array([1, 2, 2**63], dtype="uint64")},
-            {},
-            f"interactions.parquet column `timestamp` {TIMES}, but row 2 has '9223372036854775808'",
         ),
     ],
 )
@@ -226,9 +180,7 @@ IMAGE_RULE = "items.parquet column `image` must name files inside the folder, bu
     [
         ("/etc/hostname", "'/etc/hostname' is absolute"),
         ("../outside.png", "'../outside.png' goes up with '..'"),
-        ("images/../images/a.png", "'images/../images/a.png' goes up with '..'"),
         ("images/none.png", "'images/none.png' is no file"),
-        ("images", "'images' is no file"),
         ("", "'' is no file"),
         ("images/a.png\0", r"'images/a.png\x00' is no file"),
         ("two\nlines", r"'two\nlines' is no file"),

@@ -20,7 +20,7 @@ from perpeft_ray.errors import InputError
 
 
 @pytest.fixture(params=["path", "file", "fsspec+memory", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+def place(request, tmp_path):
     """A folder that is not there yet."""
     if request.param == "path":
         return tmp_path / "folder"
@@ -29,7 +29,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     return f"{request.param}://{tmp_path}/folder"
 
 
-def test_files_come_and_go(place: Path | str) -> None:
+def test_files_come_and_go(place):
     file = subfolder(place, "a", "b.json")
     assert read_file(file) is None
     assert subfolders(place) == []
@@ -47,13 +47,13 @@ def test_files_come_and_go(place: Path | str) -> None:
     assert read_file(subfolder(place, "c", "d")) is None
 
 
-def test_what_is_a_uri() -> None:
+def test_what_is_a_uri():
     assert is_uri("s3://bucket/folder")
     assert not is_uri("results/folder")
     assert not is_uri(Path("s3://bucket"))
 
 
-def test_what_is_out_of_reach_is_named(s3: str) -> None:
+def test_what_is_out_of_reach_is_named(s3):
     with (
         pytest.raises(InputError, match=r"`storage` must be a place .*, but s3://none/a: "),
         reached("s3://none/a"),

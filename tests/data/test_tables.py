@@ -40,31 +40,32 @@ def refused(tmp_path: Path, values: pa.Array, kind: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Tokyo"])
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "Asia/Tokyo"])
 def test_clock_times_keep_their_unit(tmp_path, unit, zone):
     expected = [1_700_000_000_123_456_789, -1, 1_700_000_000_123_456_788]
-    kind = pa.timestamp(unit, zone)
-    file = pa.array(expected, pa.int64()).cast(kind)
-    if unit != "s":  # Parquet has no seconds: Arrow writes milliseconds
-        assert times(tmp_path, file) == expected
-    else:
-        assert times(tmp_path, pa.array([1, -1], pa.int64()).cast(kind)) == [1000, -1000]
-
-
-def test_dates_are_seconds(tmp_path):
-    days = pa.array([dt.date(1970, 1, 2), dt.date(1969, 12, 31)])
-    assert times(tmp_path, days) == [86_400, -86_400]
-
-
-def test_times_far_away_stay_apart(tmp_path):
-    far = pa.array([dt.datetime(9999, 12, 31), dt.datetime(1, 1, 1)], pa.timestamp("us"))
-    assert times(tmp_path, far) == [253_402_214_400_000_000, -62_135_596_800_000_000]
+    assert times(tmp_path, pa.array(expected).cast(pa.timestamp(unit, zone))) == expected
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+    ("values", "expected"),
+    [
+        # Parquet has no seconds: Arrow writes milliseconds.
+        (pa.array([1, -1], pa.timestamp("s")), [1000, -1000]),
+        (pa.array([dt.date(1970, 1, 2), dt.date(1969, 12, 31)]), [86_400, -86_400]),
+        (
+            pa.array([dt.datetime(9999, 12, 31), dt.datetime(1, 1, 1)], pa.timestamp("us")),
+            [253_402_214_400_000_000, -62_135_596_800_000_000],
+        ),
+        (pa.array(["8", "9", "10", "-1"]), [8, 9, 10, -1]),
+        (pa.array([1, 2, 3], pa.uint16()), [1, 2, 3]),
+    ],
 )
+def test_other_times_are_whole_numbers(tmp_path, values, expected):
+    assert times(tmp_path, values) == expected
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
 def test_iso_texts_are_nanoseconds_of_utc(tmp_path, kind):
     texts = pa.array(
         [
@@ -80,10 +81,6 @@ def test_iso_texts_are_nanoseconds_of_utc(tmp_path, kind):
     midnight = int(pd.Timestamp("2024-01-01", tz="UTC").as_unit("ns").value)
     offsets = [0, 1, 0, 500_000_000, -3_600_000_000_000, 0]
     assert times(tmp_path, texts.cast(kind)) == [midnight + offset for offset in offsets]
-
-
-def test_texts_of_numbers_are_numbers(tmp_path):
-    assert times(tmp_path, pa.array(["8", "9", "10", "-1"])) == [8, 9, 10, -1]
 
 
 @pytest.mark.parametrize(
@@ -246,8 +243,7 @@ def test_an_empty_folder_and_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["a[1]", "a*b", "a?b", "user_id=x", "timestamp=3", "%41", "a#b", "~", "a\\b", "s3:", "{a,b}"],
+    "name", ["a[1]*b?", "user_id=x", "%41", "a#b", "~", "a\\b", "s3:", "{a,b}"]
 )
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_path_is_no_pattern_partition_or_uri(tmp_path, monkeypatch, name, parts):

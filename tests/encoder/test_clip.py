@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers.activations import QuickGELUActivation
 
-from perpeft_ray.config import Variant
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import clip
 from perpeft_ray.encoder.foundation import Towers, load_towers
@@ -19,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["toyshop-clip", "clip", "gelu"])
-def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def encoder(request, tmp_path_factory):
     if request.param == "toyshop-clip":
         return str(TOYSHOP_CLIP)
     folder = tmp_path_factory.mktemp(request.param)
@@ -50,9 +49,7 @@ def some_items(towers: Towers) -> ItemBatch:
 
 
 @pytest.mark.parametrize("variant", [None, "lora", "ia3", "dora", "bitfit", "ln_tuning"])
-def test_equals_transformers(
-    encoder: str, variant: Variant | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_transformers(encoder, variant, monkeypatch):
     """Features, gradients and, with dropout on, the state of torch's generator afterwards."""
     torch.manual_seed(0)
     towers = load_towers(encoder, "float32", CPU)
@@ -84,7 +81,7 @@ def test_equals_transformers(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_is_not_used_where_attention_is_looked_at(encoder: str) -> None:
+def test_is_not_used_where_attention_is_looked_at(encoder):
     towers = load_towers(encoder, "float32", CPU)
     assert clip.runs(towers.model)
     towers.model.set_attn_implementation("eager")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from perpeft_ray.config import FACTS, VARIANTS, Variant
+from perpeft_ray.config import FACTS, VARIANTS
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers
@@ -29,7 +29,7 @@ IN_TOWERS = [variant for variant in VARIANTS if FACTS[variant].in_towers]
 
 
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def encoders(tmp_path_factory):
     return {name: write_tiny_model(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
 
 
@@ -57,7 +57,7 @@ def _batch(name: str, rows: list[int] | None = None) -> ItemBatch:
 
 
 @pytest.mark.parametrize("family", DUAL)
-def test_features_are_those_of_the_model(encoders: dict[str, str], family: str) -> None:
+def test_features_are_those_of_the_model(encoders, family):
     """From raw images and titles on, by the family's own processor and tokenizer."""
     path = encoders[family]
     model = AutoModel.from_pretrained(path).eval()
@@ -81,7 +81,7 @@ def test_features_are_those_of_the_model(encoders: dict[str, str], family: str) 
     torch.testing.assert_close(found, torch.cat(expected, dim=1), atol=1e-5, rtol=1e-4)
 
 
-def test_a_pair_is_both_models_side_by_side(encoders: dict[str, str]) -> None:
+def test_a_pair_is_both_models_side_by_side(encoders):
     name = encoders["pair"]
     source = parse_encoder(name)
     assert source.image_path is not None
@@ -99,7 +99,7 @@ def test_a_pair_is_both_models_side_by_side(encoders: dict[str, str]) -> None:
     assert (towers.image_features, towers.text_features) == (24, 16)
 
 
-def test_a_convolutional_model_is_pooled_over_space(encoders: dict[str, str]) -> None:
+def test_a_convolutional_model_is_pooled_over_space(encoders):
     name = encoders["convolutional_pair"]
     path = parse_encoder(name).image_path
     batch = _batch(name)
@@ -112,7 +112,7 @@ def test_a_convolutional_model_is_pooled_over_space(encoders: dict[str, str]) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("modality", ["text", "image"])
-def test_one_modality_is_its_half(encoders: dict[str, str], family: str, modality: Any) -> None:
+def test_one_modality_is_its_half(encoders, family, modality):
     if family == "text":
         pytest.skip("has one modality")
     name = encoders[family]
@@ -125,9 +125,7 @@ def test_one_modality_is_its_half(encoders: dict[str, str], family: str, modalit
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_items_features_do_not_depend_on_its_neighbours(
-    encoders: dict[str, str], family: str
-) -> None:
+def test_an_items_features_do_not_depend_on_its_neighbours(encoders, family):
     """Padding to a longer title's length changes nothing."""
     towers = load_towers(encoders[family], "float32", CPU)
     with torch.no_grad():
@@ -137,7 +135,7 @@ def test_an_items_features_do_not_depend_on_its_neighbours(
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip", "text", "pair"])
-def test_the_last_hidden_states_lead_to_the_features(encoders: dict[str, str], family: str) -> None:
+def test_the_last_hidden_states_lead_to_the_features(encoders, family):
     """The pooled last state, put through the rest of the model by hand, is the features."""
     name = encoders[family]
     towers = load_towers(name, "float32", CPU)
@@ -171,9 +169,7 @@ def test_the_last_hidden_states_lead_to_the_features(encoders: dict[str, str], f
 
 @pytest.mark.parametrize("variant", IN_TOWERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_variant_adapts_every_family(
-    encoders: dict[str, str], family: str, variant: Variant
-) -> None:
+def test_every_variant_adapts_every_family(encoders, family, variant):
     """In all layers of all transformer towers; untrained it changes nothing; all of it learns."""
     name = encoders[family]
     towers = load_towers(name, "float32", CPU)
@@ -202,7 +198,7 @@ def test_every_variant_adapts_every_family(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_attention_is_found_in_every_family(encoders: dict[str, str], family: str) -> None:
+def test_attention_is_found_in_every_family(encoders, family):
     batch = _batch(encoders[family])
     plain = load_towers(encoders[family], "float32", CPU)
     probe = LastAttention(load_towers(encoders[family], "float32", CPU))
@@ -221,7 +217,7 @@ def test_attention_is_found_in_every_family(encoders: dict[str, str], family: st
         torch.testing.assert_close(image.sum(dim=1), torch.ones(3))
 
 
-def test_iisan_needs_states_of_one_width(encoders: dict[str, str]) -> None:
+def test_iisan_needs_states_of_one_width(encoders):
     for family in ("align", "convolutional_pair"):
         towers = load_towers(encoders[family], "float32", CPU)
         with pytest.raises(InputError, match="image tower is convolutional"):
@@ -230,7 +226,7 @@ def test_iisan_needs_states_of_one_width(encoders: dict[str, str]) -> None:
             module_parameters(encoders[family], "iisan", ModuleSettings())
 
 
-def test_a_pairs_fingerprint_is_of_both(encoders: dict[str, str]) -> None:
+def test_a_pairs_fingerprint_is_of_both(encoders):
     source = parse_encoder(encoders["pair"])
     other = parse_encoder(encoders["convolutional_pair"])
     mixed = f"pair:{source.path},{other.image_path}"
@@ -238,7 +234,7 @@ def test_a_pairs_fingerprint_is_of_both(encoders: dict[str, str]) -> None:
     assert encoder_fingerprint(encoders["pair"]) != encoder_fingerprint(f"text:{source.path}")
 
 
-def test_names_of_pairs() -> None:
+def test_names_of_pairs():
     with pytest.raises(InputError, match="must name a folder"):
         parse_encoder("pair:bert-base-uncased")
     source = parse_encoder("pair:org/bert,org/vit")

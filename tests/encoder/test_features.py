@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory) -> Catalogue:
+def catalogue(tmp_path_factory):
     """Titles of very different lengths, some none; the last items without image."""
     shop = write_small_shop(tmp_path_factory.mktemp("shops") / "shop", items=50)
     items = pd.read_parquet(shop / "items.parquet")
@@ -40,7 +40,7 @@ def catalogue(tmp_path_factory) -> Catalogue:
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch) -> None:
+def small_chunks(monkeypatch):
     monkeypatch.setattr(hardware, "_CPU", replace(hardware._CPU, encode_items=8))
 
 

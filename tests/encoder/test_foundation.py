@@ -53,7 +53,7 @@ def _batch(name: str, titles: list[str], images: list[Image.Image] | None) -> It
 
 
 @pytest.mark.parametrize("size", [(32, 32), (50, 90), (131, 40)])
-def test_pixels_are_those_of_the_pillow_processor(size: tuple[int, int]) -> None:
+def test_pixels_are_those_of_the_pillow_processor(size):
     images = _images(2, size)
     processor = CLIPProcessor.from_pretrained(TOYSHOP_CLIP, backend="pil").image_processor
     towers = load_towers("toyshop-clip", "float32", CPU)
@@ -62,7 +62,7 @@ def test_pixels_are_those_of_the_pillow_processor(size: tuple[int, int]) -> None
     torch.testing.assert_close(towers.pixels(batch), expected, atol=1e-5, rtol=0)
 
 
-def test_features_are_those_of_clip() -> None:
+def test_features_are_those_of_clip():
     images = _images(3, (32, 32))
     processor = CLIPProcessor.from_pretrained(TOYSHOP_CLIP, backend="pil")
     model = CLIPModel.from_pretrained(TOYSHOP_CLIP).eval()
@@ -76,7 +76,7 @@ def test_features_are_those_of_clip() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_last_hidden_states_lead_to_the_features() -> None:
+def test_last_hidden_states_lead_to_the_features():
     towers = load_towers("toyshop-clip", "float32", CPU)
     batch = _batch("toyshop-clip", TITLES, _images(3, (32, 32)))
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_last_hidden_states_lead_to_the_features() -> None:
     assert image.shape == (3, towers.image.layers + 1, towers.image.width)
 
 
-def test_absent_modalities_are_zero() -> None:
+def test_absent_modalities_are_zero():
     towers = load_towers("toyshop-clip", "float32", CPU)
     whole = _batch("toyshop-clip", TITLES[:2], _images(2, (32, 32)))
     half = ItemBatch(
@@ -109,7 +109,7 @@ def test_absent_modalities_are_zero() -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bert(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "oak", "chair", "a", "lamp"]
     BertTokenizerFast(vocab={word: n for n, word in enumerate(words)}).save_pretrained(folder)
@@ -125,7 +125,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_text_tower_pools_by_the_mean_over_tokens(tiny_bert: Path) -> None:
+def test_text_tower_pools_by_the_mean_over_tokens(tiny_bert):
     name = f"text:{tiny_bert}"
     towers = load_towers(name, "float32", CPU)
     batch = _batch(name, TITLES[:2], None)
@@ -144,7 +144,7 @@ def test_text_tower_pools_by_the_mean_over_tokens(tiny_bert: Path) -> None:
     [Sizes(part_cost=50, part_tokens=600), Sizes(50, 600, length_step=8, item_step=16)],
     ids=["as long as they are", "padded"],
 )
-def test_titles_encoded_by_length_come_back_in_order(tiny_bert: Path, sizes: Sizes) -> None:
+def test_titles_encoded_by_length_come_back_in_order(tiny_bert, sizes):
     name = f"text:{tiny_bert}"
     towers = load_towers(name, "float32", CPU)
     rng = np.random.default_rng(0)
@@ -160,7 +160,7 @@ def test_titles_encoded_by_length_come_back_in_order(tiny_bert: Path, sizes: Siz
         torch.testing.assert_close(found, towers.text.features(batch), atol=1e-5, rtol=1e-4)
 
 
-def test_title_parts_are_the_cheapest_of_all_cuts() -> None:
+def test_title_parts_are_the_cheapest_of_all_cuts():
     lengths = np.array([3, 9, 4, 4, 8, 3, 20, 9])
     ascending = np.sort(lengths)
     costs = []
@@ -176,19 +176,19 @@ def test_title_parts_are_the_cheapest_of_all_cuts() -> None:
     assert title_parts(np.full(8, 5), Sizes(6, 10**6), most=99) is None
 
 
-def test_bad_names() -> None:
+def test_bad_names():
     with pytest.raises(InputError, match=r"config\.json"):
         parse_encoder("./no/such/folder")
     with pytest.raises(InputError, match="text:"):
         parse_encoder("text:")
 
 
-def test_a_text_model_needs_its_prefix(tiny_bert: Path) -> None:
+def test_a_text_model_needs_its_prefix(tiny_bert):
     with pytest.raises(InputError, match="text:PATH"):
         load_towers(str(tiny_bert), "float32", CPU)
 
 
-def test_fingerprint_is_of_the_weights(tiny_bert: Path, tmp_path: Path) -> None:
+def test_fingerprint_is_of_the_weights(tiny_bert, tmp_path):
     before = encoder_fingerprint(f"text:{tiny_bert}")
     assert before == encoder_fingerprint(f"text:{tiny_bert}")
     config = BertConfig.from_pretrained(tiny_bert)
@@ -201,7 +201,7 @@ def _changed(encoder: Path, to: Path) -> Path:
     return Path(shutil.copytree(encoder, to / "encoder"))
 
 
-def test_a_model_with_a_decoder_is_no_text_encoder(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_model_with_a_decoder_is_no_text_encoder(tiny_bert, tmp_path):
     folder = _changed(tiny_bert, tmp_path)
     config = T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     T5EncoderModel(config).save_pretrained(folder)
@@ -210,33 +210,33 @@ def test_a_model_with_a_decoder_is_no_text_encoder(tiny_bert: Path, tmp_path: Pa
         skeleton(f"text:{folder}")
 
 
-def test_a_dual_encoder_is_no_text_encoder() -> None:
+def test_a_dual_encoder_is_no_text_encoder():
     with pytest.raises(InputError, match="is clip, a dual encoder"):
         skeleton(f"text:{TOYSHOP_CLIP}")
 
 
-def test_weights_of_another_model_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(tiny_bert, tmp_path):
     folder = _changed(tiny_bert, tmp_path)
     shutil.copy(TOYSHOP_CLIP / "model.safetensors", folder)
     with pytest.raises(InputError, match=r"weights for all its parameters, but \d+ have none"):
         load_towers(f"text:{folder}", "float32", CPU)
 
 
-def test_weights_that_were_cut_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+def test_weights_that_were_cut_are_refused(tiny_bert, tmp_path):
     weights = _changed(tiny_bert, tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="must have readable weights"):
         encoder_fingerprint(f"text:{weights.parent}")
 
 
-def test_an_encoder_without_weights_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+def test_an_encoder_without_weights_is_refused(tiny_bert, tmp_path):
     folder = _changed(tiny_bert, tmp_path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"safetensors, but .* has no model\.safetensors"):
         encoder_fingerprint(f"text:{folder}")
 
 
-def test_a_tokenizer_without_a_vocabulary_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_vocabulary_is_refused(tiny_bert, tmp_path):
     folder = _changed(tiny_bert, tmp_path)
     for file in folder.glob("token*"):
         file.unlink()
@@ -244,9 +244,7 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(tiny_bert: Path, tmp_path: 
         FoundationPreprocessor(f"text:{folder}")
 
 
-def test_what_is_no_fault_of_the_encoder_is_not_reported_as_one(
-    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_fault_of_the_encoder_is_not_reported_as_one(tiny_bert, monkeypatch):
     def broken(*_: object) -> None:
         raise AttributeError("ours")
 

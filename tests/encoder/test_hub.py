@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from huggingface_hub import constants
@@ -20,7 +19,7 @@ MISSING = "nobody/has-this-model"
 
 
 @pytest.fixture(autouse=True)
-def _online(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _online(monkeypatch, tmp_path_factory):
     """As on a user's machine; tests are offline else."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # so that it is what it was afterwards
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -30,14 +29,14 @@ def _online(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def closed_port() -> str:
+def closed_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture
-def silent_server() -> Iterator[str]:
+def silent_server():
     """It takes connections and never answers, as a proxy without a way out does."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken: list[socket.socket] = []
@@ -57,9 +56,7 @@ def silent_server() -> Iterator[str]:
 
 @pytest.mark.parametrize("place", ["closed_port", "silent_server"])
 @pytest.mark.parametrize("name", [MISSING, f"text:{MISSING}", f"pair:{MISSING},{MISSING}"])
-def test_it_is_told_within_ten_seconds(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, place: str, name: str
-) -> None:
+def test_it_is_told_within_ten_seconds(monkeypatch, request, place, name):
     monkeypatch.setattr(constants, "ENDPOINT", request.getfixturevalue(place))
     monkeypatch.setattr(source, "HUB_WAIT_S", 1.0 if place == "silent_server" else 6.0)
     FoundationPreprocessor("toyshop-clip")  # what is imported late
@@ -72,5 +69,5 @@ def test_it_is_told_within_ten_seconds(
     assert os.environ["HF_HUB_OFFLINE"] == "1"  # of the processes of trials
 
 
-def test_the_wait_for_the_hub_leaves_time_to_tell() -> None:
+def test_the_wait_for_the_hub_leaves_time_to_tell():
     assert source.HUB_WAIT_S <= 8

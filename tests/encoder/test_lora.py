@@ -49,7 +49,7 @@ def random_weights(bias: bool) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
-def test_equals_float32_up_to_rounding(bias: bool, dropout: float) -> None:
+def test_equals_float32_up_to_rounding(bias, dropout):
     torch.manual_seed(0)
     weights = random_weights(bias)
     x = torch.randn(6, 9, 48).bfloat16()
@@ -68,7 +68,7 @@ def test_equals_float32_up_to_rounding(bias: bool, dropout: float) -> None:
         assert (exact - narrow).norm() <= 0.02 * exact.norm()
 
 
-def test_a_switched_off_adapter_is_the_frozen_layer() -> None:
+def test_a_switched_off_adapter_is_the_frozen_layer():
     net = adapted(torch.bfloat16, True, 0.0, random_weights(bias=True))
     x = torch.randn(3, 48).bfloat16()
     frozen = net.first.base_layer(x)
@@ -77,7 +77,7 @@ def test_a_switched_off_adapter_is_the_frozen_layer() -> None:
     assert torch.equal(net.first(x), frozen)
 
 
-def test_kept_is_what_dropout_keeps() -> None:
+def test_kept_is_what_dropout_keeps():
     dropout, x = BitDropout(0.25), torch.rand(50, 7) + 1
     torch.manual_seed(0)
     kept = dropout.kept(x)

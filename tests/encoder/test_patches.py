@@ -8,7 +8,7 @@ from torch import nn
 from perpeft_ray.encoder.patches import PatchProduct, embed_patches_by_product
 
 
-def test_patches_by_product_are_the_convolution() -> None:
+def test_patches_by_product_are_the_convolution():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, kernel_size=4, stride=4), nn.Conv2d(8, 5, 1, bias=False))
     pixels = torch.randn(2, 3, 18, 16, requires_grad=True)  # two rows of pixels are left over
@@ -24,7 +24,7 @@ def test_patches_by_product_are_the_convolution() -> None:
     assert list(model.state_dict()) == names
 
 
-def test_other_convolutions_stay() -> None:
+def test_other_convolutions_stay():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 2, stride=2, groups=2))
     embed_patches_by_product(model)
     assert not any(isinstance(module, PatchProduct) for module in model)

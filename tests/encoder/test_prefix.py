@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ ITEMS = np.array([1, 4, 5, 17, 29, 30])
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop(tmp_path_factory):
     return write_small_shop(tmp_path_factory.mktemp("shop") / "small")
 
 
@@ -65,8 +64,8 @@ def _module(towers: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     ],
 )
 def test_stored_states_give_the_whole_towers_output_and_gradients(
-    shop: Path, tmp_path: Path, family: str, dtype: Any, last_layers: int, stored: set[str]
-) -> None:
+    shop, tmp_path, family, dtype, last_layers, stored
+):
     name = write_tiny_model(family, tmp_path / "encoder")
     catalogue = _catalogue(name, shop, tmp_path)
     towers = load_towers(name, dtype, CPU)
@@ -98,16 +97,14 @@ def test_stored_states_give_the_whole_towers_output_and_gradients(
     assert len(passes) == len(stored)
 
 
-def test_nothing_is_stored_where_no_layer_is_frozen(shop: Path, tmp_path: Path) -> None:
+def test_nothing_is_stored_where_no_layer_is_frozen(shop, tmp_path):
     towers = load_towers("toyshop-clip", "float32", CPU)
     catalogue = _catalogue("toyshop-clip", shop, tmp_path)
     assert prefix_states(towers, catalogue, tmp_path / "states", 2) is None
     assert not (tmp_path / "states").exists()
 
 
-def test_a_store_that_would_be_too_large_is_not_made(
-    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_store_that_would_be_too_large_is_not_made(shop, tmp_path, monkeypatch, caplog):
     catalogue = _catalogue("toyshop-clip", shop, tmp_path)
     monkeypatch.setattr(prefix, "MAX_BYTES", 1000)
     towers = load_towers("toyshop-clip", "float32", CPU)

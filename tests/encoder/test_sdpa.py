@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from perpeft_ray.config import Variant
 from perpeft_ray.encoder import sdpa
 from perpeft_ray.encoder.foundation import load_towers
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
@@ -18,9 +15,7 @@ from tests.encoder.tiny_models import write_tiny_model
 
 @pytest.mark.parametrize("family", ["clip", "chinese_clip", "siglip"])
 @pytest.mark.parametrize("variant", ["lora", "ia3"])
-def test_attending_by_products_changes_only_rounding(
-    family: str, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attending_by_products_changes_only_rounding(family, variant, tmp_path, monkeypatch):
     name = write_tiny_model(family, tmp_path)
     found = []
     for installed in (True, False):
@@ -43,7 +38,7 @@ def test_attending_by_products_changes_only_rounding(
 
 @pytest.mark.parametrize("kind", ["none", "bool", "float"])
 @pytest.mark.parametrize("length", [7, 40, 90])
-def test_products_are_the_attention_of_torch(kind: str, length: int) -> None:
+def test_products_are_the_attention_of_torch(kind, length):
     torch.manual_seed(0)
     q, k, v = qkv = [torch.randn(2, 4, length, 8).bfloat16().requires_grad_() for _ in range(3)]
     mask = {

@@ -75,7 +75,7 @@ NO_ITEMS = Catalogue(
 
 
 @pytest.fixture(scope="module")
-def batch() -> ItemBatch:
+def batch():
     rng = np.random.default_rng(0)
     count = 5
     ids = torch.from_numpy(rng.integers(3, 600, size=(count, 8)))
@@ -87,17 +87,17 @@ def batch() -> ItemBatch:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
-def test_every_variant_has_its_facts() -> None:
+def test_every_variant_has_its_facts():
     assert tuple(FACTS) == VARIANTS == get_args(Variant)
     assert len(VARIANTS) >= 12
 
 
 @pytest.fixture(scope="module")
-def vit_b_32(tmp_path_factory: pytest.TempPathFactory) -> str:
+def vit_b_32(tmp_path_factory):
     """CLIPConfig's defaults are ViT-B/32; without weights."""
     folder = tmp_path_factory.mktemp("vit_b_32")
     CLIPConfig().save_pretrained(folder)
@@ -105,7 +105,7 @@ def vit_b_32(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_parameters_on_vit_b_32(vit_b_32: str, variant: Variant) -> None:
+def test_parameters_on_vit_b_32(vit_b_32, variant):
     assert module_parameters(vit_b_32, variant, ModuleSettings()) == ON_VIT_B_32[variant]
     if FACTS[variant].in_towers and variant != "ln_tuning":  # whose outer LayerNorms drop out too
         last = module_parameters(vit_b_32, variant, ModuleSettings(last_layers=3))
@@ -113,14 +113,14 @@ def test_parameters_on_vit_b_32(vit_b_32: str, variant: Variant) -> None:
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if FACTS[v].scalable])
-def test_scalable_variants_grow_with_their_size(vit_b_32: str, variant: Variant) -> None:
+def test_scalable_variants_grow_with_their_size(vit_b_32, variant):
     larger = module_parameters(vit_b_32, variant, ModuleSettings(rank=32, bottleneck=8 * 32))
     # DoRA's magnitudes do not grow, nor do the matrices between IISAN's towers.
     least = {"dora": 7, "iisan": 2}.get(variant, 8)
     assert least <= larger / ON_VIT_B_32[variant] <= 8
 
 
-def test_the_command_lists_them_all(vit_b_32: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_them_all(vit_b_32, capsys):
     perpeft(["variants", "--encoder", vit_b_32, "--rank", "5"])
     printed = capsys.readouterr().out
     assert "151,277,313" in printed
@@ -135,7 +135,7 @@ def test_the_command_lists_them_all(vit_b_32: str, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("variant", IN_TOWERS)
-def test_an_untrained_adapter_changes_nothing(variant: Variant, batch: ItemBatch) -> None:
+def test_an_untrained_adapter_changes_nothing(variant, batch):
     plain = load_towers("toyshop-clip", "float32", CPU)
     with torch.no_grad():
         torch.testing.assert_close(_towers(variant)(batch), plain(batch), atol=1e-5, rtol=1e-5)
@@ -143,9 +143,7 @@ def test_an_untrained_adapter_changes_nothing(variant: Variant, batch: ItemBatch
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", IN_TOWERS)
-def test_only_the_module_learns_and_it_is_float32(
-    variant: Variant, dtype: Dtype, batch: ItemBatch
-) -> None:
+def test_only_the_module_learns_and_it_is_float32(variant, dtype, batch):
     """The frozen base keeps every bit; every tensor of the module gets a gradient and moves."""
     base = load_towers("toyshop-clip", dtype, CPU)
     frozen = {name: p.detach().clone() for name, p in base.named_parameters()}
@@ -173,9 +171,7 @@ def test_only_the_module_learns_and_it_is_float32(
 
 
 @pytest.mark.parametrize("variant", IN_TOWERS)
-def test_a_saved_module_gives_the_same_output(
-    variant: Variant, batch: ItemBatch, tmp_path: Path
-) -> None:
+def test_a_saved_module_gives_the_same_output(variant, batch, tmp_path):
     """Also in another process, whose towers are made anew from the same seed."""
     towers = _towers(variant)
     module = _moved(towers)
@@ -193,7 +189,7 @@ def test_a_saved_module_gives_the_same_output(
 
 
 @pytest.mark.parametrize("variant", IN_TOWERS)
-def test_last_layers_leave_the_first_ones_alone(variant: Variant, batch: ItemBatch) -> None:
+def test_last_layers_leave_the_first_ones_alone(variant, batch):
     whole, last = _towers(variant), _towers(variant, last_layers=1)
     names = set(trainable(last))
     assert names < set(trainable(whole))
@@ -212,9 +208,7 @@ def test_last_layers_leave_the_first_ones_alone(variant: Variant, batch: ItemBat
 
 
 @pytest.mark.parametrize("variant", [v for v in IN_TOWERS if FACTS[v].dropout])
-def test_dropout_is_the_adapters_alone_and_only_in_training(
-    variant: Variant, batch: ItemBatch
-) -> None:
+def test_dropout_is_the_adapters_alone_and_only_in_training(variant, batch):
     towers = _towers(variant, dropout=0.5)
     encoder = TowerItemEncoder(towers, NO_ITEMS)
     module = _moved(towers)
@@ -231,7 +225,7 @@ def test_dropout_is_the_adapters_alone_and_only_in_training(
 
 
 @pytest.mark.parametrize("variant", IN_TOWERS)
-def test_frozen_and_first_tensors_come_from_the_seed(variant: Variant) -> None:
+def test_frozen_and_first_tensors_come_from_the_seed(variant):
     def tensors(seed: int) -> dict[str, torch.Tensor]:
         towers = _towers(variant, seed=seed)
         own = trainable(towers)
@@ -245,7 +239,7 @@ def test_frozen_and_first_tensors_come_from_the_seed(variant: Variant) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_the_seed_matters_where_something_is_random() -> None:
+def test_the_seed_matters_where_something_is_random():
     for variant in ("lora", "vera", "randlora"):
         one, two = _towers(variant, seed=1), _towers(variant, seed=2)
         own = {n: t for n, t in [*one.named_parameters(), *one.named_buffers()] if "default" in n}
@@ -253,7 +247,7 @@ def test_the_seed_matters_where_something_is_random() -> None:
         assert any(not torch.equal(tensor, other[name]) for name, tensor in own.items())
 
 
-def test_what_does_not_fit_is_told() -> None:
+def test_what_does_not_fit_is_told():
     towers = load_towers("toyshop-clip", "float32", CPU)
     with pytest.raises(InputError, match=r"`peft.rank` of oft .*\(64\), but is 5"):
         peft_config(towers, _settings("oft", rank=5))

@@ -30,18 +30,18 @@ def _vit_b_32() -> Towers:
 
 
 @pytest.mark.parametrize(("variant", "expected"), [("lora", 245_760), ("ia3", 46_080)])
-def test_trainable_parameters_on_vit_b_32(variant: Any, expected: int) -> None:
+def test_trainable_parameters_on_vit_b_32(variant, expected):
     towers = _vit_b_32()
     assert sum(p.numel() for p in towers.model.parameters()) == VIT_B_32
     add_adapter(towers, _settings(variant))
     assert sum(p.numel() for p in trainable(towers).values()) == expected
 
 
-def test_eight_loras_are_the_papers_share() -> None:
+def test_eight_loras_are_the_papers_share():
     assert round(100 * 8 * 245_760 / VIT_B_32, 2) == 1.30
 
 
-def test_iisan_on_vit_b_32() -> None:
+def test_iisan_on_vit_b_32():
     text, image = kept_layers(12, 12)
     assert text == image == [0, 2, 4, 6, 8, 10, 12]
     side = Iisan(512, 768, len(text), 32)
@@ -49,7 +49,7 @@ def test_iisan_on_vit_b_32() -> None:
     assert side.out_features == 1792
 
 
-def test_iisan_against_its_equations() -> None:
+def test_iisan_against_its_equations():
     """A second, scalar-by-scalar writing of METHOD.md section 4."""
     torch.manual_seed(0)
     side = Iisan(6, 4, 3, 2)
@@ -84,14 +84,14 @@ def test_iisan_against_its_equations() -> None:
         ((8, 12), None),
     ],
 )
-def test_kept_layers(layers: tuple[int, int], expected: Any) -> None:
+def test_kept_layers(layers, expected):
     text, image = kept_layers(*layers)
     assert expected is None or (text, image) == expected
     assert layers[1] == 0 or len(text) == len(image)
     assert (text[0], text[-1]) == (0, layers[0])
 
 
-def test_bit_dropout_against_its_definition() -> None:
+def test_bit_dropout_against_its_definition():
     torch.manual_seed(0)
     dropout = BitDropout(0.1).train()
     x = torch.full((1000, 1001), 2.0)

@@ -8,7 +8,6 @@ import re
 import unicodedata
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,13 +31,12 @@ from perpeft_ray.explain.pictures import thumbnail
 from perpeft_ray.explain.user import explain_user
 from perpeft_ray.explain.words import title_words
 from perpeft_ray.models.trained import item_embedding, open_trained
-from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.workspace import open_catalogue, prepare
 from tests.encoder.tiny_models import write_tiny_model
-from tests.models.conftest import GROUPS, FinishedTrial
+from tests.models.conftest import GROUPS
 
 
-def test_attention_of_untrained_towers_is_that_of_transformers(shop: Path, tmp_path: Path) -> None:
+def test_attention_of_untrained_towers_is_that_of_transformers(shop, tmp_path):
     workspace = prepare(f"parquet:{shop}", "toyshop-clip", tmp_path)
     batch = open_catalogue(workspace).batch(np.array([3, 4, 5]))
     towers = load_towers("toyshop-clip", "float32", torch.device("cpu"))
@@ -61,9 +59,7 @@ def test_attention_of_untrained_towers_is_that_of_transformers(shop: Path, tmp_p
             torch.testing.assert_close(image[row], from_class / from_class.sum())
 
 
-def test_an_item_under_the_groups_that_differ_most(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_an_item_under_the_groups_that_differ_most(study_folder, finished_trial):
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
     found = explain_item(trial, 5)
     own = [item_embedding(trial, 5, group) for group in range(GROUPS)]
@@ -87,9 +83,7 @@ def test_an_item_under_the_groups_that_differ_most(
     assert not np.allclose(first.words, second.words)  # the modules were trained apart
 
 
-def test_what_cannot_be_explained_is_told(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_what_cannot_be_explained_is_told(study_folder, finished_trial):
     one = open_trained(study_folder, finished_trial("global", "lora"))
     with pytest.raises(InputError, match="must have a module for each of several groups"):
         explain_item(one, 5)
@@ -102,9 +96,7 @@ def test_what_cannot_be_explained_is_told(
         explain_user(study_folder, trial, 0, other=7)
 
 
-def test_iisan_leaves_attention_as_it_is_and_says_so(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_iisan_leaves_attention_as_it_is_and_says_so(study_folder, finished_trial):
     trial = open_trained(study_folder, finished_trial("perpeft", "iisan"))
     found = explain_item(trial, 5, (0, 2), neighbours=0)
     assert not found.has_attention
@@ -112,9 +104,7 @@ def test_iisan_leaves_attention_as_it_is_and_says_so(
     assert [view.neighbours for view in found.views] == [[], []]
 
 
-def test_a_user_under_three_modules(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_a_user_under_three_modules(study_folder, finished_trial):
     trial_id = finished_trial("perpeft", "lora")
     of_global = finished_trial("global", "lora")
     trial = open_trained(study_folder, trial_id)
@@ -137,12 +127,7 @@ def test_a_user_under_three_modules(
             assert scores == sorted(scores, reverse=True)
 
 
-def test_commands_print_and_write_pages(
-    study_folder: StudyFolder,
-    finished_trial: FinishedTrial,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
+def test_commands_print_and_write_pages(study_folder, finished_trial, capsys, tmp_path):
     trial_id = finished_trial("perpeft", "lora")
     path = str(study_folder.path)
     perpeft(["explain", "item", path, "i5", "--trial", trial_id, "--groups", "0", "2"])
@@ -178,9 +163,7 @@ def test_commands_print_and_write_pages(
         ["é", "e\u0301", "E\u0301", "ß", "ss", "日本", "日本語", "\ud800", "😀" * 100],
     ],
 )
-def test_every_id_has_a_page_of_its_own_that_any_file_system_takes(
-    ids: list[str], tmp_path: Path
-) -> None:
+def test_every_id_has_a_page_of_its_own_that_any_file_system_takes(ids, tmp_path):
     names = [page_name(kind, name) for kind in ("item", "user") for name in ids]
     assert len({name.lower() for name in names}) == 2 * len(ids)
     for name in names:
@@ -190,7 +173,7 @@ def test_every_id_has_a_page_of_its_own_that_any_file_system_takes(
     assert page_name("user", "u_9-a") == "user-u_9-a.html"
 
 
-def test_an_image_that_cannot_be_read_has_a_placeholder(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_has_a_placeholder(tmp_path):
     Image.new("RGB", (320, 160), "red").save(tmp_path / "good.png")
     whole = (tmp_path / "good.png").read_bytes()
     broken = {"cut.png": whole[:200], "page.jpg": b"<html>404</html>", "empty.png": b""}
@@ -220,7 +203,7 @@ def test_an_image_that_cannot_be_read_has_a_placeholder(tmp_path: Path) -> None:
         (" red\tlamp ", ["red", "lamp"]),
     ],
 )
-def test_a_title_is_shown_in_its_own_words(title: str, words: list[str]) -> None:
+def test_a_title_is_shown_in_its_own_words(title, words):
     tokenizer = AutoTokenizer.from_pretrained(TOYSHOP_CLIP)
     ids = tokenizer(title)["input_ids"]
     found = title_words("toyshop-clip", title, ids)
@@ -234,7 +217,7 @@ def test_a_title_is_shown_in_its_own_words(title: str, words: list[str]) -> None
 
 
 @pytest.mark.parametrize("family", ["text", "siglip"])
-def test_padding_is_one_word_for_every_tokenizer(family: str, tmp_path: Path) -> None:
+def test_padding_is_one_word_for_every_tokenizer(family, tmp_path):
     encoder = write_tiny_model(family, tmp_path / "encoder")
     preprocessor = FoundationPreprocessor(encoder)
     (ids,) = preprocessor.tokens(["red oak lamp"])
@@ -249,9 +232,7 @@ def test_padding_is_one_word_for_every_tokenizer(family: str, tmp_path: Path) ->
     assert (np.diff(found.of_token) >= 0).all()
 
 
-def test_a_group_without_users_is_never_compared_with(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_a_group_without_users_is_never_compared_with(study_folder, finished_trial):
     """Users in group 0 alone, then in 0 and 2: NumPy's warnings are errors here."""
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
     assert trial.grouping is not None
@@ -272,11 +253,8 @@ def test_a_group_without_users_is_never_compared_with(
 
 
 def test_an_item_that_one_group_alone_sees_is_printed_and_has_a_page(
-    study_folder: StudyFolder,
-    finished_trial: FinishedTrial,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    study_folder, finished_trial, tmp_path, capsys
+):
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
     assert trial.grouping is not None
     nobody = np.zeros_like(trial.grouping.valid)
@@ -292,8 +270,8 @@ def test_an_item_that_one_group_alone_sees_is_printed_and_has_a_page(
 
 
 def test_a_page_speaks_of_attention_only_where_it_shows_some(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+    study_folder, finished_trial, tmp_path
+):
     for variant, has_attention in (("lora", True), ("iisan", False)):
         trial = open_trained(study_folder, finished_trial("perpeft", variant))
         write_item_page(explain_item(trial, 5, (0, 2), 1), trial, tmp_path / "page.html")
@@ -302,9 +280,7 @@ def test_a_page_speaks_of_attention_only_where_it_shows_some(
         assert ("leaves their attention as it is" in text) != has_attention
 
 
-def test_titles_are_text_on_the_page(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+def test_titles_are_text_on_the_page(study_folder, finished_trial, tmp_path):
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
     dataset = open_dataset(study_folder.config.dataset, study_folder.path.parent / ".cache")
     items = dataset.items.copy()

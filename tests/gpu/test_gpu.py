@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from perpeft_ray.config import (
     FACTS,
     PEFT_METHODS,
     VARIANTS,
-    Dtype,
     Method,
     StudyConfig,
     TrainSettings,
@@ -41,7 +39,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(tmp_path_factory):
     folder = write_small_shop(tmp_path_factory.mktemp("shop") / "small")
     return prepare(f"parquet:{folder}", "toyshop-clip", tmp_path_factory.mktemp("cache"))
 
@@ -66,7 +64,7 @@ def _trial(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_has_the_loss_and_gradients_of_a_cpu(workspace: Workspace, variant: Variant) -> None:
+def test_a_step_has_the_loss_and_gradients_of_a_cpu(workspace, variant):
     drop = 0.0 if FACTS[variant].dropout else None
     config = _trial(variant=variant, dropout=0.0, adapter_dropout=drop)
     found = []
@@ -91,9 +89,7 @@ def test_a_step_has_the_loss_and_gradients_of_a_cpu(workspace: Workspace, varian
 
 
 @pytest.mark.parametrize("method", sorted(PEFT_METHODS | {"without_mm", "frozen_mm"}))
-def test_a_trial_of_each_method_has_the_loss_of_a_cpu(
-    workspace: Workspace, method: Method, tmp_path: Path
-) -> None:
+def test_a_trial_of_each_method_has_the_loss_of_a_cpu(workspace, method, tmp_path):
     config = _trial(method, "lora", dropout=0.0)
     if config.adapter_dropout is not None:
         config = dataclasses.replace(config, adapter_dropout=0.0)
@@ -120,9 +116,7 @@ def _trained(workspace: Workspace, config: TrialConfig, epochs: int) -> dict[str
 @pytest.mark.parametrize(
     ("variant", "dtype"), [*((v, "float32") for v in VARIANTS), ("lora", "bfloat16")]
 )
-def test_graphs_train_as_without_them(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, variant: Variant, dtype: Dtype
-) -> None:
+def test_graphs_train_as_without_them(workspace, monkeypatch, variant, dtype):
     """Dropout included: a graph draws what torch's generator would."""
     config = _trial(variant=variant, batch_size=8, dtype=dtype)
     with_graphs = _trained(workspace, config, 4)
@@ -133,9 +127,7 @@ def test_graphs_train_as_without_them(
     assert difference**0.5 <= 1e-3 * size**0.5
 
 
-def test_padding_changes_only_rounding(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_padding_changes_only_rounding(workspace, monkeypatch):
     items = np.arange(1, workspace.num_items + 1)
     found = []
     for sizes in (hardware._CUDA, dataclasses.replace(hardware._CUDA, item_step=1, length_step=1)):
@@ -147,7 +139,7 @@ def test_padding_changes_only_rounding(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_quick_gelu_is_that_of_a_cpu(dtype: torch.dtype) -> None:
+def test_quick_gelu_is_that_of_a_cpu(dtype):
     torch.manual_seed(0)
     x = (4 * torch.randn(3, 1000, 7)).to(dtype)
     gradient = torch.randn_like(x)
@@ -166,9 +158,7 @@ class _StopError(Exception):
     pass
 
 
-def test_a_trial_that_was_stopped_goes_on_to_the_same_ranks(
-    workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_trial_that_was_stopped_goes_on_to_the_same_ranks(workspace, tmp_path):
     config = _trial(stage3_epochs=3)
     whole = workspace.with_nothing_trained(tmp_path / "whole")
     expected = run_trial(config, whole, lambda _: None, test=True, device=GPU)
@@ -190,7 +180,7 @@ def _ranks(workspace: Workspace, seed: int, found: multiprocessing.Queue) -> Non
     found.put((seed, outcome.users.test_rank.tolist()))
 
 
-def test_two_trials_share_a_card(workspace: Workspace, tmp_path: Path) -> None:
+def test_two_trials_share_a_card(workspace, tmp_path):
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.Queue()
     own = [workspace.with_nothing_trained(tmp_path / f"{seed}") for seed in (0, 1)]

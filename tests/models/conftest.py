@@ -20,17 +20,17 @@ GROUPS = 3
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop(tmp_path_factory):
     return write_small_shop(tmp_path_factory.mktemp("shop") / "small")
 
 
 @pytest.fixture(scope="session")
-def study_folder(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+def study_folder(shop, tmp_path_factory):
     return new_study(shop, tmp_path_factory.mktemp("results"))
 
 
@@ -49,7 +49,7 @@ def new_study(shop: Path, storage: Path, encoder: str = "toyshop-clip") -> Study
 
 
 @pytest.fixture(scope="session")
-def finished_trial(study_folder: StudyFolder) -> FinishedTrial:
+def finished_trial(study_folder):
     """Trains a trial of the study, as the ablation does; its id. A second call finds it done."""
     return trials_of(study_folder)
 
@@ -95,11 +95,7 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
 
 
 @pytest.fixture(scope="session")
-def exported(
-    study_folder: StudyFolder,
-    finished_trial: FinishedTrial,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def exported(study_folder, finished_trial, tmp_path_factory):
     """An exported PerPEFT model with LoRA; not to be changed."""
     from perpeft_ray.models.export import export_trial
 

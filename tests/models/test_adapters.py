@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +16,12 @@ from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.adapters import read_module, write_module
 from perpeft_ray.recommender.model import Recommender
-from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.workspace import Workspace, open_catalogue, prepare
 
 
 @pytest.fixture(scope="module")
-def workspace(study_folder: StudyFolder) -> Workspace:
+def workspace(study_folder):
     config = study_folder.config
     return prepare(config.dataset, config.encoder, study_folder.path.parent / ".cache")
 
@@ -57,13 +55,7 @@ def _moved(model: Recommender) -> dict[str, torch.nn.Parameter]:
 @pytest.mark.parametrize(
     ("variant", "last_layers"), [*((name, None) for name in VARIANTS), ("lora", 1)]
 )
-def test_what_is_written_is_what_is_read(
-    study_folder: StudyFolder,
-    workspace: Workspace,
-    tmp_path: Path,
-    variant: Variant,
-    last_layers: int | None,
-) -> None:
+def test_what_is_written_is_what_is_read(study_folder, workspace, tmp_path, variant, last_layers):
     """Read by a model that was built anew, as on another machine."""
     config = replace(_trial(study_folder.config, variant), last_layers=last_layers)
     model = _build(config, workspace)
@@ -87,12 +79,8 @@ def test_what_is_written_is_what_is_read(
     [*((name, None) for name in VARIANTS if FACTS[name].in_towers), ("lora", 1), ("ia3", 1)],
 )
 def test_peft_alone_gives_the_same_features(
-    study_folder: StudyFolder,
-    workspace: Workspace,
-    tmp_path: Path,
-    variant: Variant,
-    last_layers: int | None,
-) -> None:
+    study_folder, workspace, tmp_path, variant, last_layers
+):
     config = replace(_trial(study_folder.config, variant), last_layers=last_layers)
     model = _build(config, workspace)
     module = _moved(model)
@@ -118,9 +106,7 @@ def test_peft_alone_gives_the_same_features(
     )
 
 
-def test_a_module_of_another_size_is_refused(
-    study_folder: StudyFolder, workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_module_of_another_size_is_refused(study_folder, workspace, tmp_path):
     config = _trial(study_folder.config, "lora")
     model = _build(config, workspace)
     write_module(model, _moved(model), config, tmp_path, "toyshop-clip")

@@ -16,7 +16,7 @@ from perpeft_ray.models.batch import SCHEMA, BatchOptions, recommend_all
 pytestmark = pytest.mark.usefixtures("one_ray")
 
 
-def test_every_user_gets_what_they_get_alone(exported: Path, shop: Path, tmp_path: Path) -> None:
+def test_every_user_gets_what_they_get_alone(exported, shop, tmp_path):
     table = pd.read_parquet(shop / "interactions.parquet")
     strangers = pd.DataFrame(
         {"user_id": ["x", "y", "y"], "item_id": ["gone", "gone", "i4"], "timestamp": [0, 0, 1]}
@@ -45,9 +45,7 @@ def test_every_user_gets_what_they_get_alone(exported: Path, shop: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.parquet", "out"]
 
 
-def test_users_are_scored_in_parts(
-    exported: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_users_are_scored_in_parts(exported, shop, tmp_path, monkeypatch):
     """More users than a worker takes at a time, two workers: each user once, as ever."""
     one = pd.read_parquet(shop / "interactions.parquet")
     copies = [one.assign(user_id=[f"{user}-{n}" for user in one.user_id]) for n in range(120)]
@@ -73,7 +71,7 @@ def recommended(exported: Path, table: Path, out: Path) -> pd.DataFrame:
     return pd.read_parquet(out).sort_values(["user_id", "rank"], ignore_index=True)
 
 
-def test_every_form_of_ids_and_times_gives_the_same(exported: Path, tmp_path: Path) -> None:
+def test_every_form_of_ids_and_times_gives_the_same(exported, tmp_path):
     """Also below folders whose names look like patterns, partitions and addresses."""
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(
@@ -105,7 +103,7 @@ def test_every_form_of_ids_and_times_gives_the_same(exported: Path, tmp_path: Pa
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_user_ids_are_exact(exported: Path, tmp_path: Path) -> None:
+def test_user_ids_are_exact(exported, tmp_path):
     ids = ["a", "a\0", "a\0b", "x" * 300, "x" * 301, "A", "é", "e\u0301", " a", ""]
     table = pd.DataFrame({"user_id": ids, "item_id": "i3", "timestamp": 0})
     table.to_parquet(tmp_path / "ids.parquet")
@@ -113,7 +111,7 @@ def test_user_ids_are_exact(exported: Path, tmp_path: Path) -> None:
     assert sorted(found.user_id.unique()) == sorted(ids)
 
 
-def test_bad_tables_are_told_and_leave_nothing(exported: Path, tmp_path: Path) -> None:
+def test_bad_tables_are_told_and_leave_nothing(exported, tmp_path):
     good = pd.DataFrame({"user_id": ["a", "b"], "item_id": ["i1", "i2"], "timestamp": [1, 2]})
     bad = {
         "must have one column `timestamp`": good.drop(columns="timestamp"),
@@ -138,9 +136,7 @@ def test_bad_tables_are_told_and_leave_nothing(exported: Path, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.parquet", "text.parquet"]
 
 
-def test_the_command_says_how_many_users_it_wrote(
-    exported: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_how_many_users_it_wrote(exported, shop, tmp_path, capsys):
     users = str(shop / "interactions.parquet")
     perpeft(
         ["recommend", str(exported), "--users", users, "--out", str(tmp_path / "out"), "-k", "2"]

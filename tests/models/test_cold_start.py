@@ -42,7 +42,7 @@ ROWS = [
 ]
 
 
-def test_the_cut_divides_users_items_and_events() -> None:
+def test_the_cut_divides_users_items_and_events():
     held_out = hold_out(_dataset(ROWS, "abcd"), 0.4, 5)
     assert held_out.cut == 5
     assert held_out.training.values.tolist() == [list(row) for row in ROWS[:3]]
@@ -58,7 +58,7 @@ def test_the_cut_divides_users_items_and_events() -> None:
     assert firsts[["user_id", "item_id"]].values.tolist() == [["u", "c"], ["w", "a"]]
 
 
-def test_a_cut_with_nothing_on_one_side_is_told() -> None:
+def test_a_cut_with_nothing_on_one_side_is_told():
     with pytest.raises(InputError, match="between 0 and 1"):
         hold_out(_dataset(ROWS, "abcd"), 1.0, 5)
     at_once = [(user, item, 1) for user, item, _ in ROWS]
@@ -66,7 +66,7 @@ def test_a_cut_with_nothing_on_one_side_is_told() -> None:
         hold_out(_dataset(at_once, "abcd"), 0.5, 5)
 
 
-def test_training_sees_nothing_after_the_cut(shop: Path, tmp_path: Path) -> None:
+def test_training_sees_nothing_after_the_cut(shop, tmp_path):
     dataset = load_folder(shop, "shop")
     held_out = hold_out(dataset, 0.4, 5)
     write_training_folder(held_out, dataset.root, tmp_path)
@@ -75,7 +75,7 @@ def test_training_sees_nothing_after_the_cut(shop: Path, tmp_path: Path) -> None
     assert set(training.items.item_id) == set(training.interactions.item_id)
 
 
-def test_events_are_ranked_among_all_or_new_items(exported: Path, shop: Path) -> None:
+def test_events_are_ranked_among_all_or_new_items(exported, shop):
     """The model knows 30 items; two more are added, and ranks are counted plainly."""
     new = pd.DataFrame(
         {"item_id": ["n1", "n2"], "title": ["red lamp", None], "image": [None, "images/3.png"]},

@@ -83,7 +83,7 @@ def run(language: str, code: str, folder: Path) -> str:
     return done.stderr + done.stdout
 
 
-def test_every_link_between_documents_leads_somewhere() -> None:
+def test_every_link_between_documents_leads_somewhere():
     broken = [
         f"{document.relative_to(ROOT)}: {link}"
         for pattern in ("*.md", "*/*.md", "results/*/*.md")
@@ -95,7 +95,7 @@ def test_every_link_between_documents_leads_somewhere() -> None:
 
 
 @EACH
-def test_every_block_is_of_a_language_that_is_run(document: Path) -> None:
+def test_every_block_is_of_a_language_that_is_run(document):
     languages = [language for language, _ in blocks(document)]
     assert len(languages) >= 3
     # What README shows of a terminal, `make study` and `make test`, is what CI runs.
@@ -106,7 +106,7 @@ def test_every_block_is_of_a_language_that_is_run(document: Path) -> None:
 
 
 @EACH
-def test_every_line_calls_what_the_tests_can_run(document: Path) -> None:
+def test_every_line_calls_what_the_tests_can_run(document):
     known = set(re.findall(r"^([a-z-]+)\(\)", PROGRAMS, re.MULTILINE))
     for language, code in blocks(document):
         if language == "python":
@@ -121,7 +121,7 @@ def test_every_line_calls_what_the_tests_can_run(document: Path) -> None:
 
 
 @EACH
-def test_every_id_is_of_the_toyshop(document: Path) -> None:
+def test_every_id_is_of_the_toyshop(document):
     """README's are of seed 0 and the tutorial's of seed 7; the names do not depend on it."""
     code = "\n".join(code for _, code in blocks(document))
     ids = re.findall(r"\b(item|user)_?(\d+)\b", code)
@@ -134,7 +134,7 @@ def test_every_id_is_of_the_toyshop(document: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_tutorial_runs(tmp_path: Path) -> None:
+def test_the_tutorial_runs(tmp_path):
     printed = [run(language, code, tmp_path) for language, code in blocks(TUTORIAL)]
     everything = "\n".join(printed)
     assert "exported to my_model" in everything
@@ -150,7 +150,7 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_readmes_run_after_make_study(tmp_path: Path) -> None:
+def test_the_readmes_run_after_make_study(tmp_path):
     """With the inputs that they name: the CSV files of a shop, DIR, release.zip, my_folder."""
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
     write_raw(tmp_path / "DIR", *drawn())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from perpeft_ray.recommender.projector import Projector
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.workspace import open_catalogue
 from tests.encoder.tiny_models import write_tiny_model
-from tests.models.conftest import GROUPS, FinishedTrial, new_study, trials_of
+from tests.models.conftest import GROUPS, new_study, trials_of
 
 CASES = [
     ("perpeft", "lora"),
@@ -56,13 +55,7 @@ def ranks_of(model: LoadedModel, trial: TrainedTrial, groups: np.ndarray | None)
 
 
 @pytest.mark.parametrize(("method", "variant"), CASES)
-def test_ranks_are_the_studys(
-    study_folder: StudyFolder,
-    finished_trial: FinishedTrial,
-    tmp_path: Path,
-    method: Any,
-    variant: Any,
-) -> None:
+def test_ranks_are_the_studys(study_folder, finished_trial, tmp_path, method, variant):
     """With the study's test groups, and with those that the histories lead to: the same ones."""
     trial_id = finished_trial(method, variant)
     export_trial(study_folder, trial_id, tmp_path / "model")
@@ -84,9 +77,7 @@ def test_ranks_are_the_studys(
 
 
 @pytest.mark.parametrize("variant", ["lora", "ia3"])
-def test_peft_loads_each_groups_adapter(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path, variant: Any
-) -> None:
+def test_peft_loads_each_groups_adapter(study_folder, finished_trial, tmp_path, variant):
     """transformers' CLIP with peft's adapter gives the features, and with the projector and id
     embedding the item embeddings, that training had."""
     trial_id = finished_trial("perpeft", variant)
@@ -114,9 +105,7 @@ def test_peft_loads_each_groups_adapter(
     assert (seen[0] - seen[1]).abs().max() > 1e-3  # groups do differ
 
 
-def test_iisan_is_safetensors_with_its_shape(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+def test_iisan_is_safetensors_with_its_shape(study_folder, finished_trial, tmp_path):
     trial_id = finished_trial("perpeft", "iisan")
     export_trial(study_folder, trial_id, tmp_path / "model")
     side = tmp_path / "model" / "groups" / "1" / "iisan"
@@ -129,9 +118,7 @@ def test_iisan_is_safetensors_with_its_shape(
         assert torch.equal(tensor, module[f"encoder.{name}"])
 
 
-def test_half_precision_is_half_and_near(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+def test_half_precision_is_half_and_near(study_folder, finished_trial, tmp_path):
     trial_id = finished_trial("perpeft", "lora")
     export_trial(study_folder, trial_id, tmp_path / "full")
     export_trial(study_folder, trial_id, tmp_path / "half", ExportOptions(embeddings="float16"))
@@ -146,9 +133,7 @@ def test_half_precision_is_half_and_near(
     assert best[0][0].score == pytest.approx(best[1][0].score, rel=1e-2)
 
 
-def test_the_folder_works_without_the_study(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+def test_the_folder_works_without_the_study(study_folder, finished_trial, tmp_path):
     """Study, data and cache are gone; only the folder is there, elsewhere, with its encoder."""
     storage = tmp_path / "there"
     shutil.copytree(study_folder.path.parent, storage)
@@ -168,7 +153,7 @@ def test_the_folder_works_without_the_study(
 
 
 @pytest.mark.parametrize("family", ["text", "siglip", "pair"])
-def test_every_kind_of_encoder_goes_along(shop: Path, tmp_path: Path, family: str) -> None:
+def test_every_kind_of_encoder_goes_along(shop, tmp_path, family):
     """A pair's two models too; then the originals are gone, and a new item is still embedded."""
     encoder = write_tiny_model(family, tmp_path / "encoder")
     folder = new_study(shop, tmp_path / "results", encoder)
@@ -217,8 +202,8 @@ def _check_text_adapter(trial: TrainedTrial, path: str, adapter: Path) -> None:
 
 
 def test_the_card_is_hugging_faces_and_has_the_studys_numbers(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+    study_folder, finished_trial, tmp_path
+):
     trial_id = finished_trial("perpeft", "lora")
     export_trial(study_folder, trial_id, tmp_path / "model")
     card = ModelCard.load(tmp_path / "model" / "README.md")
@@ -236,9 +221,7 @@ def test_the_card_is_hugging_faces_and_has_the_studys_numbers(
     assert f"| test | NDCG@20 | {100 * row.test_ndcg_at_20:.2f} |" in card.text
 
 
-def test_a_searched_trial_has_no_test_on_its_card(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+def test_a_searched_trial_has_no_test_on_its_card(study_folder, finished_trial, tmp_path):
     trial_id = finished_trial("perpeft", "lora", phase="search", learning_rate=2e-2)
     export_trial(study_folder, trial_id, tmp_path / "model")
     text = (tmp_path / "model" / "README.md").read_text()
@@ -247,8 +230,8 @@ def test_a_searched_trial_has_no_test_on_its_card(
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+    study_folder, finished_trial, tmp_path
+):
     out = tmp_path / "model"
     for method in ("random_grouping", "user_level_1", "group_level_2"):
         with pytest.raises(InputError, match=f"but is {method}"):
@@ -269,12 +252,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     ],
 )
 def test_a_folder_that_is_no_whole_model_is_told(
-    study_folder: StudyFolder,
-    finished_trial: FinishedTrial,
-    tmp_path: Path,
-    broken: str,
-    message: str,
-) -> None:
+    study_folder, finished_trial, tmp_path, broken, message
+):
     export_trial(study_folder, finished_trial("perpeft", "lora"), tmp_path / "model")
     (tmp_path / "model" / broken).unlink()
     with pytest.raises(InputError, match=message):
@@ -284,9 +263,7 @@ def test_a_folder_that_is_no_whole_model_is_told(
 @pytest.mark.parametrize(
     "changed", ["items.json", "groups/1/embeddings.safetensors", "grouping/centroids.safetensors"]
 )
-def test_files_of_different_models_are_told(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path, changed: str
-) -> None:
+def test_files_of_different_models_are_told(study_folder, finished_trial, tmp_path, changed):
     export_trial(study_folder, finished_trial("perpeft", "lora"), tmp_path / "model")
     file = tmp_path / "model" / changed
     if file.suffix == ".json":
@@ -299,9 +276,7 @@ def test_files_of_different_models_are_told(
         perpeft_ray.load(tmp_path / "model")
 
 
-def test_a_model_of_another_format_is_refused(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+def test_a_model_of_another_format_is_refused(study_folder, finished_trial, tmp_path):
     export_trial(study_folder, finished_trial("without_mm", None), tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     values = json.loads(file.read_text())
@@ -323,9 +298,7 @@ def test_a_model_of_another_format_is_refused(
         ({"encoder": "./../elsewhere"}, "`encoder` of .* must stay inside, but .* goes up"),
     ],
 )
-def test_a_config_that_was_tampered_with_is_told(
-    exported: Path, tmp_path: Path, changed: dict[str, Any], message: str
-) -> None:
+def test_a_config_that_was_tampered_with_is_told(exported, tmp_path, changed, message):
     shutil.copytree(exported, tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
@@ -333,9 +306,7 @@ def test_a_config_that_was_tampered_with_is_told(
         perpeft_ray.load(tmp_path / "model").embed_item("red lamp", None)
 
 
-def test_an_encoder_of_the_hub_goes_along(
-    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoder_of_the_hub_goes_along(shop, tmp_path, monkeypatch):
     """From the local cache of the hub, as one that was downloaded; then the cache is gone."""
     hub = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))

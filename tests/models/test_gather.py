@@ -22,7 +22,7 @@ def gathered(table: pd.DataFrame, folder: Path) -> tuple[list[str], list[list[in
     return found["user_id"].to_pylist(), found["history"].to_pylist()
 
 
-def test_users_come_in_the_order_in_which_they_first_appear(tmp_path: Path) -> None:
+def test_users_come_in_the_order_in_which_they_first_appear(tmp_path):
     """More users than a row group has; ties of time are kept in the order of rows."""
     users = np.random.default_rng(0).integers(0, 5000, 20_000).astype(str)
     items = np.tile(["c", "a", "b"], 7000)[: len(users)]
@@ -35,7 +35,7 @@ def test_users_come_in_the_order_in_which_they_first_appear(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["a?b", "a*b", "a[1]b", "a\\b", "k=v", "50%", "a'b", "a b\n"])
-def test_any_folder_can_be_written_to(tmp_path: Path, name: str) -> None:
+def test_any_folder_can_be_written_to(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
     table = pd.DataFrame({"user_id": ["u", "u"], "item_id": ["b", "a"], "timestamp": [2, 1]})

@@ -13,21 +13,19 @@ from PIL import Image
 import perpeft_ray
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.export import ExportOptions, export_trial
-from perpeft_ray.models.loaded import LoadedModel
 from perpeft_ray.models.new_items import NewItem
 from perpeft_ray.models.trained import item_embeddings, open_trained
-from perpeft_ray.store.folder import StudyFolder
-from tests.models.conftest import GROUPS, FinishedTrial
+from tests.models.conftest import GROUPS
 
 TITLE = "a red lamp of oak"
 
 
 @pytest.fixture
-def model(exported: Path) -> LoadedModel:
+def model(exported):
     return perpeft_ray.load(exported)
 
 
-def test_recommendations_are_the_best_scores(model: LoadedModel) -> None:
+def test_recommendations_are_the_best_scores(model):
     """Against a plain sort of all scores."""
     history = ["i3", "i7", "i3"]
     scores = model.scores([model.indices(history)])[0].numpy()
@@ -43,7 +41,7 @@ def test_recommendations_are_the_best_scores(model: LoadedModel) -> None:
     assert len(model.recommend(history, 1000)) == len(model.item_ids) - 2
 
 
-def test_only_the_latest_items_and_their_order_count(model: LoadedModel) -> None:
+def test_only_the_latest_items_and_their_order_count(model):
     length = model.config.trial.sequence_length
     latest = [f"i{n}" for n in range(length)]
     alone = model.scores([model.indices(latest)])
@@ -52,7 +50,7 @@ def test_only_the_latest_items_and_their_order_count(model: LoadedModel) -> None
     assert not torch.equal(alone, model.scores([model.indices(latest[::-1])]))
 
 
-def test_many_histories_are_as_one_by_one(model: LoadedModel) -> None:
+def test_many_histories_are_as_one_by_one(model):
     rng = np.random.default_rng(0)
     histories = [rng.integers(1, 31, size=rng.integers(1, 13)) for _ in range(50)]
     together = model.top_items(histories, 7)
@@ -74,19 +72,15 @@ def test_many_histories_are_as_one_by_one(model: LoadedModel) -> None:
         (["i3"], 2.5, r"`k` must be a whole number of at least 1, but is 2\.5"),
     ],
 )
-def test_bad_input_is_told(model: LoadedModel, history: list[str], k: int, message: str) -> None:
+def test_bad_input_is_told(model, history, k, message):
     with pytest.raises(InputError, match=message):
         model.recommend(history, k)
 
 
 @pytest.mark.parametrize("variant", ["lora", "iisan"])
 def test_a_new_item_is_what_training_would_have_made_of_it(
-    study_folder: StudyFolder,
-    finished_trial: FinishedTrial,
-    shop: Path,
-    tmp_path: Path,
-    variant: str,
-) -> None:
+    study_folder, finished_trial, shop, tmp_path, variant
+):
     """An item of the catalogue, given again as a new one: its embedding but for the id's part."""
     trial_id = finished_trial("perpeft", variant)
     export_trial(study_folder, trial_id, tmp_path / "model")
@@ -105,9 +99,7 @@ def test_a_new_item_is_what_training_would_have_made_of_it(
     assert not torch.allclose(model.embed_item(None, image), new, atol=1e-3)
 
 
-def test_added_items_are_recommended_and_stand_in_histories(
-    model: LoadedModel, study_folder: StudyFolder
-) -> None:
+def test_added_items_are_recommended_and_stand_in_histories(model, study_folder):
     trial = open_trained(study_folder, model.config.trial_id)
     history = ["i3", "i5"]
     before = {item.item_id: item.score for item in model.recommend(history, 1000)}
@@ -144,7 +136,7 @@ def broken_image(form: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("form", ["cut.png", "page.jpg", "empty.jpg", "pillow", "closed"])
-def test_a_broken_image_counts_as_missing(model: LoadedModel, tmp_path: Path, form: str) -> None:
+def test_a_broken_image_counts_as_missing(model, tmp_path, form):
     """With a title it is the item without image; without one the item is refused."""
     image = broken_image(form, tmp_path)
     for title in (None, "", " \t "):
@@ -159,7 +151,7 @@ def test_a_broken_image_counts_as_missing(model: LoadedModel, tmp_path: Path, fo
     torch.testing.assert_close(model.embed_item(TITLE, image), model.embed_item(TITLE, None))
 
 
-def test_items_without_content_or_file_are_told(model: LoadedModel, tmp_path: Path) -> None:
+def test_items_without_content_or_file_are_told(model, tmp_path):
     with pytest.raises(InputError, match=r"must have a title or an image .*, but has neither"):
         model.embed_item("  ", None)
     for path in (tmp_path / "no.png", str(tmp_path), "", "x" * 5000, "a\0b"):
@@ -168,9 +160,7 @@ def test_items_without_content_or_file_are_told(model: LoadedModel, tmp_path: Pa
 
 
 @pytest.mark.parametrize("mode", ["RGB", "LA", "CMYK"])
-def test_an_image_is_the_same_by_string_path_and_pillow(
-    model: LoadedModel, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_is_the_same_by_string_path_and_pillow(model, tmp_path, mode, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 3), dtype=np.uint8)
     file = tmp_path / ("photo.tiff" if mode == "CMYK" else "photo.png")
     Image.fromarray(pixels).convert(mode).save(file)
@@ -199,7 +189,7 @@ def test_an_image_is_the_same_by_string_path_and_pillow(
         (("new", TITLE, None), "a new item must be a NewItem, but is"),
     ],
 )
-def test_values_of_a_wrong_type_are_told(model: LoadedModel, item: Any, message: str) -> None:
+def test_values_of_a_wrong_type_are_told(model, item, message):
     before = len(model.item_ids)
     with pytest.raises(InputError, match=message):
         model.add_items([NewItem("good", TITLE, None), item])
@@ -210,14 +200,8 @@ def test_values_of_a_wrong_type_are_told(model: LoadedModel, item: Any, message:
     ("method", "title", "image"), [("without_text", TITLE, None), ("without_image", None, "5.png")]
 )
 def test_what_a_model_does_not_read_is_no_content(
-    study_folder: StudyFolder,
-    finished_trial: FinishedTrial,
-    shop: Path,
-    tmp_path: Path,
-    method: Any,
-    title: str | None,
-    image: str | None,
-) -> None:
+    study_folder, finished_trial, shop, tmp_path, method, title, image
+):
     export_trial(study_folder, finished_trial(method, "lora"), tmp_path / "model")
     model = perpeft_ray.load(tmp_path / "model")
     item = NewItem("new", title, None if image is None else shop / "images" / image)
@@ -229,16 +213,12 @@ def test_what_a_model_does_not_read_is_no_content(
     assert "new" in {found.item_id for found in model.recommend(["i3"], 1000)}
 
 
-def test_ids_alone_know_nothing_of_a_new_item(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+def test_ids_alone_know_nothing_of_a_new_item(study_folder, finished_trial, tmp_path):
     export_trial(study_folder, finished_trial("without_mm", None), tmp_path / "model")
     assert perpeft_ray.load(tmp_path / "model").embed_item(TITLE, None).abs().max() == 0
 
 
-def test_another_encoder_is_refused(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+def test_another_encoder_is_refused(study_folder, finished_trial, tmp_path):
     options = ExportOptions(with_encoder=True)
     export_trial(study_folder, finished_trial("perpeft", "lora"), tmp_path / "model", options)
     file = tmp_path / "model" / "encoder" / "config.json"
@@ -247,7 +227,7 @@ def test_another_encoder_is_refused(
         perpeft_ray.load(tmp_path / "model").embed_item(TITLE, None)
 
 
-def test_an_image_counts_alike_by_path_by_text_and_open(model: LoadedModel, tmp_path: Path) -> None:
+def test_an_image_counts_alike_by_path_by_text_and_open(model, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.zeros((32, 64, 3), np.uint8)
@@ -263,7 +243,7 @@ def test_an_image_counts_alike_by_path_by_text_and_open(model: LoadedModel, tmp_
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "F", "I;16", "HSV"])
-def test_an_open_image_may_have_any_mode(model: LoadedModel, mode: str) -> None:
+def test_an_open_image_may_have_any_mode(model, mode):
     grey = np.arange(256).reshape(16, 16)
     image = {
         "F": Image.fromarray((grey / 255).astype(np.float32)),
@@ -274,7 +254,7 @@ def test_an_open_image_may_have_any_mode(model: LoadedModel, mode: str) -> None:
     assert float(difference.abs().max()) < 1e-3
 
 
-def test_a_broken_open_image_counts_as_missing(model: LoadedModel, tmp_path: Path) -> None:
+def test_a_broken_open_image_counts_as_missing(model, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import perpeft_ray
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
-from perpeft_ray.store.folder import StudyFolder
-from tests.models.conftest import FinishedTrial
 
 
 def test_export_takes_the_best_trial_or_the_one_named(
-    study_folder: StudyFolder,
-    finished_trial: FinishedTrial,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    study_folder, finished_trial, tmp_path, capsys
+):
     finished_trial("perpeft", "lora")
     ids = finished_trial("without_mm", None)
     perpeft(["export", str(study_folder.path), "--trial", "best", str(tmp_path / "best")])
@@ -34,9 +27,7 @@ def test_export_takes_the_best_trial_or_the_one_named(
         perpeft(["export", str(study_folder.path), str(tmp_path / "out"), "--embeddings", "int3"])
 
 
-def test_recommend_prints_items_with_titles(
-    exported: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recommend_prints_items_with_titles(exported, capsys):
     perpeft(["recommend", str(exported), "--history", "i3", "i5", "-k", "3"])
     out = capsys.readouterr().out
     model = perpeft_ray.load(exported)
@@ -46,9 +37,7 @@ def test_recommend_prints_items_with_titles(
     assert f"group {model.group_of(['i3', 'i5'])} of" in out
 
 
-def test_unknown_items_of_a_history_are_skipped_and_counted(
-    exported: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_items_of_a_history_are_skipped_and_counted(exported, capsys):
     perpeft(["recommend", str(exported), "--history", "i3", "i5", "-k", "3"])
     known = capsys.readouterr().out
     perpeft(["recommend", str(exported), "--history", "gone", "i3", "i5", "", "-k", "3"])
@@ -62,6 +51,6 @@ def test_unknown_items_of_a_history_are_skipped_and_counted(
 @pytest.mark.parametrize(
     "arguments", [[], ["--users", "x"], ["--history", "i1", "--users", "x", "--out", "y"]]
 )
-def test_one_of_the_two_uses_must_be_chosen(exported: Path, arguments: list[str]) -> None:
+def test_one_of_the_two_uses_must_be_chosen(exported, arguments):
     with pytest.raises(InputError, match="either `history` must be given, or `users`"):
         perpeft(["recommend", str(exported), *arguments])

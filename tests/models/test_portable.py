@@ -43,7 +43,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(request: pytest.FixtureRequest, shop: Path, tmp_path: Path) -> Machine:
+def machine(request, shop, tmp_path):
     root = tmp_path / "machine"
     shutil.copytree(shop, root / "data")
     encoder = getattr(request, "param", "toyshop-clip")
@@ -58,9 +58,7 @@ def machine(request: pytest.FixtureRequest, shop: Path, tmp_path: Path) -> Machi
 
 
 @pytest.mark.parametrize("machine", ["toyshop-clip", "clip", "pair"], indirect=True)
-def test_a_packed_study_needs_nothing_of_the_machine_it_was_run_on(
-    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_packed_study_needs_nothing_of_the_machine_it_was_run_on(machine, tmp_path, capsys):
     perpeft(["pack", str(machine.folder.path)])
     assert "and the weights of 2 trials" in capsys.readouterr().err
     copy = tmp_path / "elsewhere" / "study"
@@ -76,7 +74,7 @@ def test_a_packed_study_needs_nothing_of_the_machine_it_was_run_on(
     assert machine.exported(copy, tmp_path / "again") == machine.expected
 
 
-def test_a_copy_alone_has_its_weights(machine: Machine, tmp_path: Path) -> None:
+def test_a_copy_alone_has_its_weights(machine, tmp_path):
     """As a run of the study leaves it; data and encoder are where they were."""
     _, workspace = open_workspace(machine.folder)
     assert keep_weights(machine.folder, workspace) == (2, 0)
@@ -86,7 +84,7 @@ def test_a_copy_alone_has_its_weights(machine: Machine, tmp_path: Path) -> None:
     assert machine.exported(copy, tmp_path / "model") == machine.expected
 
 
-def test_what_a_copy_lacks_is_told_with_what_to_copy(machine: Machine, tmp_path: Path) -> None:
+def test_what_a_copy_lacks_is_told_with_what_to_copy(machine, tmp_path):
     copy = tmp_path / "elsewhere" / "study"
     shutil.copytree(machine.folder.path, copy)
     asks = r"run `perpeft pack` on .* copy its folder again"
@@ -98,14 +96,14 @@ def test_what_a_copy_lacks_is_told_with_what_to_copy(machine: Machine, tmp_path:
     assert not (tmp_path / "model").exists()
 
 
-def test_weights_of_other_data_are_not_taken(machine: Machine, tmp_path: Path) -> None:
+def test_weights_of_other_data_are_not_taken(machine, tmp_path):
     pack(machine.folder)
     (machine.folder.path / "data" / "images" / "5.png").write_bytes(b"another image")
     with pytest.raises(InputError, match="if data, encoder or perpeft-ray changed, put them back"):
         machine.exported(machine.folder.path, tmp_path / "model")
 
 
-def test_weights_are_links_and_survive_the_cache(machine: Machine, tmp_path: Path) -> None:
+def test_weights_are_links_and_survive_the_cache(machine, tmp_path):
     _, workspace = open_workspace(machine.folder)
     keep_weights(machine.folder, workspace)
     kept = sorted((machine.folder.path / "weights").rglob("*.safetensors"))
@@ -115,9 +113,7 @@ def test_weights_are_links_and_survive_the_cache(machine: Machine, tmp_path: Pat
     assert machine.exported(machine.folder.path, tmp_path / "model") == machine.expected
 
 
-def test_a_study_of_relative_paths_is_found_from_any_folder(
-    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_of_relative_paths_is_found_from_any_folder(shop, tmp_path, monkeypatch):
     shutil.copytree(shop, tmp_path / "data")
     write_tiny_model("clip", tmp_path / "encoder")
     (tmp_path / "elsewhere").mkdir()
@@ -148,8 +144,8 @@ def train_one(study: Any, progress: Any) -> None:
 
 
 def test_a_run_leaves_weights_in_the_studys_folder_even_where_it_is_stopped(
-    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    shop, tmp_path, monkeypatch
+):
     config = new_study(shop, tmp_path / "results").config
     config = dataclasses.replace(config, study="run", methods=("perpeft", "without_mm"))
     monkeypatch.setattr("perpeft_ray.study.run.ray_for", lambda study, _: nullcontext(study))

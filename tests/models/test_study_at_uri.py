@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
 
@@ -14,15 +12,13 @@ from tests.models.conftest import new_study, trials_of
 
 
 @pytest.fixture(params=["file", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def storage(request, tmp_path):
     if request.param == "s3":
         return f"{request.getfixturevalue('s3')}/results"
     return (tmp_path / "store").as_uri()
 
 
-def test_three_machines(
-    storage: str, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_three_machines(storage, shop, tmp_path, monkeypatch):
     def on(machine: str) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
 

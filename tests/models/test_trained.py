@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +25,7 @@ from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.fingerprints import fingerprints
 from perpeft_ray.train.grouping import nearest_centroids
 from tests.encoder.tiny_models import write_tiny_model
-from tests.models.conftest import GROUPS, FinishedTrial, new_study, trials_of
+from tests.models.conftest import GROUPS, new_study, trials_of
 
 CASES = [
     ("perpeft", "lora"),
@@ -45,9 +43,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "variant"), CASES)
-def test_ranks_of_the_study_come_out_again(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, method: Any, variant: Any
-) -> None:
+def test_ranks_of_the_study_come_out_again(study_folder, finished_trial, method, variant):
     """Counted one user at a time from states and embeddings, for validation and test."""
     trial_id = finished_trial(method, variant)
     trial = open_trained(study_folder, trial_id)
@@ -70,9 +66,7 @@ def test_ranks_of_the_study_come_out_again(
     assert checked == 2 * len(trial.split.evaluated("test")) > 0
 
 
-def test_one_item_is_embedded_as_among_all(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_one_item_is_embedded_as_among_all(study_folder, finished_trial):
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
     for group in range(GROUPS):
         table = item_embeddings(trial, group)
@@ -80,9 +74,7 @@ def test_one_item_is_embedded_as_among_all(
             torch.testing.assert_close(item_embedding(trial, item, group), table[item])
 
 
-def test_users_are_nearest_to_the_centroid_of_their_group(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_users_are_nearest_to_the_centroid_of_their_group(study_folder, finished_trial):
     """The kept centroids and the stage-1 model give every user's group again, and are means."""
     trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
     first = open_global(study_folder, trial)
@@ -101,17 +93,13 @@ def test_users_are_nearest_to_the_centroid_of_their_group(
         np.testing.assert_allclose(grouping.centroids[group], mean, atol=1e-4)
 
 
-def test_groups_dealt_at_random_have_no_centroids(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_groups_dealt_at_random_have_no_centroids(study_folder, finished_trial):
     trial = open_trained(study_folder, finished_trial("random_grouping", "lora"))
     assert trial.grouping is not None
     assert trial.grouping.centroids is None
 
 
-def test_the_best_trial_is_the_ablations_by_validation(
-    study_folder: StudyFolder, finished_trial: FinishedTrial
-) -> None:
+def test_the_best_trial_is_the_ablations_by_validation(study_folder, finished_trial):
     for learning_rate in (1e-2, 1e-3):
         finished_trial("perpeft", "lora", learning_rate=learning_rate)
     searched = finished_trial("perpeft", "lora", learning_rate=3e-2, phase="search")
@@ -128,8 +116,8 @@ def test_the_best_trial_is_the_ablations_by_validation(
 
 
 def test_weights_that_are_gone_are_told_with_what_brings_them_back(
-    study_folder: StudyFolder, finished_trial: FinishedTrial, tmp_path: Path
-) -> None:
+    study_folder, finished_trial, tmp_path
+):
     trial_id = finished_trial("perpeft", "lora")
     storage = tmp_path / "copy"
     shutil.copytree(study_folder.path.parent, storage)
@@ -146,9 +134,7 @@ def test_weights_that_are_gone_are_told_with_what_brings_them_back(
 
 
 @pytest.mark.parametrize("what", ["items", "images", "encoder"])
-def test_a_trial_of_other_data_or_another_encoder_is_not_opened(
-    shop: Path, tmp_path: Path, what: str
-) -> None:
+def test_a_trial_of_other_data_or_another_encoder_is_not_opened(shop, tmp_path, what):
     data = tmp_path / "data"
     shutil.copytree(shop, data)
     encoder = write_tiny_model("clip", tmp_path / "encoder")

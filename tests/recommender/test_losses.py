@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from perpeft_ray.recommender.losses import sequence_loss_sum
 
 
-def test_a_case_by_hand() -> None:
+def test_a_case_by_hand():
     """Scores 2 (positive), 1 and -1 (negatives, weights 0.75 and 0.25); padding adds nothing."""
     outputs = torch.tensor([[[9.0, 9.0], [1.0, 1.0]]])
     positive = torch.tensor([[[9.0, 9.0], [2.0, 0.0]]])
@@ -23,7 +23,7 @@ def test_a_case_by_hand() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_equals_torch_bce_and_its_gradient() -> None:
+def test_equals_torch_bce_and_its_gradient():
     torch.manual_seed(0)
     outputs, positive, negative = torch.randn(3, 4, 6, 8).unbind()
     mask = torch.rand(4, 6) > 0.4
@@ -42,7 +42,7 @@ def test_equals_torch_bce_and_its_gradient() -> None:
     torch.testing.assert_close(ours, outputs.grad)
 
 
-def test_a_weight_shared_between_the_same_negatives_is_one_negative() -> None:
+def test_a_weight_shared_between_the_same_negatives_is_one_negative():
     outputs, positive, negative = torch.randn(3, 2, 5, 4).unbind()
     mask = torch.ones(2, 5, dtype=torch.bool)
     whole = sequence_loss_sum(outputs, positive, [(1.0, negative)], mask)
@@ -50,7 +50,7 @@ def test_a_weight_shared_between_the_same_negatives_is_one_negative() -> None:
     torch.testing.assert_close(parts, whole)
 
 
-def test_far_scores_stay_finite() -> None:
+def test_far_scores_stay_finite():
     """sigmoid(-1000) is 0 in floats, and its logarithm minus infinity; the loss is 1000."""
     outputs = torch.full((1, 1, 1), 1000.0, requires_grad=True)
     one = torch.ones(1, 1, 1)
@@ -60,8 +60,3 @@ def test_far_scores_stay_finite() -> None:
     assert loss.item() == 2000.0
     assert outputs.grad is not None
     assert outputs.grad.item() == 2.0
-
-
-def test_nothing_but_padding_is_zero() -> None:
-    x = torch.randn(2, 3, 4)
-    assert sequence_loss_sum(x, x, [(1.0, x)], torch.zeros(2, 3, dtype=torch.bool)).item() == 0.0

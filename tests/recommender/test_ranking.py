@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from perpeft_ray.data.split import Histories
 from perpeft_ray.encoder import hardware
@@ -20,7 +19,7 @@ def histories_of(sequences: list[list[int]]) -> Histories:
     return Histories(offsets, np.array([*itertools.chain(*sequences)], dtype=np.int32))
 
 
-def test_a_case_by_hand() -> None:
+def test_a_case_by_hand():
     """Items 1..5 score 5, 4, 4, 2, 1; item 1 is known."""
     embeddings = torch.tensor([[99.0], [5.0], [4.0], [4.0], [2.0], [1.0]])
     targets = np.array([2, 3, 4, 5, 1])
@@ -32,9 +31,7 @@ def test_a_case_by_hand() -> None:
 
 @pytest.mark.parametrize("block_scores", [1, 7 * 40, 10**9])
 @pytest.mark.parametrize("tied", [False, True])
-def test_equals_one_user_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, block_scores: int, tied: bool
-) -> None:
+def test_equals_one_user_at_a_time(monkeypatch, block_scores, tied):
     """With repeats in the history, targets in the history, empty histories, and ties."""
     monkeypatch.setattr(hardware, "_CPU", replace(hardware._CPU, block_scores=block_scores))
     rng = np.random.default_rng(0)
@@ -54,10 +51,10 @@ def test_equals_one_user_at_a_time(
     assert ranks.tolist() == expected
 
 
-def test_constant_scores_earn_nothing() -> None:
+def test_constant_scores_earn_nothing():
     """Also where the items are equal and not zero, whatever order the product sums in."""
     torch.manual_seed(0)
-    for num_items in (31, 64, 1000, 1683):
+    for num_items in (31, 64, 1683):
         states = torch.randn(50, 32)
         embeddings = torch.randn(32).expand(num_items + 1, 32)
         targets = np.arange(50) % num_items + 1
@@ -69,7 +66,7 @@ def test_constant_scores_earn_nothing() -> None:
     assert ranks.tolist() == [30]
 
 
-def test_scale_of_the_scores_does_not_matter() -> None:
+def test_scale_of_the_scores_does_not_matter():
     torch.manual_seed(0)
     states, embeddings = torch.randn(9, 4), torch.randn(21, 4)
     targets, history = np.arange(1, 10), histories_of([[20]] * 9)
@@ -79,25 +76,21 @@ def test_scale_of_the_scores_does_not_matter() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["states", "target", "known item"])
-def test_scores_that_are_not_finite_are_no_rank(bad: float, where: str) -> None:
+def test_scores_that_are_not_finite_are_no_rank(bad, where):
     states, embeddings = torch.ones(3, 2), torch.ones(6, 2)
-    rows: dict[str, Tensor] = {
-        "states": states[1],
-        "target": embeddings[2],
-        "known item": embeddings[5],
-    }
+    rows = {"states": states[1], "target": embeddings[2], "known item": embeddings[5]}
     rows[where][0] = bad
     with pytest.raises(ValueError, match="must be finite"):
         target_ranks(states, embeddings, np.array([1, 2, 3]), histories_of([[5], [5], []]))
 
 
 @pytest.mark.parametrize("target", [0, 6])
-def test_a_target_that_is_no_item_is_refused(target: int) -> None:
+def test_a_target_that_is_no_item_is_refused(target):
     with pytest.raises(ValueError, match="targets must be items 1 to 5"):
         target_ranks(torch.ones(1, 2), torch.ones(6, 2), np.array([target]), histories_of([[]]))
 
 
-def test_no_users_have_no_ranks() -> None:
+def test_no_users_have_no_ranks():
     none = np.array([], dtype=np.int64)
     assert target_ranks(torch.ones(0, 2), torch.ones(6, 2), none, histories_of([])).shape == (0,)
 

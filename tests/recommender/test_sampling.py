@@ -1,7 +1,6 @@
 """Windows and negatives against plain loops and the chi-square distribution."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -38,9 +37,7 @@ def cases(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
 
 @settings(max_examples=200, deadline=None)
 @given(case=cases(), weight=st.sampled_from([0.0, 0.4, 1.0]), seed=st.integers(0, 99))
-def test_negatives_are_of_the_pool_and_never_a_users_item(
-    case: tuple[list[list[int]], list[int]], weight: float, seed: int
-) -> None:
+def test_negatives_are_of_the_pool_and_never_a_users_item(case, weight, seed):
     sequences, pool = case
     sampler = TrainingSampler(histories_of(sequences), NUM_ITEMS, length=4)
     users = np.arange(len(sequences))
@@ -63,7 +60,7 @@ def test_negatives_are_of_the_pool_and_never_a_users_item(
 
 @settings(max_examples=100, deadline=None)
 @given(case=cases(), length=st.integers(1, 6))
-def test_windows_equal_plain_loops(case: tuple[list[list[int]], list[int]], length: int) -> None:
+def test_windows_equal_plain_loops(case, length):
     sequences, _ = case
     histories = histories_of(sequences)
     sampler = TrainingSampler(histories, NUM_ITEMS, length)
@@ -80,7 +77,7 @@ def test_windows_equal_plain_loops(case: tuple[list[list[int]], list[int]], leng
         assert array.dtype == np.int64
 
 
-def test_negatives_are_uniform_over_the_allowed_items() -> None:
+def test_negatives_are_uniform_over_the_allowed_items():
     """From the pool, and for 0 < λ < 1 a second one from all items."""
     sequences, pool = [[3, 4, 3, 9], [1, 2]], [2, 3, 5, 8, 9, 12]
     everything = list(range(1, NUM_ITEMS + 1))
@@ -103,7 +100,7 @@ def test_negatives_are_uniform_over_the_allowed_items() -> None:
             assert chisquare(of_allowed).pvalue > 0.01
 
 
-def test_positions_and_users_draw_independently() -> None:
+def test_positions_and_users_draw_independently():
     sampler = TrainingSampler(histories_of([[1] * 6] * 2), NUM_ITEMS, length=5)
     users = np.tile([0, 1], 2_000)
     negatives = sampler.sample(users, np.random.default_rng(3), pool=None, weight=1.0).negatives
@@ -111,7 +108,7 @@ def test_positions_and_users_draw_independently() -> None:
         assert (a == b).mean() == pytest.approx(1 / 11, abs=0.02)
 
 
-def test_an_index_is_not_taken_for_an_item() -> None:
+def test_an_index_is_not_taken_for_an_item():
     """The fault of METHOD.md, section 7, is one that these checks see, and we do not have.
 
     The group's items are 7..12; the user knows 7..11. Comparing *indices* 0..5 with the history
@@ -127,35 +124,12 @@ def test_an_index_is_not_taken_for_an_item() -> None:
     assert set(batch.negatives.ravel()) == {12}
 
 
-def test_the_same_generator_draws_the_same_batch() -> None:
-    sampler = TrainingSampler(histories_of([[1, 2, 3], [4, 5]]), NUM_ITEMS, length=3)
-    pool = np.array([2, 4, 6, 8])
-    one, two = (
-        sampler.sample(np.array([1, 0]), np.random.default_rng(5), pool=pool, weight=0.5)
-        for _ in range(2)
-    )
-    assert one.outside_negatives is not None
-    assert two.outside_negatives is not None
-    np.testing.assert_array_equal(one.negatives, two.negatives)
-    np.testing.assert_array_equal(one.outside_negatives, two.outside_negatives)
-
-
-def test_a_user_with_every_item_is_refused() -> None:
+def test_a_user_with_every_item_is_refused():
     with pytest.raises(InputError, match=r"leave every user an item .* user 1 .* all 3"):
         TrainingSampler(histories_of([[1, 2], [1, 2, 3, 1]]), num_items=3, length=2)
 
 
-def test_a_batch_takes_less_than_a_millisecond() -> None:
-    """64 users of 100 items each, about the densest of the data sets (MovieLens)."""
-    rng = np.random.default_rng(0)
-    histories = histories_of([rng.integers(1, 1683, 100).tolist() for _ in range(500)])
-    sampler = TrainingSampler(histories, num_items=1682, length=10)
-    pool = np.arange(1, 1683, 3)
-    best = min(timed_sample(sampler, rng, pool) for _ in range(50))
-    assert best < 1e-3
-
-
-def test_batches_have_every_user_once() -> None:
+def test_batches_have_every_user_once():
     users = np.arange(100, 137)
     batches = batches_of(users, 16, np.random.default_rng(0))
     together = np.concatenate(batches)
@@ -170,12 +144,12 @@ def test_batches_have_every_user_once() -> None:
     ("users", "sizes"),
     [(37, [13, 12, 12]), (32, [16, 16]), (33, [11, 11, 11]), (5, [5]), (17, [9, 8])],
 )
-def test_batches_are_as_few_as_they_can_be_and_even(users: int, sizes: list[int]) -> None:
+def test_batches_are_as_few_as_they_can_be_and_even(users, sizes):
     batches = batches_of(np.arange(users), 16, np.random.default_rng(0))
     assert [len(batch) for batch in batches] == sizes
 
 
-def test_select_keeps_the_order_of_the_users() -> None:
+def test_select_keeps_the_order_of_the_users():
     sequences = [[1, 2], [], [3], [4, 5, 6]]
     chosen = select(histories_of(sequences), np.array([3, 1, 0, 3]))
     assert [chosen.of(i).tolist() for i in range(4)] == [[4, 5, 6], [], [1, 2], [4, 5, 6]]
@@ -194,11 +168,3 @@ def draw_by_index(history: list[int], pool: NDArray[np.int64], rng: np.random.Ge
     while index in history:
         index = rng.integers(len(pool))
     return int(pool[index])
-
-
-def timed_sample(
-    sampler: TrainingSampler, rng: np.random.Generator, pool: NDArray[np.int64]
-) -> float:
-    start = time.perf_counter()
-    sampler.sample(np.arange(64), rng, pool=pool, weight=1.0)
-    return time.perf_counter() - start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import product
 from typing import Literal
 
@@ -11,7 +10,7 @@ import pytest
 
 from perpeft_ray.data.split import Histories, Split
 from perpeft_ray.recommender import simple
-from perpeft_ray.recommender.simple import SimpleMethod, simple_ranks
+from perpeft_ray.recommender.simple import simple_ranks
 
 
 def random_split(users: int, items: int, length: int, seed: int = 0) -> Split:
@@ -75,15 +74,13 @@ def slow_ranks(method: str, split: Split, part: Literal["valid", "test"]) -> lis
 @pytest.mark.parametrize(
     ("method", "part"), list(product(("popularity", "item_knn"), ("valid", "test")))
 )
-def test_ranks_are_those_of_the_definition(
-    method: SimpleMethod, part: Literal["valid", "test"], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_are_those_of_the_definition(method, part, monkeypatch):
     split = random_split(users=60, items=40, length=5)
     monkeypatch.setattr(simple, "_BLOCK_SCORES", 7 * 40)  # several blocks, the last one short
     assert simple_ranks(method, split, part).tolist() == slow_ranks(method, split, part)
 
 
-def test_a_tie_counts_against_the_target() -> None:
+def test_a_tie_counts_against_the_target():
     split = Split(
         user_ids=np.array(["u"], dtype=object),
         item_ids=np.array(list("abcde"), dtype=object),
@@ -93,11 +90,3 @@ def test_a_tie_counts_against_the_target() -> None:
     )
     assert simple_ranks("item_knn", split, "valid").tolist() == [3]
     assert simple_ranks("popularity", split, "test").tolist() == [2]
-
-
-def test_ten_thousand_users_take_seconds_of_processor_time() -> None:
-    split = random_split(users=10_000, items=5_000, length=8)
-    began = time.process_time()
-    for method in ("popularity", "item_knn"):
-        simple_ranks(method, split, "test")
-    assert time.process_time() - began < 10

@@ -51,7 +51,7 @@ def personal_table(model: VectorRecommender, module: dict, user: int) -> torch.T
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_positions_are_looked_up_as_their_user_sees_them(level: Literal[1, 2]) -> None:
+def test_positions_are_looked_up_as_their_user_sees_them(level):
     model, module = make(level)
     users = np.array([4, 1])
     positions = np.array([[3, 9, 1], [9, 2, 20]])
@@ -64,7 +64,7 @@ def test_positions_are_looked_up_as_their_user_sees_them(level: Literal[1, 2]) -
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_ranks_are_those_of_scoring_every_item_for_every_user(level: Literal[1, 2]) -> None:
+def test_ranks_are_those_of_scoring_every_item_for_every_user(level):
     model, module = make(level)
     rng = np.random.default_rng(1)
     users = np.arange(USERS)
@@ -84,7 +84,7 @@ def test_ranks_are_those_of_scoring_every_item_for_every_user(level: Literal[1, 
         assert ranks[user] == better
 
 
-def test_level_1_begins_as_the_global_module_and_level_2_near_it() -> None:
+def test_level_1_begins_as_the_global_module_and_level_2_near_it():
     torch.manual_seed(0)
     factor, summand = PersonalVectors(OWNERS, D, 1)(torch.arange(OWNERS))
     assert torch.equal(factor, torch.ones(OWNERS, D))
@@ -95,7 +95,7 @@ def test_level_1_begins_as_the_global_module_and_level_2_near_it() -> None:
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_only_the_vectors_of_the_batch_get_gradients(level: Literal[1, 2]) -> None:
+def test_only_the_vectors_of_the_batch_get_gradients(level):
     model, module = make(level)
     batch = TrainingBatch(
         users=np.array([1, 4]),

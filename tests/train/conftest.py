@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,29 +16,29 @@ from perpeft_ray.config import (
     TrialConfig,
     Variant,
 )
-from perpeft_ray.train.workspace import Workspace, prepare
+from perpeft_ray.train.workspace import prepare
 from tests.small_shop import write_small_shop
 
 MakeTrial = Callable[..., TrialConfig]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_folder(tmp_path_factory):
     return write_small_shop(tmp_path_factory.mktemp("shop") / "small")
 
 
 @pytest.fixture(scope="session")
-def workspace(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(small_folder, tmp_path_factory):
     return prepare(f"parquet:{small_folder}", "toyshop-clip", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
-def make_trial() -> MakeTrial:
+def make_trial():
     def make(
         method: Method = "perpeft",
         variant: Variant | None = "lora",

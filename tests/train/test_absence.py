@@ -53,7 +53,7 @@ def other_filling(workspace, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("method", "variant"), CASES)
-def test_training_and_ranking_embed_them_alike(workspace, make_trial, method, variant) -> None:
+def test_training_and_ranking_embed_them_alike(workspace, make_trial, method, variant):
     """As a training step does, in a batch of some items; as ranking does, all items at once."""
     model, module = built(workspace, make_trial, method, variant)
     model.train()
@@ -65,9 +65,7 @@ def test_training_and_ranking_embed_them_alike(workspace, make_trial, method, va
 
 
 @pytest.mark.parametrize(("method", "variant"), CASES)
-def test_what_fills_the_gap_does_not_count(
-    workspace, other_filling, make_trial, method, variant
-) -> None:
+def test_what_fills_the_gap_does_not_count(workspace, other_filling, make_trial, method, variant):
     """In ranking and in the gradients of a training step."""
     items = np.array([UNTITLED, UNPICTURED])
     found = []
@@ -81,7 +79,7 @@ def test_what_fills_the_gap_does_not_count(
     torch.testing.assert_close(*found)
 
 
-def test_they_are_the_halves_of_zeros(workspace, make_trial) -> None:
+def test_they_are_the_halves_of_zeros(workspace, make_trial):
     batch = open_catalogue(workspace).batch(np.array([UNTITLED, UNPICTURED]))
     assert batch.has_title.tolist() == [False, True]
     assert batch.has_image.tolist() == [True, False]

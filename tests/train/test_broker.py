@@ -36,7 +36,7 @@ async def _is_waiting(call: Awaitable[Any]) -> bool:
     return not done
 
 
-def test_every_worker_of_a_slot_gets_the_same_trials_in_their_order() -> None:
+def test_every_worker_of_a_slot_gets_the_same_trials_in_their_order():
     async def story(broker: Broker) -> None:
         for name in ("a", "b", "c"):
             await broker.submit(_task(name))
@@ -50,7 +50,7 @@ def test_every_worker_of_a_slot_gets_the_same_trials_in_their_order() -> None:
     _tell(story)
 
 
-def test_epochs_come_once_though_workers_start_again() -> None:
+def test_epochs_come_once_though_workers_start_again():
     async def story(broker: Broker) -> None:
         await broker.submit(_task("a"))
         await broker.take(0, 0)
@@ -65,7 +65,7 @@ def test_epochs_come_once_though_workers_start_again() -> None:
     _tell(story)
 
 
-def test_a_trial_that_nobody_waits_for_is_stopped_and_the_next_is_taken() -> None:
+def test_a_trial_that_nobody_waits_for_is_stopped_and_the_next_is_taken():
     async def story(broker: Broker) -> None:
         for name in ("a", "b", "c"):
             await broker.submit(_task(name))
@@ -79,7 +79,7 @@ def test_a_trial_that_nobody_waits_for_is_stopped_and_the_next_is_taken() -> Non
     _tell(story)
 
 
-def test_a_trial_that_loses_its_workers_again_and_again_in_one_epoch_fails() -> None:
+def test_a_trial_that_loses_its_workers_again_and_again_in_one_epoch_fails():
     async def story(broker: Broker) -> None:
         await broker.submit(_task("a"))
         await broker.take(0, 0)
@@ -97,7 +97,7 @@ def test_a_trial_that_loses_its_workers_again_and_again_in_one_epoch_fails() -> 
     _tell(story)
 
 
-def test_a_trial_that_needs_more_memory_than_there_is_fails_at_once() -> None:
+def test_a_trial_that_needs_more_memory_than_there_is_fails_at_once():
     async def story(broker: Broker) -> None:
         await broker.submit(_task("a"))
         await broker.take(0, 0)
@@ -109,7 +109,7 @@ def test_a_trial_that_needs_more_memory_than_there_is_fails_at_once() -> None:
     _tell(story)
 
 
-def test_what_workers_say_of_a_trial_that_has_ended_counts_for_nothing() -> None:
+def test_what_workers_say_of_a_trial_that_has_ended_counts_for_nothing():
     async def story(broker: Broker) -> None:
         for name in ("a", "b"):
             await broker.submit(_task(name))
@@ -127,7 +127,7 @@ def test_what_workers_say_of_a_trial_that_has_ended_counts_for_nothing() -> None
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_the_end_ends_workers_that_wait_and_stops_those_that_train(busy: bool) -> None:
+def test_the_end_ends_workers_that_wait_and_stops_those_that_train(busy):
     async def story(broker: Broker) -> None:
         if busy:
             await broker.submit(_task("a"))

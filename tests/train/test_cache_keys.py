@@ -10,7 +10,6 @@ import pytest
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.train.stage_cache import stage_one_key
 from perpeft_ray.train.trial_cache import trial_key
-from tests.train.conftest import MakeTrial
 
 FIELDS = [field.name for field in dataclasses.fields(TrialConfig)]
 BY_CONTENT = {"dataset", "encoder"}
@@ -39,29 +38,27 @@ def _changed(config: TrialConfig, field: str) -> TrialConfig:
 
 
 @pytest.fixture(params=FIELDS)
-def pair(request: pytest.FixtureRequest, make_trial: MakeTrial) -> tuple[str, Any, Any]:
+def pair(request, make_trial):
     """A field, a trial, and the trial with another value of that field."""
     variant = "iisan" if request.param == "bottleneck" else "lora"
     config = make_trial("perpeft", variant)
     return request.param, config, _changed(config, request.param)
 
 
-def test_a_trained_trial_is_read_only_for_its_own_settings(pair: tuple[str, Any, Any]) -> None:
+def test_a_trained_trial_is_read_only_for_its_own_settings(pair):
     field, config, other = pair
     same = trial_key(config, "data") == trial_key(other, "data")
     assert same == (field in BY_CONTENT)
 
 
-def test_stage_one_is_shared_only_where_it_is_the_same(pair: tuple[str, Any, Any]) -> None:
+def test_stage_one_is_shared_only_where_it_is_the_same(pair):
     field, config, other = pair
     same = stage_one_key(config, "data") == stage_one_key(other, "data")
     # Grouping at random begins only after stage 1.
     assert same == (field in BY_CONTENT | ONLY_LATER_STAGES | {"method"})
 
 
-def test_methods_without_half_of_the_content_have_their_own_stage_one(
-    make_trial: MakeTrial,
-) -> None:
+def test_methods_without_half_of_the_content_have_their_own_stage_one(make_trial):
     methods = ("perpeft", "without_text", "without_image", "frozen_mm", "without_mm")
     adapted = ("perpeft", "without_text", "without_image")
     configs = [make_trial(method, "lora" if method in adapted else None) for method in methods]
@@ -69,6 +66,6 @@ def test_methods_without_half_of_the_content_have_their_own_stage_one(
 
 
 @pytest.mark.parametrize("key", [trial_key, stage_one_key])
-def test_other_data_or_another_encoder_is_trained_anew(key: Any, make_trial: MakeTrial) -> None:
+def test_other_data_or_another_encoder_is_trained_anew(key, make_trial):
     config = make_trial()
     assert key(config, "data and encoder") != key(config, "other data or encoder")

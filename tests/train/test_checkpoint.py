@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.trial_cache import trial_key
 from perpeft_ray.train.workspace import Workspace
 from tests.processes import run_workers
-from tests.train.conftest import MakeTrial
 
 RANKS = ("group", "test_group", "valid_rank", "test_rank")
 
@@ -33,7 +31,7 @@ class StoppedError(Exception):
 
 
 @pytest.fixture
-def stop_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+def stop_in(monkeypatch):
     """Make training stop in the middle of an epoch; None: no longer."""
     real = fit.train_epoch  # type: ignore[attr-defined]  # not public there
 
@@ -88,15 +86,8 @@ def _assert_same(
     ],
 )
 def test_a_trial_goes_on_with_the_result_of_an_unbroken_run(
-    workspace: Workspace,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    stop_in: Callable[[int | None], None],
-    method: Any,
-    variant: Any,
-    mode: Any,
-    stops: tuple[int, ...],
-) -> None:
+    workspace, make_trial, tmp_path, stop_in, method, variant, mode, stops
+):
     config = make_trial(method, variant, mode=mode, epochs=2, personal_epochs=4, learning_rate=1e-2)
     unbroken = _run(config, _fresh(workspace, tmp_path / "unbroken"), None)
     fresh = _fresh(workspace, tmp_path / "broken")
@@ -123,9 +114,7 @@ def test_a_trial_goes_on_with_the_result_of_an_unbroken_run(
     assert not any(path.name.endswith(".unfinished") for path in fresh.unfinished.iterdir())
 
 
-def test_the_latest_and_the_best_epoch_are_kept(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
-) -> None:
+def test_the_latest_and_the_best_epoch_are_kept(workspace, make_trial, tmp_path):
     config = make_trial(epochs=1, personal_epochs=6, learning_rate=3e-2)
     checkpoints = tmp_path / "trial"
     best: dict[int, float] = {}
@@ -153,11 +142,8 @@ def test_the_latest_and_the_best_epoch_are_kept(
 
 
 def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
-    workspace: Workspace,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    stop_in: Callable[[int | None], None],
-) -> None:
+    workspace, make_trial, tmp_path, stop_in
+):
     config = make_trial(personal_epochs=3)
     checkpoints = tmp_path / "trial"
     unbroken = _run(config, _fresh(workspace, tmp_path / "a"), None)
@@ -176,14 +162,7 @@ def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
 
 
 @pytest.mark.parametrize("scheme", ["file", "fsspec+memory", "s3"])
-def test_checkpoints_at_a_uri(
-    workspace: Workspace,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    stop_in: Callable[[int | None], None],
-    scheme: str,
-    request: pytest.FixtureRequest,
-) -> None:
+def test_checkpoints_at_a_uri(workspace, make_trial, tmp_path, stop_in, scheme, request):
     root = request.getfixturevalue("s3") if scheme == "s3" else f"{scheme}://{tmp_path}"
     config = make_trial("global", personal_epochs=3)
     unbroken = _run(config, _fresh(workspace, tmp_path / "a"), None)
@@ -224,9 +203,7 @@ def _broken_worker(
     dist.destroy_process_group()
 
 
-def test_another_number_of_workers_goes_on(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
-) -> None:
+def test_another_number_of_workers_goes_on(workspace, make_trial, tmp_path):
     """Two workers stop, and one continues."""
     config = make_trial(mode="parallel", personal_epochs=3)
     unbroken = _run(config, _fresh(workspace, tmp_path / "unbroken"), None)

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 USERS = {0: np.arange(20), 1: np.arange(20, 25), 2: np.arange(25, 25), 3: np.arange(25, 38)}
 
 
-def test_sequential_steps_are_shuffled_single_batches() -> None:
+def test_sequential_steps_are_shuffled_single_batches():
     steps = steps_of(USERS, 8, None, np.random.default_rng(0))
     assert all(len(step) == 1 for step in steps)
     order = [step[0].group for step in steps]
@@ -39,7 +39,7 @@ def test_sequential_steps_are_shuffled_single_batches() -> None:
         assert sorted(np.concatenate([*drawn, []]).tolist()) == users.tolist()
 
 
-def test_parallel_steps_hold_the_next_batch_of_every_group_that_has_one() -> None:
+def test_parallel_steps_hold_the_next_batch_of_every_group_that_has_one():
     steps = steps_of(USERS, 8, 1, np.random.default_rng(0))
     assert [[(b.group, b.number) for b in step] for step in steps] == [
         [(0, 0), (1, 0), (3, 0)],
@@ -48,7 +48,7 @@ def test_parallel_steps_hold_the_next_batch_of_every_group_that_has_one() -> Non
     ]
 
 
-def test_parallel_steps_of_one_module_spread_its_batches_evenly() -> None:
+def test_parallel_steps_of_one_module_spread_its_batches_evenly():
     steps = steps_of({0: np.arange(40)}, 8, 3, np.random.default_rng(0))
     assert [[batch.number for batch in step] for step in steps] == [[0, 1, 2], [3, 4]]
 
@@ -70,9 +70,7 @@ def _data(workspace: Workspace, weight: float = 1.0) -> StageData:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_only_the_active_groups_module_and_moments_move(
-    workspace: Workspace, make_trial: MakeTrial, variant: str
-) -> None:
+def test_only_the_active_groups_module_and_moments_move(workspace, make_trial, variant):
     state = _state(workspace, make_trial, variant=variant)
     config = make_trial(variant=variant)
     data = _data(workspace)
@@ -97,9 +95,7 @@ def test_only_the_active_groups_module_and_moments_move(
         assert torch.equal(value, dict(state.model.named_parameters())[name]), name
 
 
-def test_a_parallel_step_is_gradient_accumulation_over_its_batches(
-    workspace: Workspace, make_trial: MakeTrial
-) -> None:
+def test_a_parallel_step_is_gradient_accumulation_over_its_batches(workspace, make_trial):
     """SASRec's gradient of one parallel step against autograd on the summed loss, by hand."""
     config = make_trial(mode="parallel", batch_size=1000)
     state = _state(workspace, make_trial, mode="parallel", batch_size=1000)
@@ -132,9 +128,7 @@ def test_a_parallel_step_is_gradient_accumulation_over_its_batches(
         torch.testing.assert_close(seen[name], parameter.grad, atol=1e-7, rtol=1e-4)
 
 
-def test_saved_weights_and_moments_go_on_as_if_nothing_had_happened(
-    workspace: Workspace, make_trial: MakeTrial
-) -> None:
+def test_saved_weights_and_moments_go_on_as_if_nothing_had_happened(workspace, make_trial):
     config = make_trial()
     data = _data(workspace, 0.5)
     unbroken = _state(workspace, make_trial)
@@ -150,9 +144,7 @@ def test_saved_weights_and_moments_go_on_as_if_nothing_had_happened(
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_a_loss_that_is_not_finite_stops_training(
-    workspace: Workspace, make_trial: MakeTrial
-) -> None:
+def test_a_loss_that_is_not_finite_stops_training(workspace, make_trial):
     state = _state(workspace, make_trial)
     with torch.no_grad():
         state.model.backbone.norm.weight.fill_(torch.nan)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import open_split, prepare
 from tests.encoder.tiny_models import write_tiny_model
-from tests.train.conftest import MakeTrial
 
 
 @pytest.mark.parametrize(
@@ -20,13 +17,8 @@ from tests.train.conftest import MakeTrial
     [("siglip", "iisan", None), ("align", "bitfit", 1), ("pair", "oft", 2), ("text", "vera", None)],
 )
 def test_a_trial_ends_with_every_users_rank(
-    small_folder: Path,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    family: str,
-    variant: Any,
-    last_layers: int | None,
-) -> None:
+    small_folder, make_trial, tmp_path, family, variant, last_layers
+):
     name = write_tiny_model(family, tmp_path / "encoder")
     workspace = prepare(f"parquet:{small_folder}", name, tmp_path / "cache")
     config = dataclasses.replace(

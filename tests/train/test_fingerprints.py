@@ -18,12 +18,12 @@ from tests.small_shop import write_small_shop
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Path:
+def shop(tmp_path):
     return write_small_shop(tmp_path / "shop")
 
 
 @pytest.fixture
-def encoder(tmp_path: Path) -> Path:
+def encoder(tmp_path):
     return Path(shutil.copytree(TOYSHOP_CLIP, tmp_path / "encoder"))
 
 
@@ -82,7 +82,7 @@ def _pool_first(encoder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_seen_in_its_part_alone(change: str, shop: Path, encoder: Path) -> None:
+def test_a_change_is_seen_in_its_part_alone(change, shop, encoder):
     before = _now(shop, encoder)
     CHANGES[change](shop, encoder)
     after = _now(shop, encoder)
@@ -92,7 +92,7 @@ def test_a_change_is_seen_in_its_part_alone(change: str, shop: Path, encoder: Pa
     assert differing == [PART[change]]
 
 
-def test_the_same_values_in_other_files_are_no_change(shop: Path, encoder: Path) -> None:
+def test_the_same_values_in_other_files_are_no_change(shop, encoder):
     before = _now(shop, encoder)
     for name in ("interactions", "items"):
         file = shop / f"{name}.parquet"
@@ -103,7 +103,7 @@ def test_the_same_values_in_other_files_are_no_change(shop: Path, encoder: Path)
     assert _now(moved, encoder) == before
 
 
-def test_changes_are_told_in_words() -> None:
+def test_changes_are_told_in_words():
     old = Fingerprints("a", "b", "c")
     assert old.changes(old, "parquet:shop", "clip") == ""
     assert old.changes(Fingerprints("a", "x", "y"), "parquet:shop", "clip") == (

@@ -21,7 +21,7 @@ def _blobs(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
     return (centres[planted] + rng.normal(size=(count, 4))).astype(np.float32), planted
 
 
-def test_kmeans_finds_blobs_and_is_seeded() -> None:
+def test_kmeans_finds_blobs_and_is_seeded():
     states, planted = _blobs()
     first = group_users(states, states, 3, 0, shuffle=False)
     again = group_users(states, states, 3, 0, shuffle=False)
@@ -32,7 +32,7 @@ def test_kmeans_finds_blobs_and_is_seeded() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_group_numbers_do_not_depend_on_kmeans_labels(seed: int) -> None:
+def test_group_numbers_do_not_depend_on_kmeans_labels(seed):
     """Blobs of 10, 20, 20 and 30: by size, the two equal ones by smallest member."""
     planted = np.repeat([3, 2, 0, 1, 0], [10, 20, 10, 20, 20])
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def test_group_numbers_do_not_depend_on_kmeans_labels(seed: int) -> None:
     assert np.array_equal(nearest_centroids(states, grouping.centroids), grouping.valid)
 
 
-def test_random_groups_are_numbered_by_size_and_smallest_member() -> None:
+def test_random_groups_are_numbered_by_size_and_smallest_member():
     states, _ = _blobs(61)
     dealt = group_users(states, states, 3, 0, shuffle=True).valid
     sizes = np.bincount(dealt)
@@ -52,7 +52,7 @@ def test_random_groups_are_numbered_by_size_and_smallest_member() -> None:
     assert first[1] < first[2]
 
 
-def test_test_groups_follow_the_test_states_by_the_same_centroids() -> None:
+def test_test_groups_follow_the_test_states_by_the_same_centroids():
     states, _ = _blobs()
     moved = states.copy()
     moved[0] = states[1]
@@ -61,7 +61,7 @@ def test_test_groups_follow_the_test_states_by_the_same_centroids() -> None:
     assert np.array_equal(grouping.test[1:], grouping.valid[1:])
 
 
-def test_random_grouping_keeps_sizes_only() -> None:
+def test_random_grouping_keeps_sizes_only():
     states, _ = _blobs()
     grouped = group_users(states, states, 3, 0, shuffle=False)
     dealt = group_users(states, states, 3, 0, shuffle=True)
@@ -70,13 +70,13 @@ def test_random_grouping_keeps_sizes_only() -> None:
     assert np.array_equal(dealt.valid, dealt.test)
 
 
-def test_items_of_groups() -> None:
+def test_items_of_groups():
     histories = Histories(np.array([0, 2, 3, 5]), np.array([4, 2, 7, 2, 9], dtype=np.int32))
     pools = group_items(histories, np.array([0, 1, 0], dtype=np.int32), 3)
     assert [pool.tolist() for pool in pools] == [[2, 4, 9], [7], []]
 
 
-def test_principal_components_are_those_of_scikit_learn() -> None:
+def test_principal_components_are_those_of_scikit_learn():
     from sklearn.decomposition import PCA
 
     rng = np.random.default_rng(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,6 @@ from perpeft_ray.train.stages import final_model, stage_one
 from perpeft_ray.train.state import weights
 from perpeft_ray.train.trial import run_trial, train
 from perpeft_ray.train.trial_cache import Trained
-from perpeft_ray.train.workspace import Workspace
-from tests.train.conftest import MakeTrial
 from tests.train.plain_perpeft import Encoder, PlainPerPeft, Shop, Trace, Weights, ndcg_at_20
 
 CASES: dict[str, dict[str, Any]] = {
@@ -68,13 +65,7 @@ class Both:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def both(
-    request: pytest.FixtureRequest,
-    workspace: Workspace,
-    small_folder: Path,
-    make_trial: MakeTrial,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Both:
+def both(request, workspace, small_folder, make_trial, tmp_path_factory):
     torch.set_num_threads(1)
     case = CASES[request.param]
     config = make_trial(
@@ -119,7 +110,7 @@ def both(
     )
 
 
-def test_the_case_has_something_to_tell_apart(both: Both) -> None:
+def test_the_case_has_something_to_tell_apart(both):
     """Groups of different sizes and batches of different sizes, so that mistakes show."""
     if both.config.method in GROUPED_METHODS:
         sizes = np.bincount(both.plain_groups[0])
@@ -128,16 +119,16 @@ def test_the_case_has_something_to_tell_apart(both: Both) -> None:
     assert len(both.plain.shop.trainable) % both.config.batch_size != 0
 
 
-def test_stage_one_trains_the_same_parameters(both: Both) -> None:
+def test_stage_one_trains_the_same_parameters(both):
     _same(both.first.weights, both.plain_first.weights)
 
 
-def test_stage_one_is_validated_alike(both: Both) -> None:
+def test_stage_one_is_validated_alike(both):
     best = both.first.best
     assert _evaluated(both, best.valid_ranks) == both.plain_first.ranks[best.epoch]
 
 
-def test_groups_are_kmeans_of_the_global_models_states(both: Both) -> None:
+def test_groups_are_kmeans_of_the_global_models_states(both):
     if both.config.method not in GROUPED_METHODS:
         assert both.trained.grouping is None
         return
@@ -146,18 +137,18 @@ def test_groups_are_kmeans_of_the_global_models_states(both: Both) -> None:
     assert both.trained.grouping.test.tolist() == both.plain_groups[1]
 
 
-def test_later_epochs_train_the_same_parameters(both: Both) -> None:
+def test_later_epochs_train_the_same_parameters(both):
     _same(both.last, both.plain_last.weights)
 
 
-def test_the_epoch_is_selected_by_validation(both: Both) -> None:
+def test_the_epoch_is_selected_by_validation(both):
     assert both.outcome.selected_epoch == both.plain_best
     ranks = {**both.plain_first.ranks, **both.plain_last.ranks}[both.plain_best]
     assert _evaluated(both, both.outcome.users.valid_rank) == ranks
     assert both.outcome.valid.ndcg_at_20 == pytest.approx(ndcg_at_20(ranks))
 
 
-def test_test_ranks_are_of_the_selected_epoch_and_the_test_groups(both: Both) -> None:
+def test_test_ranks_are_of_the_selected_epoch_and_the_test_groups(both):
     kept = {**both.plain_first.weights_at, **both.plain_last.weights_at}[both.plain_best]
     both.plain.load(kept)
     users = len(both.plain.shop.train)
@@ -169,7 +160,7 @@ def test_test_ranks_are_of_the_selected_epoch_and_the_test_groups(both: Both) ->
     assert both.outcome.test.ndcg_at_20 == pytest.approx(ndcg_at_20(ranks))
 
 
-def test_padding_is_embedded_as_zero(both: Both) -> None:
+def test_padding_is_embedded_as_zero(both):
     model, module = both.job.model, both.job.model.new_module()
     assert torch.count_nonzero(model.embed_all(module)[0]) == 0
 

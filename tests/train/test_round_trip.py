@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def archive(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archive(small_folder, tmp_path_factory):
     """The small shop in the form of the release: `data/arts.zip` in a zip."""
     folder = tmp_path_factory.mktemp("release")
     interactions = pd.read_parquet(small_folder / "interactions.parquet")
@@ -50,7 +50,7 @@ def archive(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "release.zip"
 
 
-def test_a_trial_on_the_archive(archive, small_folder, make_trial, tmp_path) -> None:
+def test_a_trial_on_the_archive(archive, small_folder, make_trial, tmp_path):
     workspace = prepare(f"release:{archive}#arts", "toyshop-clip", tmp_path / "cache")
     expected = split_dataset(load_folder(small_folder, ""))
     split = open_split(workspace)
@@ -74,7 +74,7 @@ def test_a_trial_on_the_archive(archive, small_folder, make_trial, tmp_path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_study_on_the_archive_as_typed(archive, tmp_path) -> None:
+def test_a_study_on_the_archive_as_typed(archive, tmp_path):
     """`perpeft prepare release`, then the main job on its folder; then on the archive itself."""
     perpeft = [sys.executable, "-c", "from perpeft_ray.cli import main; main()"]
     prepare_it = ["prepare", "release", str(archive), "--name", "arts", "--out", "data/arts"]
@@ -98,7 +98,7 @@ def test_a_study_on_the_archive_as_typed(archive, tmp_path) -> None:
     pd.testing.assert_series_equal(*metrics)
 
 
-def test_the_archive_as_a_folder_is_the_same(archive, tmp_path) -> None:
+def test_the_archive_as_a_folder_is_the_same(archive, tmp_path):
     with zipfile.ZipFile(archive) as outer, outer.open("data/arts.zip") as inner:
         zipfile.ZipFile(inner).extractall(tmp_path / "unpacked")
     for number, source in enumerate((archive, tmp_path / "unpacked")):

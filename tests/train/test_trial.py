@@ -30,7 +30,6 @@ from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace, open_split, prepare
 from tests.small_shop import write_small_shop
-from tests.train.conftest import MakeTrial
 
 
 def _run(config: TrialConfig, workspace: Workspace, **kwargs: Any) -> TrialOutcome:
@@ -42,9 +41,7 @@ def _without_cache(workspace: Workspace, folder: Path) -> Workspace:
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - SIMPLE_METHODS))
-def test_every_method_ends_with_its_outcome(
-    workspace: Workspace, make_trial: MakeTrial, method: Any
-) -> None:
+def test_every_method_ends_with_its_outcome(workspace, make_trial, method):
     variant = "lora" if method in PEFT_METHODS else None
     config = make_trial(method, variant, epochs=2, personal_epochs=2, validate_every=2)
     records: list[EpochRecord] = []
@@ -76,9 +73,7 @@ def test_every_method_ends_with_its_outcome(
 
 @pytest.mark.parametrize("method", ["popularity", "item_knn"])
 @pytest.mark.parametrize("test", [True, False])
-def test_a_simple_baseline_is_a_trial_without_epochs(
-    workspace: Workspace, make_trial: MakeTrial, method: Any, test: bool
-) -> None:
+def test_a_simple_baseline_is_a_trial_without_epochs(workspace, make_trial, method, test):
     records: list[EpochRecord] = []
     outcome = run_trial(make_trial(method, None), workspace, records.append, test=test)
     split = open_split(workspace)
@@ -90,9 +85,7 @@ def test_a_simple_baseline_is_a_trial_without_epochs(
 
 
 @pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])
-def test_the_same_seed_gives_the_same_ranks(
-    workspace: Workspace, make_trial: MakeTrial, variant: Any, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_ranks(workspace, make_trial, variant, tmp_path):
     first = _run(make_trial("perpeft", variant), workspace)
     elsewhere = _without_cache(workspace, tmp_path)
     again = _run(make_trial("perpeft", variant), elsewhere)
@@ -102,9 +95,7 @@ def test_the_same_seed_gives_the_same_ranks(
     assert not np.array_equal(first.users.test_rank, other.users.test_rank)
 
 
-def test_stage_one_is_computed_once_for_those_that_share_it(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
-) -> None:
+def test_stage_one_is_computed_once_for_those_that_share_it(workspace, make_trial, tmp_path):
     fresh = _without_cache(workspace, tmp_path)
     stages = fresh.unfinished
     shared = []
@@ -126,9 +117,7 @@ def test_stage_one_is_computed_once_for_those_that_share_it(
 
 
 @pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])
-def test_a_modality_left_out_changes_nothing_by_its_content(
-    make_trial: MakeTrial, tmp_path: Path, variant: Any
-) -> None:
+def test_a_modality_left_out_changes_nothing_by_its_content(make_trial, tmp_path, variant):
     """Without titles the ranks of `without_text` stay, and so without images of `without_image`."""
     shop = write_small_shop(tmp_path / "shop")
     blank = write_small_shop(tmp_path / "blank")
@@ -150,9 +139,7 @@ def test_a_modality_left_out_changes_nothing_by_its_content(
         assert not np.array_equal(plain.users.test_rank, ranks[0].users.test_rank)
 
 
-def test_global_from_the_cache_is_global_without(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
-) -> None:
+def test_global_from_the_cache_is_global_without(workspace, make_trial, tmp_path):
     """Continuing stage 1 from disk equals training straight on: weights and moments are whole."""
     config = make_trial("global", epochs=2, personal_epochs=2)
     fresh = _without_cache(workspace, tmp_path)
@@ -163,13 +150,7 @@ def test_global_from_the_cache_is_global_without(
 
 
 @pytest.mark.parametrize("method", ["global", "perpeft", "group_level_2"])
-def test_a_trained_trial_is_not_trained_again(
-    workspace: Workspace,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    method: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_trained_trial_is_not_trained_again(workspace, make_trial, tmp_path, method, monkeypatch):
     """What the search trained, the ablation only evaluates; nothing but test differs."""
     config = make_trial(method, epochs=2, personal_epochs=2)
     straight = _run(config, _without_cache(workspace, tmp_path / "a"))
@@ -186,12 +167,7 @@ def test_a_trained_trial_is_not_trained_again(
         assert np.array_equal(getattr(read.users, name), getattr(straight.users, name)), name
 
 
-def test_test_is_read_once_and_only_when_asked(
-    workspace: Workspace,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_test_is_read_once_and_only_when_asked(workspace, make_trial, tmp_path, monkeypatch):
     parts: list[str] = []
     real = fit.evaluate  # type: ignore[attr-defined]  # not public there
 
@@ -210,7 +186,7 @@ def test_test_is_read_once_and_only_when_asked(
     assert parts.count("test") == 1
 
 
-def test_selection_is_by_validation(workspace: Workspace, make_trial: MakeTrial) -> None:
+def test_selection_is_by_validation(workspace, make_trial):
     records: list[EpochRecord] = []
     config = make_trial(personal_epochs=4, learning_rate=3e-2)
     outcome = run_trial(config, workspace, records.append, test=True)
@@ -219,12 +195,12 @@ def test_selection_is_by_validation(workspace: Workspace, make_trial: MakeTrial)
     assert outcome.valid.ndcg_at_20 == max(stage3.values())
 
 
-def test_more_groups_than_users(workspace: Workspace, make_trial: MakeTrial) -> None:
+def test_more_groups_than_users(workspace, make_trial):
     with pytest.raises(InputError, match=r"number of users \(40\), but is 41"):
         _run(make_trial(groups=41), workspace)
 
 
-def test_what_report_raises_stops_the_trial(workspace: Workspace, make_trial: MakeTrial) -> None:
+def test_what_report_raises_stops_the_trial(workspace, make_trial):
     def stop(record: EpochRecord) -> None:
         raise StopIteration(record.epoch)
 
@@ -233,11 +209,8 @@ def test_what_report_raises_stops_the_trial(workspace: Workspace, make_trial: Ma
 
 
 def test_last_layers_train_the_same_from_stored_states(
-    workspace: Workspace,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    workspace, make_trial, tmp_path, monkeypatch
+):
     """Half of the towers' layers are never run, and every rank is what it is with all of them."""
     config = dataclasses.replace(make_trial(), last_layers=1)
     stored = _run(config, _without_cache(workspace, tmp_path / "stored"))
@@ -259,8 +232,8 @@ def test_last_layers_train_the_same_from_stored_states(
     ],
 )
 def test_a_stage_ends_after_as_many_validations_without_a_new_best(
-    workspace: Workspace, make_trial: MakeTrial, method: Any, patience: int, epochs: list[int]
-) -> None:
+    workspace, make_trial, method, patience, epochs
+):
     """Weights that hardly move never give a new best after the first validation."""
     config = make_trial(method, epochs=6, personal_epochs=5, patience=patience, learning_rate=1e-12)
     records: list[EpochRecord] = []
@@ -269,9 +242,7 @@ def test_a_stage_ends_after_as_many_validations_without_a_new_best(
     assert not outcome.still_improving
 
 
-def test_a_trial_whose_best_epoch_is_its_last_is_still_improving(
-    workspace: Workspace, make_trial: MakeTrial
-) -> None:
+def test_a_trial_whose_best_epoch_is_its_last_is_still_improving(workspace, make_trial):
     config = make_trial("global", epochs=1, personal_epochs=1)
     outcome = _run(config, workspace)
     assert outcome.still_improving == (outcome.selected_epoch == 2)

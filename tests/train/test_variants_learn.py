@@ -12,7 +12,6 @@ better everywhere (results/findings/variants.md).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -56,17 +55,17 @@ Expected = NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")
-def toyshop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def toyshop(tmp_path_factory):
     return prepare("toyshop", "toyshop-clip", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
-def shop() -> Shop:
+def shop():
     return plant(0)
 
 
 @pytest.fixture(scope="module")
-def frozen(toyshop: Workspace, shop: Shop) -> Callable[[tuple[int, int]], Expected]:
+def frozen(toyshop, shop):
     """`frozen_mm` after so many epochs, with the learning rate that validation chooses."""
 
     @functools.cache
@@ -83,13 +82,7 @@ def frozen(toyshop: Workspace, shop: Shop) -> Callable[[tuple[int, int]], Expect
 @pytest.mark.parametrize(
     ("variant", "last_layers"), [*((variant, None) for variant in VARIANTS), ("lora", 1)]
 )
-def test_it_learns_more_than_the_frozen_encoder(
-    toyshop: Workspace,
-    shop: Shop,
-    frozen: Callable[[tuple[int, int]], Expected],
-    variant: Variant,
-    last_layers: int | None,
-) -> None:
+def test_it_learns_more_than_the_frozen_encoder(toyshop, shop, frozen, variant, last_layers):
     epochs = EPOCHS.get(variant, SHORT)
     config = _trial("perpeft", variant, epochs, last_layers=last_layers)
     _, adapted = expected_ndcg(toyshop, shop, config)

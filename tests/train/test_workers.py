@@ -35,6 +35,9 @@ from tests.processes import run_workers
 from tests.train.conftest import MakeTrial
 
 MODES: tuple[Mode, ...] = ("sequential", "parallel")
+TRAINED = [method for method in METHODS if method not in SIMPLE_METHODS]
+DIFFERENT_STEPS: list[Method] = ["perpeft", "global", "group_level_2", "without_mm"]
+"""A module a group, one module, one with vectors, none."""
 UNIT = 24
 """Items: pieces of the small shop have several units, which are shared."""
 Found = dict[str, np.ndarray]
@@ -89,7 +92,7 @@ def _assert_alike(
 
 
 @pytest.fixture(autouse=True)
-def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_units(monkeypatch):
     monkeypatch.setattr(job, "items_in_a_unit", lambda *_: UNIT)
 
 
@@ -98,22 +101,22 @@ def _config(make_trial: MakeTrial, method: Method, variant: Any, mode: Mode) -> 
     return make_trial(method, used, mode=mode, personal_epochs=2)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("variant", ["iisan", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("methods", "variant", "world"),
+    [
+        (DIFFERENT_STEPS, "iisan", 2),
+        *(
+            pytest.param(TRAINED, variant, world, marks=pytest.mark.slow)
+            for variant in ("iisan", "lora")
+            for world in (2, 4)
+        ),
+    ],
+)
 def test_every_method_is_the_same_on_any_number_of_workers(
-    workspace: Workspace,
-    make_trial: MakeTrial,
-    tmp_path: Path,
-    variant: Any,
-    mode: Mode,
-    world: int,
-) -> None:
-    configs = [
-        _config(make_trial, method, variant, mode)
-        for method in METHODS
-        if method not in SIMPLE_METHODS
-    ]
+    workspace, make_trial, tmp_path, methods, variant, world, mode
+):
+    configs = [_config(make_trial, method, variant, mode) for method in methods]
     _assert_alike(configs, world, workspace, tmp_path)
 
 
@@ -125,17 +128,13 @@ def test_every_method_is_the_same_on_any_number_of_workers(
     ],
     ids=["two", "all"],
 )
-def test_every_variant_is_the_same_on_two_workers(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path, variants: Sequence[Any]
-) -> None:
+def test_every_variant_is_the_same_on_two_workers(workspace, make_trial, tmp_path, variants):
     configs = [_config(make_trial, "perpeft", variant, "parallel") for variant in variants]
     _assert_alike(configs, 2, workspace, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["global", "perpeft"])
-def test_units_that_are_encoded_again_change_nothing(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path, method: Method
-) -> None:
+def test_units_that_are_encoded_again_change_nothing(workspace, make_trial, tmp_path, method):
     """With dropout in the adapters and in SASRec, bit by bit."""
     config = dataclasses.replace(make_trial(method, "lora"), adapter_dropout=0.3)
     kept, again = (
@@ -146,9 +145,7 @@ def test_units_that_are_encoded_again_change_nothing(
         assert np.array_equal(again[name], value), name
 
 
-def test_workers_continue_where_one_process_stopped(
-    workspace: Workspace, make_trial: MakeTrial, tmp_path: Path
-) -> None:
+def test_workers_continue_where_one_process_stopped(workspace, make_trial, tmp_path):
     config = make_trial("perpeft", "lora", mode="parallel", personal_epochs=3)
     checkpoints = tmp_path / "checkpoints"
     unbroken = run_trial(

@@ -20,7 +20,7 @@ def _contents(*folders: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for f in folders for p in sorted(f.rglob("*")) if p.is_file()}
 
 
-def test_what_is_not_seen_is_prepared_again(tmp_path: Path) -> None:
+def test_what_is_not_seen_is_prepared_again(tmp_path):
     shop = write_small_shop(tmp_path / "shop")
     uri = f"parquet:{shop}"
     workspace = prepare(uri, "toyshop-clip", tmp_path / "cache", kept=(tmp_path / "kept").as_uri())
@@ -36,7 +36,7 @@ def test_what_is_not_seen_is_prepared_again(tmp_path: Path) -> None:
     prepare_here(workspace, uri)  # it is there: nothing is read
 
 
-def test_other_data_of_that_name_is_refused(tmp_path: Path) -> None:
+def test_other_data_of_that_name_is_refused(tmp_path):
     shop = write_small_shop(tmp_path / "shop")
     uri = f"parquet:{shop}"
     workspace = prepare(uri, "toyshop-clip", tmp_path / "cache")
@@ -47,7 +47,7 @@ def test_other_data_of_that_name_is_refused(tmp_path: Path) -> None:
         prepare_here(workspace, uri)
 
 
-def test_ids_are_exact_and_a_long_one_costs_only_itself(tmp_path: Path) -> None:
+def test_ids_are_exact_and_a_long_one_costs_only_itself(tmp_path):
     """One text of 200,000 characters among 120 users would be 96 MB in NumPy's fixed width."""
     shop = write_small_shop(tmp_path / "shop")
     interactions = pd.read_parquet(shop / "interactions.parquet")

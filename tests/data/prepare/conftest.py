@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -39,7 +38,7 @@ class Web:
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
+def web():
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

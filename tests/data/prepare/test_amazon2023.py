@@ -83,12 +83,7 @@ def drawn(users: int = 150, items: int = 60, lines: int = 1800) -> tuple[list[di
     rng = np.random.default_rng(0)
     popularity = 1 / np.arange(1, items + 1)
     reviews = [
-        review(
-            f"AE{user:04d}",
-            f"B{item:05d}",
-            int(time) * DAY,
-            float(rating),
-        )
+        review(f"AE{user:04d}", f"B{item:05d}", int(time) * DAY, float(rating))
         for user, item, time, rating in zip(
             (users * rng.random(lines) ** 2).astype(int),
             rng.choice(items, lines, p=popularity / popularity.sum()),
@@ -143,7 +138,7 @@ def plain(reviews: list[dict], metas: list[dict], selection: Selection) -> list[
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Path:
+def shelf(tmp_path):
     return write_raw(tmp_path / "raw", *drawn())
 
 
@@ -157,14 +152,8 @@ def rows(folder: Path) -> list[tuple]:
     [
         Selection(user_fraction=1.0),
         Selection(core=3, user_fraction=0.6, seed=1),
-        Selection(core=3, user_fraction=0.6, seed=2),
         Selection(core=2, user_fraction=1.0, min_rating=4.0, require_title=False),
-        Selection(
-            core=3,
-            user_fraction=1.0,
-            since=dt.date(1970, 2, 1),
-            until=dt.date(1970, 6, 1),
-        ),
+        Selection(core=3, since=dt.date(1970, 2, 1), until=dt.date(1970, 6, 1)),
         Selection(core=1, user_fraction=0.3),
     ],
 )
@@ -177,12 +166,6 @@ def test_equals_the_rules_in_plain_python(tmp_path, selection):
     assert rows(tmp_path / "out") == expected
     items = pd.read_parquet(tmp_path / "out" / "items.parquet")
     assert items["item_id"].tolist() == sorted({item for _, item, _ in expected})
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "interactions.parquet",
-        "items.parquet",
-        "images",
-        "prepare.json",
-    }
 
 
 def test_titles_have_single_spaces_and_blank_ones_null(tmp_path):
@@ -266,11 +249,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, sh
         ("Nothing", Selection(), "`raw` must be a folder with Nothing.jsonl or Nothing.jsonl.gz"),
         ("../up", Selection(), "`category` must be a plain file name, but is '../up'"),
         (CATEGORY, Selection(core=0), "`core` must be at least 1, but is 0"),
-        (
-            CATEGORY,
-            Selection(user_fraction=0.0),
-            "`user_fraction` must be above 0 and at most 1, but is 0.0",
-        ),
+        (CATEGORY, Selection(user_fraction=0.0), "`user_fraction` must be above 0 and at most 1"),
         (
             CATEGORY,
             Selection(since=dt.date(2020, 1, 2), until=dt.date(2020, 1, 1)),
@@ -365,58 +344,46 @@ def renamed(rows: list[dict], **names: str) -> list[dict]:
     return [{names.get(field, field): value for field, value in row.items()} for row in rows]
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+REVIEWS = [review(f"U{user}", f"B{item}", item) for user in range(8) for item in range(6)]
+METAS = [meta(f"B{item}", f"lamp {item}", []) for item in range(6)]
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("reviews", "metas", "message"),
     [
         (
-            lambda reviews, metas: (
-                renamed(reviews, user_id="reviewerID", timestamp="unixReviewTime"),
-                metas,
-            ),
-            f"file {CATEGORY}{{ending}} must have lines of Amazon Reviews 2023 with the field "
+            renamed(REVIEWS, user_id="reviewerID", timestamp="unixReviewTime"),
+            METAS,
+            f"file {CATEGORY}.jsonl must have lines of Amazon Reviews 2023 with the field "
             "`user_id`, but has rating, title, .* as in the release of 2018",
         ),
+        (REVIEWS, renamed(METAS, parent_asin="asin"), "meta_.* with the field `parent_asin`, but"),
+        (renamed(REVIEWS, timestamp="time"), METAS, "with the field `timestamp`, but has"),
         (
-            lambda reviews, metas: (reviews, renamed(metas, parent_asin="asin")),
-            f"file meta_{CATEGORY}{{ending}} must have .* with the field `parent_asin`, but has",
+            REVIEWS,
+            [{**row, "parent_asin": f"X{row['parent_asin']}"} for row in METAS],
+            f"^meta_{CATEGORY}.jsonl must have the metadata of {CATEGORY}.jsonl, but none",
         ),
-        (
-            lambda reviews, metas: (renamed(reviews, timestamp="time"), metas),
-            "with the field `timestamp`, but has",
-        ),
-        (
-            lambda reviews, metas: (
-                reviews,
-                [{**row, "parent_asin": f"X{row['parent_asin']}"} for row in metas],
-            ),
-            f"^meta_{CATEGORY}{{ending}} must have the metadata of {CATEGORY}{{ending}}, but none",
-        ),
-        (lambda reviews, metas: (reviews, []), "`parent_asin`, but has no lines"),
-        (lambda reviews, metas: ([], metas), "`user_id`, but has no lines"),
-        (lambda reviews, metas: (reviews, [metas]), "but line 1 is no JSON object"),
+        (REVIEWS, [], "`parent_asin`, but has no lines"),
+        ([], METAS, "`user_id`, but has no lines"),
+        (REVIEWS, [METAS], "but line 1 is no JSON object"),
     ],
 )
-def test_files_of_another_release_or_category_are_refused(tmp_path, ending, change, message):
-    reviews = [review(f"U{user}", f"B{item}", item) for user in range(8) for item in range(6)]
-    metas = [meta(f"B{item}", f"lamp {item}", []) for item in range(6)]
-    changed_reviews, changed_metas = change(reviews, metas)
-    raw = write_raw(tmp_path / "raw", changed_reviews, changed_metas, ending)
-    with pytest.raises(InputError, match=message.format(ending=re.escape(ending))) as error:
+def test_files_of_another_release_or_category_are_refused(tmp_path, reviews, metas, message):
+    raw = write_raw(tmp_path / "raw", reviews, metas)
+    with pytest.raises(InputError, match=message) as error:
         prepare_amazon2023(raw, CATEGORY, tmp_path / "new" / "out", Selection(), images=False)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-@pytest.mark.parametrize("name", ["raw[1]", "r*w", "r?w", "timestamp=3", "a\\b[1]", "%41 #;'", "~"])
+@pytest.mark.parametrize("name", ["r[1]*w?", "timestamp=3", "%41 #;'", "~"])
 def test_a_folder_name_is_no_pattern_or_partition(tmp_path, monkeypatch, name):
-    reviews = [review(f"U{user}", f"B{item}", item) for user in range(8) for item in range(6)]
-    metas = [meta(f"B{item}", f"lamp {item}", []) for item in range(6)]
     monkeypatch.chdir(tmp_path)
-    write_raw(Path("raw1"), reviews[:30], metas)
-    write_raw(Path(name), reviews, metas)
+    write_raw(Path("r1xwx"), REVIEWS[:30], METAS)
+    write_raw(Path(name), REVIEWS, METAS)
     prepare_amazon2023(Path(name), CATEGORY, Path(name, "out"), Selection(), images=False)
     dataset = load_folder(Path(name, "out"), "")
     assert dataset.interactions.user_id.nunique() == 8
     assert sorted(dataset.interactions.timestamp.unique()) == list(range(6))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["raw1", name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["r1xwx", name])

@@ -15,25 +15,12 @@ from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, r
 from tests.data.prepare.test_release import write_release
 
 TABLES = ("reviews", "items", "users", "firsts", "core")
-CORE_2 = ["--core", "2"]
 
 
 def test_amazon2023_prints_table_1_beside_the_papers(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", *drawn())
     out = tmp_path / "out"
-    perpeft(
-        [
-            "prepare",
-            "amazon2023",
-            "--raw",
-            str(raw),
-            "--category",
-            "arts",
-            "--out",
-            str(out),
-            *CORE_2,
-        ]
-    )
+    perpeft(f"prepare amazon2023 --raw {raw} --category arts --out {out} --core 2".split())
     shown = capsys.readouterr()
     printed = shown.out
     dataset = load_folder(out, "")
@@ -70,11 +57,8 @@ def test_what_is_told_meanwhile(tmp_path, capsys, web):
     web.files = {"/a.jpg": jpeg(1)}
     metas = [meta("B1", "Yarn", [picture(f"{web.address}/a.jpg")])]
     raw = write_raw(tmp_path / "raw", [review("U", "B1", 1)], metas)
-    options = ["--core", "1", "--images.first-pause", "0.01"]
-    out = str(tmp_path / "out")
-    perpeft(
-        ["prepare", "amazon2023", "--raw", str(raw), "--category", CATEGORY, "--out", out, *options]
-    )
+    options = f"--category {CATEGORY} --out {tmp_path}/out --core 1 --images.first-pause 0.01"
+    perpeft(f"prepare amazon2023 --raw {raw} {options}".split())
     lines = capsys.readouterr().err.splitlines()
     steps = [line for line in lines if line.startswith("making table ")]
     assert steps == [f"making table {name}" for name in TABLES]

@@ -115,31 +115,16 @@ def test_faults_are_repaired_and_counted(tmp_path):
 def test_numbers_and_clock_times(tmp_path):
     times = pd.to_datetime(["2020-01-01T00:00:00.5", "1969-12-31", "2020-01-01"], format="ISO8601")
     expected = [1_577_836_800_500_000, -86_400_000_000, 1_577_836_800_000_000]  # as in the file: µs
-    for number, column in enumerate((times, times.tz_localize("UTC").tz_convert("Asia/Tokyo"))):
-        source = write(
-            tmp_path / f"in{number}",
-            {"user_id": [7, 7, 8], "item_id": [1, 2, 2], "timestamp": column},
-            {"item_id": pd.array([1, 2], dtype="uint32")},
-        )
-        assert prepare_parquet(source, tmp_path / f"out{number}") == NONE
-        dataset = load_folder(tmp_path / f"out{number}", "")
-        assert dataset.interactions["timestamp"].tolist() == expected
-        assert dataset.interactions["user_id"].tolist() == ["7", "7", "8"]
-        assert dataset.items.values.tolist() == [["1", None, None], ["2", None, None]]
-
-
-def test_categories_and_columns_of_nulls(tmp_path):
     source = write(
         tmp_path / "in",
-        {
-            "user_id": pd.Categorical(["u", "v"]),
-            "item_id": ["a", "a"],
-            "timestamp": pd.array([1, 2], dtype="int8"),
-        },
-        {"item_id": ["a"], "title": [None], "image": [None]},
+        {"user_id": [7, 7, 8], "item_id": [1, 2, 2], "timestamp": times},
+        {"item_id": pd.array([1, 2], dtype="uint32")},
     )
     assert prepare_parquet(source, tmp_path / "out") == NONE
-    assert load_folder(tmp_path / "out", "").interactions["user_id"].tolist() == ["u", "v"]
+    dataset = load_folder(tmp_path / "out", "")
+    assert dataset.interactions["timestamp"].tolist() == expected
+    assert dataset.interactions["user_id"].tolist() == ["7", "7", "8"]
+    assert dataset.items.values.tolist() == [["1", None, None], ["2", None, None]]
 
 
 @pytest.mark.parametrize(
@@ -207,29 +192,16 @@ def test_missing_and_broken_tables(tmp_path):
         prepare_parquet(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "name", ["in[1]", "i*n", "i?n", "title=short", "image=x", "a\\b[1]", "s3:"]
-)
+@pytest.mark.parametrize("name", ["i[n]*?", "title=short", "s3:"])
 def test_a_folder_name_is_no_pattern_or_partition(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     source = write(Path(name))
     other = {"user_id": ["x"] * 3, "item_id": ["a"] * 3, "timestamp": [1, 2, 3]}
-    write(Path("in1"), other)
+    write(Path("inxx"), other)
     assert prepare_parquet(source, Path(name, "out")) == NONE
     before, after = load_folder(source, ""), load_folder(Path(name, "out"), "")
     assert before.fingerprint == after.fingerprint
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in1", name])
-
-
-def test_microseconds_decide_the_order(tmp_path):
-    times = pd.Timestamp("2024-01-01") + pd.to_timedelta([900, 800, 700], unit="us")
-    source = write(
-        tmp_path / "in", {"user_id": ["u"] * 3, "item_id": ["a", "b", "a"], "timestamp": times}
-    )
-    prepare_parquet(source, tmp_path / "out")
-    dataset = load_folder(tmp_path / "out", "")
-    assert dataset.interactions["timestamp"].diff().dropna().tolist() == [-100, -100]
-    assert report_on(dataset).ties == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["inxx", name])
 
 
 def test_floats_with_missing_values_are_ids_and_times(tmp_path):
@@ -246,20 +218,6 @@ def test_floats_with_missing_values_are_ids_and_times(tmp_path):
     assert (repairs.incomplete_interactions, repairs.incomplete_items) == (3, 1)
     rows = load_folder(tmp_path / "out", "").interactions.values.tolist()
     assert rows == [["7", "1", 1_600_000_000]]
-
-
-def test_parts_as_spark_writes_them_are_a_table(tmp_path):
-    source = write(tmp_path / "in")
-    rows = pd.read_parquet(source / "interactions.parquet")
-    (source / "interactions.parquet").unlink()
-    (source / "interactions.parquet").mkdir()
-    for at in range(3):
-        rows.iloc[[at]].to_parquet(source / "interactions.parquet" / f"part-0000{at}.parquet")
-        (source / "interactions.parquet" / f".part-0000{at}.parquet.crc").write_bytes(b"crc")
-    (source / "interactions.parquet" / "_SUCCESS").touch()
-    prepare_parquet(source, tmp_path / "out")
-    assert load_folder(tmp_path / "out", "").interactions.equals(rows)
-    assert load_folder(source, "").interactions.equals(rows)
 
 
 @pytest.mark.parametrize("change", ["other bytes", "missing", "found", "table"])
@@ -295,10 +253,3 @@ def test_bad_input_leaves_nothing(tmp_path):
         with pytest.raises(InputError, match="must have interactions with its items"):
             prepare_parquet(source, out)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-def test_a_folder_that_is_there_is_told_with_what_to_do(tmp_path):
-    source = write(tmp_path / "in")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match=r"out' is there; remove it or choose another$"):
-        prepare_parquet(source, tmp_path / "out")
