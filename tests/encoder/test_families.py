@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,17 +13,15 @@ from perpeft_ray.config import FACTS, VARIANTS
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers
-from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
 from perpeft_ray.encoder.source import encoder_fingerprint, parse_encoder
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 from perpeft_ray.errors import InputError
-from tests.encoder.tiny_models import SIZE, write_tiny_model
+from tests.encoder.tiny_models import SIZE, TITLES, batch_of, noise_images, write_tiny_model
 
 CPU = torch.device("cpu")
 DUAL = ["clip", "siglip", "chinese_clip", "align"]
 FAMILIES = [*DUAL, "text", "pair", "convolutional_pair"]
-TITLES = ["red oak chair", "a lamp", "small striped steel vase from a kitchen"]
 IN_TOWERS = [variant for variant in VARIANTS if FACTS[variant].in_towers]
 
 
@@ -34,26 +31,11 @@ def encoders(tmp_path_factory):
 
 
 def _images() -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    sizes = [(SIZE, SIZE), (50, 90), (131, 40)]
-    arrays = [rng.integers(0, 256, size=(h, w, 3), dtype=np.uint8) for w, h in sizes]
-    return [Image.fromarray(array) for array in arrays]
+    return noise_images((SIZE, SIZE), (50, 90), (131, 40))
 
 
-def _batch(name: str, rows: list[int] | None = None) -> ItemBatch:
-    preprocessor = FoundationPreprocessor(name)
-    chosen = rows or [0, 1, 2]
-    tokens = preprocessor.tokens([TITLES[row] for row in chosen])
-    longest = max(map(len, tokens))
-    pad = preprocessor.pad_token_id
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
-    pixels = None
-    if preprocessor.image_size:
-        images = _images()
-        pixels = torch.from_numpy(np.stack([preprocessor.image(images[row]) for row in chosen]))
-    there = torch.ones(len(chosen), dtype=torch.bool)
-    return ItemBatch(pixels, ids, mask, there, there)
+def _batch(name: str, rows: tuple[int, ...] = (0, 1, 2)) -> ItemBatch:
+    return batch_of(name, [TITLES[row] for row in rows], [_images()[row] for row in rows])
 
 
 @pytest.mark.parametrize("family", DUAL)
@@ -130,7 +112,7 @@ def test_an_items_features_do_not_depend_on_its_neighbours(encoders, family):
     towers = load_towers(encoders[family], "float32", CPU)
     with torch.no_grad():
         together = towers(_batch(encoders[family]))[1]
-        alone = towers(_batch(encoders[family], [1]))[0]
+        alone = towers(_batch(encoders[family], (1,)))[0]
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as tf
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+
 WORDS = ["red", "oak", "chair", "a", "lamp", "small", "striped", "steel", "vase", "from", "kitchen"]
+TITLES = ["red oak chair", "a lamp", "small striped steel vase from a kitchen"]
 SIZE = 24
 _LAYERS: dict[str, Any] = {
     "hidden_size": 16,
@@ -25,6 +31,27 @@ def write_tiny_model(family: str, folder: Path) -> str:
     """Write a model of a family under `folder`; the name that it has as an encoder."""
     torch.manual_seed(0)
     return _WRITERS[family](folder)
+
+
+def noise_images(*sizes: tuple[int, int]) -> list[Image.Image]:
+    """An image of noise of each (width, height)."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, size=(h, w, 3), dtype=np.uint8) for w, h in sizes]
+    return [Image.fromarray(array) for array in arrays]
+
+
+def batch_of(name: str, titles: list[str], images: list[Image.Image]) -> ItemBatch:
+    """Items as the store has them for an encoder; all with title and image."""
+    preprocessor = FoundationPreprocessor(name)
+    tokens = preprocessor.tokens(titles)
+    longest = max(map(len, tokens))
+    ids = [row + [preprocessor.pad_token_id] * (longest - len(row)) for row in tokens]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in tokens]
+    pixels = None
+    if preprocessor.image_size:
+        pixels = torch.from_numpy(np.stack([preprocessor.image(image) for image in images]))
+    there = torch.ones(len(titles), dtype=torch.bool)
+    return ItemBatch(pixels, torch.tensor(ids), torch.tensor(mask), there, there)
 
 
 def _clip(folder: Path) -> str:
