@@ -150,7 +150,7 @@ def with_a_decoder(encoder: Path) -> None:
         (
             lambda encoder: os.truncate(encoder / "model.safetensors", 1000),
             encoder_fingerprint,
-            "must have weights that can be read",
+            "must have readable weights",
         ),
         (
             lambda encoder: (encoder / "model.safetensors").unlink(),

@@ -249,9 +249,7 @@ def test_a_trial_whose_best_epoch_is_its_last_is_still_improving(workspace, make
 
 
 @pytest.mark.parametrize("method", ["perpeft", "popularity"])
-def test_a_split_by_time_ranks_each_span_for_those_who_are_in_it(
-    tmp_path: Path, make_trial: MakeTrial, method: Any
-) -> None:
+def test_a_split_by_time_ranks_each_span_for_those_who_are_in_it(tmp_path, make_trial, method):
     data = DataSettings(split="time", test_share=0.2)
     shop = write_small_shop(tmp_path / "shop")
     workspace = prepare(f"parquet:{shop}", "toyshop-clip", tmp_path / "cache", data=data)
