@@ -1,6 +1,6 @@
-"""The command line: what each subcommand of `perpeft` does, and what the scripts of studies share.
+"""The command line: the subcommands of `perpeft`, and what the scripts in studies/ share.
 
-Heavy libraries are imported where they are used, so that `--help` and bad input answer at once.
+Heavy libraries are imported where they are used, so that `--help` and errors appear at once.
 """
 
 from perpeft_ray.cli.main import main

@@ -43,9 +43,9 @@ def doctor(config: StudyConfig) -> None:
     check_storage_outlives_job(config.storage)
     storage = config.storage if is_uri(config.storage) else storage_folder(config.storage)
     data: Dataset | list[Path]
-    # The toyshop is drawn anew, so that nothing is left in the storage.
+    # Generate the toyshop in a temporary folder, to leave nothing in the storage.
     with tempfile.TemporaryDirectory(prefix="perpeft-doctor-") as scratch:
-        if raw := raw_files(config.dataset):  # to prepare them may take hours
+        if raw := raw_files(config.dataset):  # preparing them may take hours
             check_settings(config, num_users=None)
             data = raw
         else:
@@ -57,7 +57,7 @@ def doctor(config: StudyConfig) -> None:
 
 
 def checks_table(checks: Sequence[Check]) -> Table:
-    """A row a check: what was found, and what to change."""
+    """One row per check: what was found, and what to change."""
     table = Table("check", "", "found", "what to change", box=box.SIMPLE_HEAD)
     for check in checks:
         mark = "[green]ok" if check.ok else "[red]change"

@@ -1,4 +1,4 @@
-"""A command line into a dataclass, and how a command ends; what is wrong takes one line."""
+"""Parses a command line into a dataclass and ends commands; errors take one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(command: Callable[[], None]) -> None:
         print(f"error: {stopped}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues the study", file=sys.stderr)
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
         sys.exit(1)
 
 
@@ -41,7 +41,7 @@ def parse(
     description: str | None = None,
     default: T | None = None,
 ) -> T:
-    """The dataclass that a command line describes; by default the process's own command line.
+    """Parse a command line, by default the process's own, into a dataclass.
 
     Prints help and exits for `--help`. Raises InputError for unknown options and bad values.
     """
@@ -68,7 +68,7 @@ def parse(
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """The end of an error: which of the names was probably meant; empty where none is near."""
+    """The end of an error that suggests the nearest name; empty if none is near."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
@@ -81,7 +81,7 @@ def _unknown(argument: str, kind: type) -> str:
 
 
 def _fields(kind: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of a dataclass's options, under the names that `tyro.conf.arg` gives them."""
+    """Dotted names of a dataclass's options, as renamed by `tyro.conf.arg`."""
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint: Any = hints[field.name]

@@ -1,4 +1,4 @@
-"""`perpeft variants`: what there is to choose from, and how large it is on an encoder."""
+"""`perpeft variants`: the PEFT variants, and a module's size on an encoder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Variants:
     """`perpeft variants`."""
 
     encoder: str = "toyshop-clip"
-    """As in `perpeft study`; a local folder needs no more than its config.json."""
+    """As in `perpeft study`; a local folder needs only its config.json."""
     rank: int = 4
-    """Rank, whose meaning is the variant's."""
+    """Rank; its meaning depends on the variant."""
     bottleneck: int = 32
     """Width of IISAN's bottleneck blocks."""
     last_layers: int | None = None
-    """Adapt only so many last layers of each tower; None: all."""
+    """Adapt only this many last layers of each tower; None: all."""
 
     def run(self) -> None:
         """Print the table, and what each variant is."""
@@ -41,7 +41,7 @@ class Variants:
 
 
 def _table(command: Variants) -> tuple[TextTable, dict[Variant, str]]:
-    """The table, and for variants that do not fit the encoder, why."""
+    """The table, and why variants do not fit the encoder."""
     from perpeft_ray.encoder.sizes import ModuleSettings, encoder_parameters, module_parameters
     from perpeft_ray.report.text import MISSING, Cell, TextTable
 

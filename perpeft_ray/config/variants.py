@@ -1,4 +1,4 @@
-"""The PEFT variants by name, and what holds of each; `encoder/variants.py` makes them."""
+"""The PEFT variants by name, with their properties; `encoder/variants.py` builds them."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ Variant = Literal[
     "bitfit",
 ]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-"""In the order in which tables and figures have them."""
+"""In the order of tables and figures."""
 
 PAPER_VARIANTS: tuple[Variant, ...] = ("lora", "ia3", "iisan")
-"""What the paper compares, and what a study searches where it is not told otherwise."""
+"""The paper's variants, which a study searches by default."""
 
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """What a variant is and what applies to it."""
+    """Properties of a variant."""
 
     summary: str
     rank: str | None = None
-    """What its rank means; None: it has none."""
+    """Meaning of its rank; None: it has none."""
     dropout: bool = False
     """Whether `peft.dropout` applies: to the input of the adapter."""
     in_towers: bool = True
-    """Whether it lives in the towers, so that gradients pass through them and `peft.last_layers`
+    """Whether it is inside the towers, so that gradients pass through them and `peft.last_layers`
     applies."""
     scalable: bool = False
-    """Whether `large_global` has a form of it: its rank, or bottleneck, times the groups."""
+    """Whether `large_global` can use it, with its rank or bottleneck times the groups."""
     limits: str = ""
-    """What it cannot do."""
+    """Its limits."""
 
 
 FACTS: dict[Variant, VariantFacts] = {
@@ -58,7 +58,7 @@ FACTS: dict[Variant, VariantFacts] = {
         "side network on cached hidden states, as wide as peft.bottleneck (Fu et al. 2024)",
         in_towers=False,
         scalable=True,
-        limits="needs hidden states of one width a tower: not of convolutional ones",
+        limits="needs hidden states of one width per tower: no convolutional towers",
     ),
     "rslora": VariantFacts(
         "LoRA scaled by alpha / sqrt(rank) (Kalajdzievski 2023)",
@@ -67,7 +67,7 @@ FACTS: dict[Variant, VariantFacts] = {
         scalable=True,
     ),
     "dora": VariantFacts(
-        "LoRA on a weight's direction, its magnitude trained beside (Liu et al. 2024)",
+        "LoRA on a weight's direction, with a separately trained magnitude (Liu et al. 2024)",
         "of the direction's update, alpha = 2 x rank",
         dropout=True,
         scalable=True,
@@ -75,17 +75,17 @@ FACTS: dict[Variant, VariantFacts] = {
     ),
     "loha": VariantFacts(
         "update as the Hadamard product of two low-rank ones (Hyeon-Woo et al. 2022)",
-        "of both factors, so that the update's is up to its square; alpha = 2 x rank",
+        "of both factors, so the update's rank is up to its square; alpha = 2 x rank",
         scalable=True,
         limits="makes the whole update matrix in every forward",
     ),
     "lokr": VariantFacts(
         "update as a Kronecker product (Yeh et al. 2024)",
-        "of the larger factor, alpha = 2 x rank; from half the factor's size on it is ignored",
+        "of the larger factor, alpha = 2 x rank; ignored from half the factor's size on",
         limits="makes the whole update matrix in every forward",
     ),
     "vera": VariantFacts(
-        "trained vectors around random matrices that all layers share (Kopiczko et al. 2024)",
+        "trained vectors around random matrices shared by all layers (Kopiczko et al. 2024)",
         "of the frozen random matrices",
         dropout=True,
         limits="modules fit only the seed that drew the matrices",
@@ -99,11 +99,11 @@ FACTS: dict[Variant, VariantFacts] = {
     "oft": VariantFacts(
         "block-diagonal rotation of query's and value's inputs (Qiu et al. 2023)",
         "size of a block",
-        limits="the rank must divide the layers' input widths, least 2",
+        limits="the rank must divide the layers' input widths and be at least 2",
     ),
     "ln_tuning": VariantFacts("own scales and shifts of the LayerNorms (Zhao et al. 2024)"),
     "bitfit": VariantFacts(
         "trained offsets of the linear layers' biases (after Ben Zaken et al. 2022)",
-        limits="biases of LayerNorms, convolutions and projections stay: ln_tuning has the first",
+        limits="does not train biases of LayerNorms (ln_tuning does), convolutions and projections",
     ),
 }

@@ -1,1 +1,1 @@
-"""From a dataset's URI to arrays: interactions, the leave-one-out split, the catalogue store."""
+"""From a dataset's URI to arrays: interactions, the split, the catalogue store."""

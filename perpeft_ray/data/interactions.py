@@ -1,4 +1,4 @@
-"""The folder format: interactions.parquet, items.parquet, images/. Read once, checked wholly."""
+"""The folder format: interactions.parquet, items.parquet, images/; read once and checked."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _ITEM_COLUMNS: Mapping[str, Kind] = {"item_id": "id", "title": "text", "image": 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Interactions and items as they stand in a folder, checked (`load_folder`)."""
+    """Checked interactions and items of a folder (`load_folder`)."""
 
     uri: str
-    """As the dataset was named on the command line."""
+    """The dataset's name on the command line."""
     root: Path
     """The folder; image paths are relative to it."""
     interactions: pd.DataFrame
@@ -46,16 +46,15 @@ class Dataset:
 
 
 def load_folder(path: Path, uri: str, data: DataSettings | None = None) -> Dataset:
-    """Read and check a dataset folder; `uri` is what messages and the result call it.
+    """Read and check a dataset folder; `uri` is its name in messages and in the result.
 
     A table is a file or a folder of parts. Repeats, ties, items without image, null or empty titles
-    and users with few interactions are normal. Where `data` leaves users out (those with fewer than
-    `min_interactions` interactions, then those not drawn for the sample), only the items that the
-    others have are kept, and the fingerprints are those of what is kept. Raises
-    `InputError` for a missing folder, file or column, ids, times and texts that `ParquetTable` does
-    not read, null ids or times, an empty table, a repeated item id, an interaction with an unknown
-    item, an image path of what is kept that leaves the folder or names no file, and where no user
-    has `min_interactions`.
+    and users with few interactions are normal. If `data` drops users (those with fewer than
+    `min_interactions` interactions, then those outside the sample), only the other users' items are
+    kept, and fingerprints cover only what is kept. Raises `InputError` for a missing folder, file
+    or column, ids, times and texts that `ParquetTable` does not read, null ids or times, an empty
+    table, a repeated item id, an interaction with an unknown item, a kept image path that leaves
+    the folder or names no file, and if no user has `min_interactions`.
     """
     if not path.is_dir():
         raise InputError(f"`{uri}` must name a folder, but {str(path)!r} is none")
@@ -87,7 +86,7 @@ def load_folder(path: Path, uri: str, data: DataSettings | None = None) -> Datas
         items=pd.DataFrame(
             {
                 "item_id": items["item_id"].to_pandas(),
-                # As objects, so that a missing text is None: pandas' own str column has NaN.
+                # As objects, so that missing text is None: pandas' own str column has NaN.
                 "title": pd.Series(items["title"].to_pylist(), dtype=object),
                 "image": pd.Series(images, dtype=object),
             }
@@ -102,9 +101,9 @@ def load_folder(path: Path, uri: str, data: DataSettings | None = None) -> Datas
 def open_tables(
     where: str, folder: Path, *, optional: tuple[str, ...] = ()
 ) -> tuple[ParquetTable, ParquetTable]:
-    """The interactions and items of a folder of the data format, not yet read.
+    """Open the interactions and items of a data folder without reading them.
 
-    `where` begins messages. Columns of the items that are `optional` may be missing.
+    `where` begins messages. `optional` columns of the items may be missing.
     """
     for name in (INTERACTIONS_FILE, ITEMS_FILE):
         if not (folder / name).exists():
@@ -118,7 +117,7 @@ def open_tables(
 
 
 def check_inside(rule: str, root: Path, path: str) -> None:
-    """Raise InputError, with the rule in front, where a relative path leaves the folder `root`."""
+    """Raise InputError, starting with the rule, if a relative path leaves the folder `root`."""
     if Path(path).is_absolute():
         raise InputError(f"{rule}, but {path!r} is absolute")
     if ".." in Path(path).parts:
@@ -195,7 +194,7 @@ def _hash_files(files: Iterable[Path]) -> list[bytes]:
 
 
 def _hash_strings(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
-    """Lengths in bytes (-1: null), then the bytes: no two columns give the same stream."""
+    """Lengths in bytes (-1: null), then the bytes: a stream unique per column."""
     lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype("<i8")
     digest.update(np.int64(len(lengths)).astype("<i8").tobytes())
     digest.update(lengths.tobytes())

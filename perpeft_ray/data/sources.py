@@ -1,4 +1,4 @@
-"""Data sources: what may stand after `--dataset`."""
+"""Data sources: the forms of `--dataset`."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def open_dataset(
 
     - `toyshop[:SEED]` (seed 0): generated.
     - `parquet:PATH`: a folder of the data format.
-    - `release:PATH#NAME`: `prepare_release` on a folder or archive; NAME may be left out where it
-      is the last part of PATH without its ending.
+    - `release:PATH#NAME`: `prepare_release` on a folder or archive; NAME defaults to the last part
+      of PATH without its ending.
     - `amazon2023:RAW_DIR#CATEGORY`: `prepare_amazon2023` with its defaults, images downloaded.
 
-    `data` says which users are kept (`load_folder`). What is generated or prepared is kept under
-    `cache`, by what it was made from, image bytes included. Images of `amazon2023` that failed for
-    a passing reason are fetched once more with `again`; without, a dataset that was prepared stays
-    as it is. Raises `InputError` for any other form, and for what the function that makes or reads
-    it rejects.
+    `data` says which users are kept (`load_folder`). Generated and prepared data are cached under
+    `cache`, keyed by their sources, image bytes included. `again` fetches once more the images of
+    `amazon2023` that failed for a passing reason; otherwise a prepared dataset stays as it is.
+    Raises `InputError` for any other form, and for what the function that makes or reads it
+    rejects.
     """
     source, colon, rest = uri.partition(":")
     path, name = _path_and_name(rest)
@@ -62,8 +62,8 @@ def open_dataset(
 def absolute_dataset(uri: str) -> str:
     """A dataset's URI with its path made absolute, so that it means the same in any folder.
 
-    Links stay as they are, except where the path goes up with `..`. Whether the path is there is
-    not asked. `toyshop` and unknown forms come back unchanged.
+    Keeps links, except where the path goes up with `..`. Does not check that the path exists.
+    Returns `toyshop` and unknown forms unchanged.
     """
     source, _, rest = uri.partition(":")
     if source not in _PATH_FORMS or not rest:
@@ -77,9 +77,9 @@ def absolute_dataset(uri: str) -> str:
 
 
 def raw_files(uri: str) -> list[Path]:
-    """The raw files that `open_dataset` would prepare, which can be read; none where it need not.
+    """The raw files that `open_dataset` would prepare; none if there is nothing to prepare.
 
-    Far cheaper than to prepare them. Raises `InputError` where one is missing or cannot be read.
+    Far cheaper than preparing. Raises `InputError` if a file is missing or unreadable.
     """
     source, _, rest = uri.partition(":")
     path, name = _path_and_name(rest)
@@ -118,7 +118,7 @@ def _amazon2023(raw: Path, category: str, cache: Path, *, again: bool) -> Path:
 
 
 def _prepared(cache: Path, name: str, recipe: Mapping[str, Any]) -> Path:
-    """The folder of a recipe; what other recipes of the name have left unfinished is removed."""
+    """The folder of a recipe; removes unfinished folders of other recipes of this name."""
     from perpeft_ray.data.prepare.recipe import recipe_key
 
     folder = cache / "prepared" / f"{name}-{recipe_key(recipe)}"
@@ -135,7 +135,7 @@ def _toyshop(uri: str, seed: str, cache: Path) -> Path:
         raise InputError(f"`dataset` toyshop:SEED must have a whole number, but is {uri!r}")
     from perpeft_ray.data import toyshop
 
-    # The generator's own source is its version: a changed generator never finds an old folder.
+    # The generator's source is its version: a changed generator never finds an old folder.
     source = hashlib.sha256()
     for file in sorted(Path(toyshop.__file__).parent.glob("toyshop*.py")):
         source.update(file.read_bytes())
@@ -147,7 +147,7 @@ def _toyshop(uri: str, seed: str, cache: Path) -> Path:
 
 
 def _path_and_name(rest: str) -> tuple[str, str]:
-    """PATH and NAME of `PATH#NAME`; a path may have `#` itself, a name has no `/`."""
+    """PATH and NAME of `PATH#NAME`; a path may contain `#`, a name has no `/`."""
     path, mark, name = rest.rpartition("#")
     if not mark or "/" in name or Path(rest).exists():
         return rest, ""

@@ -1,9 +1,9 @@
 """Amazon Reviews 2023: from the published raw files of a category to the folder format.
 
 Raw files and their fields: Hou et al., *Bridging Language and Items for Retrieval and
-Recommendation*, arXiv 2403.03952. As in its authors' benchmark, of repeats of a user's item the
-first counts. The order of the steps is ours: subsample and filters, items with metadata, repeats,
-k-core, images.
+Recommendation*, arXiv 2403.03952. As in its authors' benchmark, the
+first of a user's repeated items counts. The order of the steps is ours: subsample and filters,
+items with metadata, repeats, k-core, images.
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ _META = (
 )
 _PLAIN = "hive_partitioning = false"
 _LOOKED_AT = 1000
-"""Lines of a raw file whose fields are looked at before anything starts."""
+"""Number of first lines of a raw file that are checked before the start."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which reviews and items of a category are kept."""
+    """Which reviews and items of a category to keep."""
 
     core: int = 5
-    """Every user and every item has at least so many interactions; 1 keeps all."""
+    """Minimum interactions of every user and item (k-core); 1 keeps all."""
     user_fraction: float | None = None
-    """Users that are kept, of 1; by default the paper's for its categories, or else all."""
+    """Share of users to keep, up to 1; default: the paper's for its categories, else all."""
     seed: int = 0
-    """Of the subsample of users."""
+    """Seed of the user sample."""
     min_rating: float | None = None
-    """Reviews with fewer stars are left out."""
+    """Drop reviews with fewer stars."""
     since: dt.date | None = None
-    """First day (UTC) of reviews that are kept, as YYYY-MM-DD."""
+    """Keep reviews from this day on (UTC), YYYY-MM-DD."""
     until: dt.date | None = None
-    """First day (UTC) of reviews that are not."""
+    """Keep reviews before this day (UTC), YYYY-MM-DD."""
     require_title: bool = True
-    """Items without title are left out."""
+    """Drop items without title."""
     require_image: bool = False
-    """Items without an image address are left out."""
+    """Drop items without an image address."""
 
 
 def prepare_amazon2023(
@@ -81,14 +81,13 @@ def prepare_amazon2023(
     memory_gb: float = 1.0,
     again: bool = True,
 ) -> None:
-    """Make the folder `out` from the raw files of a category; goes on where it was stopped.
+    """Make the folder `out` from the raw files of a category; resumes an interrupted run.
 
     `category` is one of the paper's (`sports_outdoors`, …) or a raw file's name without its ending.
-    Timestamps stay as published, in milliseconds; ties keep the raw file's order. Images that fail
-    are null in items.parquet and listed in images_failed.csv. Where `out` is there already, images
-    that failed for a passing reason are fetched once more, with `again`. `memory_gb` bounds DuckDB,
-    which is nearly all the memory. Raises InputError for options and files that cannot be used and
-    where nothing is left.
+    Timestamps stay as published, in milliseconds; ties keep the raw file's order. Failed images are
+    null in items.parquet and listed in images_failed.csv. If `out` exists, `again` fetches images
+    once more that failed for a passing reason. `memory_gb` limits DuckDB, which takes nearly all
+    the memory. Raises InputError for unusable options and files, and if nothing is left.
     """
     recipe = amazon2023_recipe(raw, category, selection, images=images)
     with preparing(out, recipe) as working:
@@ -106,9 +105,9 @@ def prepare_amazon2023(
 def amazon2023_recipe(
     raw: Path, category: str, selection: Selection, *, images: bool
 ) -> dict[str, Any]:
-    """What decides the folder that `prepare_amazon2023` makes; raises InputError as it does.
+    """All that determines the folder of `prepare_amazon2023`; raises InputError as it does.
 
-    Of the raw files the first lines are looked at.
+    Reads only the first lines of the raw files.
     """
     _check(category, selection)
     reviews, meta = _raw_files(raw, category)
@@ -127,8 +126,7 @@ def amazon2023_recipe(
 
 
 def amazon2023_files(raw: Path, category: str) -> list[Path]:
-    """A category's raw files, begun to be read; raises InputError where one is missing or cannot
-    be read."""
+    """A category's raw files; raises InputError if one is missing or unreadable."""
     amazon2023_recipe(raw, category, Selection(), images=True)
     files = list(_raw_files(raw, category))
     begun_to_read(files)
@@ -148,7 +146,7 @@ def _check(category: str, selection: Selection) -> None:
 
 
 def _check_fields(file: Path, needed: tuple[str, ...]) -> None:
-    """Raise InputError where a file is not of the form, or none of its first lines has a field."""
+    """Raise InputError for another format, or if a field is missing in all first lines."""
     opened = gzip.open if file.suffix == ".gz" else open
     rule = f"`raw` file {file.name} must have lines of Amazon Reviews 2023"
     fields: dict[str, None] = {}
@@ -174,7 +172,7 @@ def _check_fields(file: Path, needed: tuple[str, ...]) -> None:
 
 
 def _fraction(category: str, selection: Selection) -> float:
-    """Of the users to keep."""
+    """Share of users to keep."""
     if selection.user_fraction is not None:
         return selection.user_fraction
     return PAPER_DATASETS[category].user_fraction if category in PAPER_DATASETS else 1.0
@@ -190,7 +188,7 @@ def _raw_files(raw: Path, category: str) -> tuple[Path, Path]:
 
 
 def _raw_file(raw: Path, folder: str, name: str) -> Path:
-    """A raw file, plain or compressed, in `raw` or where the publisher's folders have it."""
+    """A raw file, plain or compressed, in `raw` or in the publisher's folder layout."""
     check_file_name("`category`", name)
     for place in (raw, raw / folder, raw / "raw" / folder):
         for ending in (".jsonl", ".jsonl.gz"):
@@ -207,14 +205,14 @@ def _raw_file(raw: Path, folder: str, name: str) -> Path:
 def _select(
     database: Database, reviews: Path, meta: Path, selection: Selection, fraction: float
 ) -> None:
-    """Make the tables `users` (user_id), `items` (item_id, title, url) and `core`, the chosen
-    reviews (user_row, item_row, timestamp, line), whose rows are those tables' `rowid`: ids are
-    long, and most of the work is on these."""
+    """Make the tables `users` (user_id), `items` (item_id, title, url) and `core`, the selected
+    reviews (user_row, item_row, timestamp, line). The row columns are `rowid`s of the other
+    tables: most of the work is on them, and ids are long."""
     with database.reading("`raw`"):
         database.table("reviews", *_reviews(database.plain_path(reviews), selection, fraction))
         database.table("items", *_items(database.plain_path(meta), selection))
     database.table("users", "SELECT DISTINCT user_id FROM reviews")
-    # Of a user's repeats of an item the first counts.
+    # The first of a user's repeats of an item counts.
     database.table(
         "firsts",
         "SELECT users.rowid AS user_row, items.rowid AS item_row, timestamp, line "
@@ -232,7 +230,7 @@ def _select(
 
 
 def _check_joined(database: Database, reviews: Path, meta: Path) -> None:
-    """Raise InputError where no review has an item of the metadata, warn where few have."""
+    """Raise InputError if no review has an item of the metadata; warn if few have."""
     count, items = database.count("reviews"), database.count("items")
     (known,) = database.row("SELECT count(*) FROM reviews SEMI JOIN items USING (item_id)")
     if count and items and not known:
@@ -250,7 +248,7 @@ def _reviews(file: Path, selection: Selection, fraction: float) -> tuple[str, li
     rules = ["user_id IS NOT NULL", "parent_asin IS NOT NULL", "timestamp IS NOT NULL"]
     values: list[Any] = [str(file)]
     if fraction < 1:
-        # By a hash of the id: the same users whatever the order of the file.
+        # By a hash of the id: the same users in any order of the file.
         rules.append("md5_number_lower(? || user_id) < CAST(? AS UBIGINT)")
         values += [f"{selection.seed}:", int(fraction * 2**64)]
     if selection.min_rating is not None:
@@ -290,7 +288,7 @@ def _items(file: Path, selection: Selection) -> tuple[str, list[Any]]:
 
 
 def _fetch_images(database: Database, working: Path, limits: Limits) -> list[str]:
-    """Download the images of the items that are left; ids of those that failed."""
+    """Download the images of the remaining items; returns the ids of failed ones."""
     folder = working / "images"
     folder.mkdir(exist_ok=True)
     wanted = database.rows(
@@ -310,7 +308,7 @@ def _fetch_images(database: Database, working: Path, limits: Limits) -> list[str
 def _fetch_again(out: Path, limits: Limits) -> None:
     """Fetch the images of a prepared folder that failed for a passing reason.
 
-    Killed at any line, the next call goes on: an image that is there is not fetched again.
+    After a kill, the next call resumes without fetching an image twice.
     """
     failures = read_failures(out)
     passing = [failure for failure in failures if failure.passing]

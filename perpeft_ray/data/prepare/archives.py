@@ -1,4 +1,4 @@
-"""Zip archives of others: nothing leaves the folder, nothing expands beyond a limit."""
+"""Unpacks untrusted zip archives: nothing leaves the folder or expands beyond a limit."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def unpack(
 ) -> None:
     """Write the wanted files of a zip, and of the zips in it, into a folder.
 
-    `target` gives a member's path in `folder`, or None where it is not wanted; of zips within zips
-    none is opened. Raises InputError for a file that is no whole zip, a member with an absolute
-    path or '..' (wanted or not), a link, two members with one target, and where all that is
-    written, inner zips included, is more than `max_bytes`; what the headers say is not trusted.
+    `target` gives a member's path in `folder`, or None to skip it. Zips inside inner zips are not
+    opened. Raises InputError for a damaged zip, a member with an absolute path or '..' (wanted or
+    not), a link, two members with one target, and more than `max_bytes` of output, inner zips
+    included; headers are not trusted.
     """
     budget = _Budget(max_bytes)
     with _opened(archive, archive.name) as outer:
@@ -44,7 +44,7 @@ def unpack(
 
 
 def file_names(archive: Path) -> list[str]:
-    """The last parts of a zip's files' names; only its table of contents is read.
+    """File names in a zip, without folders; reads only its table of contents.
 
     Raises InputError as `unpack` does.
     """
@@ -53,9 +53,9 @@ def file_names(archive: Path) -> list[str]:
 
 
 def members_hash(archive: Path) -> str:
-    """Hash of a zip's files: their names, sizes and checksums, as its table of contents has them.
+    """Hash of the names, sizes and checksums in a zip's table of contents.
 
-    Another byte in any file, also of a zip within it, gives another. Raises InputError as `unpack`.
+    Any changed byte, also in an inner zip, changes it. Raises InputError as `unpack`.
     """
     digest = hashlib.sha256()
     with _opened(archive, archive.name) as opened:
@@ -84,7 +84,7 @@ def _opened(file: Path, name: str) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
-    # RuntimeError is zipfile's word for an encrypted member.
+    # zipfile raises RuntimeError for an encrypted member.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{name!r} must be a whole zip archive, but {error}") from error
 
@@ -96,7 +96,7 @@ def _members(
     members = archive.infolist()
     for member in members:
         rule = f"{where!r} must have only members inside the folder, but has"
-        # The name as it is stored: zipfile's own cuts it at a NUL.
+        # The stored name: zipfile's own is cut at a NUL.
         for name in (member.filename, member.orig_filename):
             path = PurePosixPath(name.replace("\\", "/"))
             if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):

@@ -1,4 +1,4 @@
-"""Images from the web: some at a time, tried again, never larger than a limit, none twice."""
+"""Downloads images: several at a time, with retries, a size limit, and none twice."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 from perpeft_ray.data.prepare.images import Failure
 
 CHUNK = 1024
-"""Images that are handed to the threads at a time: bounds memory, not concurrency."""
+"""Images handed to the threads at a time: bounds memory, not concurrency."""
 
 _BUSY = (408, 425, 429, *range(500, 600))
-"""Answers that may be others the next time."""
+"""HTTP statuses worth a retry."""
 
 _FOR_GOOD = (LocationValueError, URLSchemeUnknown, DecodeError)
-"""What urllib3 raises where another attempt will not help."""
+"""urllib3 errors that a retry does not fix."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """An image that should lie in a file."""
+    """An image and its target file."""
 
     item_id: str
     url: str
@@ -43,29 +43,28 @@ class Download:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a download may take."""
+    """Limits of a download."""
 
     connections: int = 16
-    """Images under way at once."""
+    """Concurrent images."""
     attempts: int = 5
-    """Requests for one image, with twice the pause after each (or what Retry-After says)."""
+    """Requests per image; the pause doubles after each, unless Retry-After sets it."""
     first_pause: float = 0.5
-    """Seconds."""
+    """First pause in seconds."""
     timeout: float = 30.0
-    """Seconds to connect, and without a byte."""
+    """Seconds to connect, and to wait for a byte."""
     max_bytes: int = 20_000_000
-    """Of one image; a larger one is a failure."""
+    """Largest image; a larger one is a failure."""
 
 
 def download_images(
     downloads: Iterable[Download], limits: Limits, scratch: Path, advance: Callable[[int], None]
 ) -> list[Failure]:
-    """Fetch every image whose file is not there yet; what failed, in the given order.
+    """Fetch every image whose file is missing; returns the failures, in order.
 
-    A file appears whole or not at all, and only if it is a readable image, so a stopped run goes
-    on; in the folder `scratch` are those under way. Busy servers, broken connections and no network
-    are failures that may pass. `advance` receives the number of images handled, found on disk or
-    not.
+    A file appears whole or not at all, and only if it is a readable image, so a rerun resumes;
+    unfinished ones are in the folder `scratch`. Busy servers, broken connections and no network
+    are passing failures. `advance` gets the number of images handled, also those found on disk.
     """
     failures: list[Failure] = []
     pool = urllib3.PoolManager(
@@ -102,7 +101,7 @@ def download_images(
 
 
 class _RefusedError(Exception):
-    """An answer that another attempt will not change."""
+    """An answer that a retry does not change."""
 
 
 def _body(pool: urllib3.PoolManager, url: str, limits: Limits) -> bytes:
@@ -118,10 +117,10 @@ def _body(pool: urllib3.PoolManager, url: str, limits: Limits) -> bytes:
         try:
             return _read(response, limits.max_bytes)
         except HTTPError as error:
-            # urllib3 tries again when a connection breaks before the body, not within it.
+            # urllib3 retries if a connection breaks before the body, not within it.
             retries = (response.retries or retries).increment("GET", url, error=error)
         finally:
-            # Closed unless read to its end, so that no remainder meets the next request.
+            # Close unless read to its end, so that no remainder reaches the next request.
             response.close()
         retries.sleep()
 
@@ -140,9 +139,9 @@ def _read(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
 
 
 def _passes(error: HTTPError | _RefusedError) -> bool:
-    """Whether another attempt may have another end."""
+    """Whether a retry may succeed."""
     if isinstance(error, MaxRetryError):
-        # Of answers, urllib3 gives up on busy ones and on too many redirects.
+        # urllib3 gives up on busy answers and on too many redirects.
         return "redirects" not in str(error.reason)
     return isinstance(error, HTTPError) and not isinstance(error, _FOR_GOOD)
 

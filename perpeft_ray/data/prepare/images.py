@@ -1,4 +1,4 @@
-"""Image files on their way into a prepared folder, and the list of those that did not get there."""
+"""Copies images into a prepared folder, and lists the failures."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that is not there, and why."""
+    """A missing image and the reason."""
 
     item_id: str
     image: str
     """Its address or path."""
     reason: str
     passing: bool = False
-    """Whether it may be there another time: the server was busy or could not be reached."""
+    """Whether a retry may succeed: the server was busy or unreachable."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A file that should lie, if it is a readable image, in another place."""
+    """A file and where to copy it, if it is a readable image."""
 
     item_id: str
     source: Path
@@ -50,10 +50,10 @@ class Copy:
 def copy_images(
     copies: Iterable[Copy], scratch: Path, advance: Callable[[int], None]
 ) -> list[Failure]:
-    """Copy readable images to where they are not yet; what is missing or broken, in order.
+    """Copy readable images unless already there; returns missing and broken ones, in order.
 
-    A file appears whole or not at all, so a stopped run goes on; in the folder `scratch` are those
-    under way. `advance` receives the number of images handled.
+    A file appears whole or not at all, so a rerun resumes; unfinished ones are in the folder
+    `scratch`. `advance` gets the number of images handled.
     """
     failures: list[Failure] = []
 
@@ -83,7 +83,7 @@ def copy_images(
 
 
 def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
-    """Write `images_failed.csv` (item_id, image, reason, passing), or no file where none failed."""
+    """Write `images_failed.csv` (item_id, image, reason, passing); no file without failures."""
     file = folder / FAILURES_FILE
     if not failures:
         file.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """What `write_failures` has written; none where there is no file."""
+    """Read the file of `write_failures`; empty without a file."""
     file = folder / FAILURES_FILE
     if not file.is_file():
         return []
@@ -112,8 +112,8 @@ def read_failures(folder: Path) -> list[Failure]:
 
 
 def check_file_name(what: str, name: str) -> None:
-    """Raise InputError where a name from outside, such as an item id, is no plain file name."""
-    longest = 200  # bytes; file systems take 255, and endings come behind
+    """Raise InputError if an external name, such as an item id, is not a plain file name."""
+    longest = 200  # bytes; file systems take 255, and endings are added
     length = len(name.encode("utf-8", "surrogatepass"))
     if (
         name in ("", ".", "..")
@@ -126,7 +126,7 @@ def check_file_name(what: str, name: str) -> None:
 
 @contextmanager
 def image_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Yield the function that moves a progress bar of images, shown where there is a terminal."""
+    """Yield the function that advances a progress bar of images, shown in a terminal."""
     console = console_on(sys.stderr)
     with Progress(
         TextColumn("images"),

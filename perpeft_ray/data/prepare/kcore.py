@@ -1,4 +1,4 @@
-"""The k-core: the most interactions in which every user and every item has at least k."""
+"""The k-core: the largest set of interactions with at least k per user and per item."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from perpeft_ray.data.prepare.database import Database
 def make_core(database: Database, name: str, source: str, k: int) -> int:
     """Make the table `name`, the k-core of the table `source`; its rows, possibly 0.
 
-    `source` has `user_row` and `item_row`, which are numbers: there are many turns. Users and items
-    with fewer than k rows go in turns until all have k; the order of the turns does not change the
-    core.
+    `source` has the columns `user_row` and `item_row`; they are numbers, for speed. Removes users
+    and items with fewer than k rows in turns until all have k; the order does not change the core.
     """
     if not database.has(name):
         left, before = database.replace("turn", f"SELECT * FROM {source}"), -1

@@ -15,13 +15,13 @@ class PaperDataset:
 
     title: str
     category: str
-    """Of the raw files, `<category>.jsonl.gz` and `meta_<category>.jsonl.gz`."""
+    """Name of the raw files, `<category>.jsonl.gz` and `meta_<category>.jsonl.gz`."""
     users: int
     items: int
     average_length: float
     density: float
     user_fraction: float
-    """Of the category's users that the paper keeps; 1 where it names no subsample."""
+    """Share of the category's users in the paper; 1 if it names no sample."""
 
 
 PAPER_DATASETS = {
@@ -36,4 +36,4 @@ PAPER_DATASETS = {
         "Arts, Crafts & Sewing", "Arts_Crafts_and_Sewing", 24511, 18884, 9.4328, 0.0005, 0.4
     ),
 }
-"""By the name they have in the authors' release and on our command line."""
+"""Keyed by the name in the authors' release and on our command line."""

@@ -1,9 +1,9 @@
 """Reads a pickled dict of int and str without running it.
 
-A pickle is a program for a stack machine, and Python's unpickler runs what it names. Here a machine
-that knows a few opcodes builds dicts, integers, strings and NumPy scalars and calls nothing; any
-other opcode or name is refused. Opcodes: Python's `pickletools`; scalars: the way NumPy reduces
-them since 1.0.
+A pickle is a program for a stack machine, and Python's unpickler calls whatever it names. This
+machine knows a few opcodes, builds dicts, integers, strings and NumPy scalars, and calls nothing;
+it refuses any other opcode or name. Opcodes: Python's `pickletools`; scalars: NumPy's own form
+since 1.0.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import numpy as np
 from perpeft_ray.errors import InputError
 
 MAX_BYTES = 500_000_000
-"""Of a pickle file."""
+"""Largest pickle file."""
 
 Plain = int | float | str
-"""What a key or value may be; floats come from NumPy scalars alone."""
+"""Allowed types of keys and values; floats come only from NumPy scalars."""
 
 _SCALARS = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
 _DTYPE = "numpy dtype"
-# How protocols below 3 write bytes, and no bytes.
+# The form of bytes, and of empty bytes, in protocols below 3.
 _ENCODE, _EMPTY_BYTES = "_codecs encode", "__builtin__ bytes"
 
 
 def read_plain_pickle(file: Path) -> dict[Plain, Plain]:
     """The dict in a pickle file, NumPy scalars as Python's own int, float or str.
 
-    Raises InputError, and has run nothing, where the file has anything but one flat dict of
-    integers, strings and NumPy scalars.
+    Raises InputError, without running anything, unless the file is one flat dict of integers,
+    strings and NumPy scalars.
     """
     size = file.stat().st_size
     if size > MAX_BYTES:
@@ -42,7 +42,7 @@ def read_plain_pickle(file: Path) -> dict[Plain, Plain]:
     rule = f"{str(file)!r} must be a pickle of a dict of int, str and NumPy scalars only"
     machine = _Machine()
     try:
-        # From memory: a file would make room for any length that the pickle claims.
+        # From memory: reading a file would allocate any length that the pickle claims.
         for opcode, argument, _ in pickletools.genops(file.read_bytes()):
             machine.step(opcode.name, argument)
         return machine.result()
@@ -53,26 +53,26 @@ def read_plain_pickle(file: Path) -> dict[Plain, Plain]:
 
 
 class _RefusedError(Exception):
-    """Something that a plain pickle does not have."""
+    """Something that does not belong in a plain pickle."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or class that the pickle names; it is never looked up."""
+    """A function or class named by the pickle; never looked up."""
 
     name: str
 
 
 @dataclass
 class _Dtype:
-    """A NumPy dtype in the making."""
+    """A NumPy dtype under construction."""
 
     kind: str
     order: str = "|"
 
 
 class _Machine:
-    """The stack machine: `step` by step, then the `result`."""
+    """The stack machine: call `step` for each opcode, then `result`."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -137,7 +137,7 @@ class _Machine:
                 raise _RefusedError(f"has the opcode {opcode}")
 
     def result(self) -> dict[Plain, Plain]:
-        """The dict that is left, checked."""
+        """The remaining dict, checked."""
         (result,) = self._stack
         if type(result) is not dict:
             raise _RefusedError(f"is of type {type(result).__name__}")

@@ -1,4 +1,4 @@
-"""A prepared folder and the recipe it was made by; a stopped preparation goes on."""
+"""Prepared folders with their recipes; resumes an interrupted preparation."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from perpeft_ray.errors import InputError
 
 RECIPE_FILE = "prepare.json"
 SCRATCH = "scratch"
-"""Subfolder of a working folder that is removed when it is done."""
+"""Subfolder of a working folder, removed at the end."""
 
 
 @contextmanager
 def preparing(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path | None]:
-    """Yield the working folder of `out`, or None where `out` is there and has the same recipe.
+    """Yield the working folder of `out`, or None if `out` exists with the same recipe.
 
-    A recipe is everything that decides the result, in JSON's types. A working folder that was left
-    by another recipe is emptied first; `scratch/` in it is there, and removed at the end. Where the
-    block raises InputError nothing is left, except for want of memory, which can be given. Raises
-    InputError where `out` is something else.
+    A recipe is everything that determines the result, in JSON types. Empties the working folder of
+    another recipe first; makes `scratch/` in it and removes that at the end. If the block raises
+    InputError, nothing is left, except after a lack of memory, which a rerun may have. Raises
+    InputError if `out` is something else.
     """
     _check(out, recipe)
     text = json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
     with resumed_folder(out.absolute()) as working:
         if working is None:
-            _check(out, recipe)  # another process may just have made it
+            _check(out, recipe)  # another process may have just made it
             yield None
             return
         file = working / RECIPE_FILE
@@ -55,18 +55,18 @@ def preparing(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path | None]:
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits that name a recipe: of other options or raw files, others."""
+    """Eight hexadecimal digits that identify a recipe."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def source_files(*files: Path) -> list[list[str | int]]:
-    """Path, bytes and time of change of raw files, for a recipe: a changed file starts anew."""
+    """Path, size and modification time of raw files, for a recipe: a changed file starts anew."""
     found = ((file.resolve(), file.stat()) for file in files)
     return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]
 
 
 def contents(*files: Path) -> list[list[str]]:
-    """Path and content hash of raw files, for a recipe; of a file that is not there, "missing"."""
+    """Path and content hash of raw files, for a recipe; "missing" for a missing file."""
     return [[str(file.resolve()), _content(file)] for file in files]
 
 
@@ -86,9 +86,9 @@ def _content(file: Path) -> str:
 
 
 def begun_to_read(files: Sequence[Path]) -> None:
-    """Open each file and read its first byte, through gzip where it is compressed.
+    """Open each file and read its first byte, through gzip if it is compressed.
 
-    Raises InputError where that cannot be done."""
+    Raises InputError for an unreadable file."""
     for file in files:
         opened = gzip.open if file.suffix == ".gz" else open
         try:

@@ -40,18 +40,17 @@ from perpeft_ray.data.prepare.recipe import (
 from perpeft_ray.errors import InputError
 
 MAX_BYTES = 32_000_000_000
-"""What an archive may expand to, unless told otherwise."""
+"""Default limit of an archive's expanded size."""
 
 
 def prepare_release(source: Path, name: str, out: Path, *, max_bytes: int = MAX_BYTES) -> None:
-    """Make the folder `out` from a data set of the release; goes on where it was stopped.
+    """Make the folder `out` from a data set of the release; resumes an interrupted run.
 
-    `source` is the archive (a zip, of zips or of files) or a folder with a data set's files
-    anywhere in it. Users keep their numbers as ids; a timestamp is the line's position in the
-    file, as the release has no times. Items keep the order of their numbers, also those without
-    interactions. Raises InputError for missing or damaged files, pickles with anything but int,
-    str and NumPy scalars, item ids that are no file names, and archives that leave the folder or
-    expand beyond `max_bytes`.
+    `source` is the archive (a zip of zips or files) or a folder with a data set's files anywhere in
+    it. Users keep their numbers as ids; the timestamp is the line number, since the release has no
+    times. Items keep the order of their numbers, also those without interactions. Raises InputError
+    for missing or damaged files, pickles with anything but int, str and NumPy scalars, item ids
+    that are not file names, and archives that leave the folder or expand beyond `max_bytes`.
     """
     with preparing(out, release_recipe(source, name)) as working:
         if working is None:
@@ -64,7 +63,7 @@ def prepare_release(source: Path, name: str, out: Path, *, max_bytes: int = MAX_
 
 
 def release_recipe(source: Path, name: str) -> dict[str, Any]:
-    """What decides the folder that `prepare_release` makes; raises InputError as it does."""
+    """All that determines the folder of `prepare_release`; raises InputError as it does."""
     raw = _raw_files(source, name)
     if source.is_dir():
         images = _Files.found_in(source, name).images
@@ -76,10 +75,9 @@ def release_recipe(source: Path, name: str) -> dict[str, Any]:
 
 
 def release_files(source: Path, name: str) -> list[Path]:
-    """The files that `prepare_release` begins with, begun to be read; nothing is unpacked.
+    """The files that `prepare_release` reads first; unpacks nothing.
 
-    Raises InputError where one is missing or cannot be read. What zips within a zip hold is not
-    looked at.
+    Raises InputError if one is missing or unreadable. Does not look into inner zips.
     """
     files = _raw_files(source, name)
     begun_to_read(files)
@@ -94,7 +92,7 @@ def release_files(source: Path, name: str) -> list[Path]:
 
 
 def _raw_files(source: Path, name: str) -> list[Path]:
-    """The archive, or the tables of a folder."""
+    """The archive, or a folder's tables."""
     check_file_name("`name`", name)
     if source.is_dir():
         files = _Files.found_in(source, name)
@@ -106,7 +104,7 @@ def _raw_files(source: Path, name: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where a data set's files lie."""
+    """Locations of a data set's files."""
 
     folder: Path
     name: str
@@ -141,7 +139,7 @@ class _Files:
         return self.folder / f"{self.name}_images"
 
     def wanted(self, member: PurePosixPath) -> str | None:
-        """The place under `folder` of an archive's member; None for what is not of this set."""
+        """A member's target under `folder`; None if it is not part of this set."""
         if member.name in (self.sequences.name, self.numbers.name, self.titles.name):
             return member.name
         if member.parent.name == self.images.name:
@@ -153,7 +151,7 @@ def _unpacked(archive: Path, name: str, scratch: Path, max_bytes: int) -> _Files
     folder = scratch / "release"
     if not folder.is_dir():
         new = scratch / "release.part"
-        shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped
+        shutil.rmtree(new, ignore_errors=True)  # left by an interrupted run
         new.mkdir()
         unpack(archive, new, _Files(new, name).wanted, max_bytes)
         new.rename(folder)
@@ -202,7 +200,7 @@ def _lines(file: Path) -> NDArray[np.int64]:
     """User and item of every line, int64 [N, 2]."""
     rule = f"{file.name} must have lines of a user and an item, numbers from 1"
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of an empty file
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # for an empty file
             lines = np.loadtxt(file, dtype=np.int64, ndmin=2)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{rule}, but {error}") from error
@@ -214,7 +212,7 @@ def _lines(file: Path) -> NDArray[np.int64]:
 
 
 def _item_ids(file: Path) -> dict[int, str]:
-    """Item id of every number, by number."""
+    """Item ids by number."""
     ids: dict[int, str] = {}
     for number, item_id in sorted(_numbered(file).items()):
         check_file_name(f"an item id of {file.name}", str(item_id))
@@ -236,5 +234,5 @@ def _numbered(file: Path) -> dict[int, Plain]:
 def _title(title: Plain | None) -> str | None:
     if not isinstance(title, str):
         return None
-    # A pickled str may have half a surrogate pair, which no UTF-8 file can hold.
+    # A pickled str may hold half a surrogate pair, which UTF-8 cannot encode.
     return " ".join(title.encode("utf-8", "replace").decode().split()) or None
