@@ -1,4 +1,4 @@
-"""Which method is better than which: all comparisons of a study, corrected for their number."""
+"""All comparisons of a study's methods, corrected for their number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def comparisons(folders: Sequence[Path], metric: str = "ndcg@20") -> StudyTable:
 
 
 def comparisons_table(compared: Sequence[Comparison]) -> StudyTable:
-    """What `compare_all` found, a row each; printed are PerPEFT's, a table per variant.
+    """The results of `compare_all`, one row each; prints PerPEFT's, one table per variant.
 
     Columns of the numbers: the fields of `Comparison`, with intervals as `…_low` and `…_high`.
     """
@@ -42,7 +42,7 @@ def p_text(p: float) -> str:
 
 
 def _text(numbers: pd.DataFrame, variant: str) -> TextTable:
-    """The rows of one variant, so that the table fits 80 characters."""
+    """The rows of one variant: one table per variant fits 80 characters."""
     rows = tuple(
         (
             Cell(row.method_b),

@@ -1,4 +1,4 @@
-"""How all figures look: sizes, and colours and markers that are told apart without colour too."""
+"""Style of all figures: sizes, and colours and markers that also work without colour."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from perpeft_ray.config import METHODS, VARIANTS
 
 PANEL = (3.6, 2.4)
-"""Width and height of a panel in inches. Panels stand below one another, so that 9 point text is
-13 pixels high where the figure is shown 400 pixels wide."""
+"""Width and height of a panel in inches. Panels are stacked, so that 9 point text is 13 pixels high
+when the figure is shown 400 pixels wide."""
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 """Source: Okabe and Ito, Color Universal Design (2008)."""
 _TOL_MUTED = ("#882255", "#999933", "#332288", "#44AA99", "#AA4499")
@@ -27,7 +27,7 @@ VARIANT_MARKERS: dict[str | None, str] = {
 }
 GREY = "#767676"
 METHOD_COLOURS = dict(zip(METHODS, (*(GREY,) * 4, *_OKABE_ITO, *_TOL_MUTED[:4]), strict=True))
-"""Those without PEFT are grey, and told apart by their lines' styles."""
+"""Methods without PEFT are grey and differ by line style."""
 METHOD_MARKERS = dict(zip(METHODS, "+xXv^<>12osPph*", strict=True))
 
 mpl.rcParams.update(
@@ -47,7 +47,7 @@ mpl.rcParams.update(
 
 @dataclass(frozen=True)
 class StudyFigure:
-    """A figure's file name, title, and what it says in words for those who do not see it."""
+    """A figure with its file name, title and text alternative."""
 
     name: str
     title: str
@@ -56,14 +56,14 @@ class StudyFigure:
 
 
 def panels(count: int, height: float = PANEL[1]) -> tuple[Figure, list[Axes]]:
-    """A figure of panels below one another, each `height` inches high."""
+    """A figure of stacked panels, each `height` inches high."""
     figure = Figure(figsize=(PANEL[0], height * count + 0.3), layout="constrained")
     axes = figure.subplots(count, 1, squeeze=False)
     return figure, [row[0] for row in axes]
 
 
 def legend(figure: Figure, columns: int = 2) -> None:
-    """The figure's legend, below its panels; what has the same label is named once."""
+    """The figure's legend, below its panels; each label occurs once."""
     entries = [axes.get_legend_handles_labels() for axes in figure.axes]
     handles = [handle for found, _ in entries for handle in found]
     labels = [label for _, found in entries for label in found]

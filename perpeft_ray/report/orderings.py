@@ -1,4 +1,4 @@
-"""Which orderings of the paper's tables hold on which data, over any number of studies."""
+"""Which of the paper's orderings hold on which data, over any number of studies."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ SHOWN = ("ndcg@20", "hr@20")
 
 
 def orderings(folders: Sequence[Path]) -> StudyTable:
-    """Orderings of the paper that the studies have both methods of, per data set and variant.
+    """The paper's orderings whose methods the studies have, per data set and variant.
 
     Columns: dataset, encoder, metric, variant, above, below, mean_above, mean_below, difference,
     low, high (95 % bootstrap interval over users), p_value (paired t over users), p_holm (corrected
-    over the data set and metric), p_seeds, users, seeds, finding: `holds` or `reversed` where
+    over the data set and metric), p_seeds, users, seeds, finding: `holds` or `reversed` if
     p_holm is below 0.05, else `undecided`.
     """
     results = read_results(folders)
@@ -239,7 +239,7 @@ def _settings_text(rows: pd.DataFrame, dataset: str, varied: Sequence[Searchable
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    """Data sets and encoders by what tells them apart and not by where they lie."""
+    """Data sets and encoders under short distinct names, without folders."""
     return rows.assign(
         dataset=rows.dataset.map(lambda name: _short(name, 1)),
         encoder=rows.encoder.map(lambda name: _short(name, 2)),

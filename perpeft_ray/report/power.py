@@ -1,8 +1,8 @@
 """How many users or seeds a paired comparison needs: power of the t test over users.
 
-A user's difference between two methods is the user's own part, which more seeds leave as it is,
-and noise of the trained models, which they average out: the variance of a user's mean over S seeds
-is between² + within² / S.
+A user's difference between two methods has a part of its own, which more seeds do not change, and
+noise of the trained models, which they average out: the variance of a user's mean over S seeds is
+between² + within² / S.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from perpeft_ray.report.statistics import LEVEL, Comparison
 from perpeft_ray.report.text import MISSING, Cell, TextTable
 
 POWER = 0.8
-"""Chance of a significant result that a study is planned for."""
+"""Planned probability of a significant result."""
 
 
 def users_needed(effect: float, deviation: float, alpha: float = LEVEL) -> float:
-    """Users with which a two-sided paired t test at level `alpha` has a power of 0.8.
+    """Number of users that gives a two-sided paired t test at level `alpha` a power of 0.8.
 
     `effect`: the true mean difference; `deviation`: the standard deviation of users' differences.
     Infinite for no effect. Source: Guenther, The American Statistician 35 (1981).
@@ -29,10 +29,10 @@ def users_needed(effect: float, deviation: float, alpha: float = LEVEL) -> float
 
 
 def seeds_needed(comparison: Comparison, effect: float, alpha: float = LEVEL) -> float:
-    """Seeds with which the same users would show `effect` with a power of 0.8.
+    """Number of seeds with which the same users would show `effect` with a power of 0.8.
 
-    Infinite where no number would. From one seed, noise of training cannot be told from what is the
-    user's own; as if all were noise, this is then the least number.
+    Infinite if no number would. One seed cannot separate training noise from the user's own part;
+    the result then treats all as noise and is a lower bound.
     """
     users, seeds = comparison.users, comparison.seeds
     total = comparison.deviation**2
@@ -44,14 +44,14 @@ def seeds_needed(comparison: Comparison, effect: float, alpha: float = LEVEL) ->
 
 
 def smallest_effect(comparison: Comparison, alpha: float = LEVEL) -> float:
-    """The difference that a study of the same users and seeds would show with a power of 0.8."""
+    """The difference that the same users and seeds would show with a power of 0.8."""
     significant, _ = _quantiles(alpha)
     users = max(comparison.users - significant**2 / 2, 1.0)
     return _reach(alpha) * comparison.deviation / math.sqrt(users)
 
 
 def power_table(compared: list[Comparison], effect: float) -> TextTable:
-    """What a relative effect over `global` needs, per variant.
+    """Users and seeds that a relative effect over `global` needs, per variant.
 
     `compared`: PerPEFT with `global`, one per variant.
     """
@@ -87,7 +87,7 @@ def power_table(compared: list[Comparison], effect: float) -> TextTable:
 
 
 def rounded(count: float) -> str:
-    """A number of users or seeds to two digits, upwards; `no number` where it is infinite."""
+    """A number of users or seeds, rounded up to two digits; `no number` if infinite."""
     if math.isinf(count):
         return "no number"
     step = 10 ** max(len(str(int(count))) - 2, 0)
@@ -95,7 +95,7 @@ def rounded(count: float) -> str:
 
 
 def _reach(alpha: float) -> float:
-    """The effect, in standard errors, that is found with a power of 0.8."""
+    """The effect, in standard errors, that has a power of 0.8."""
     return sum(_quantiles(alpha))
 
 

@@ -20,14 +20,14 @@ METRICS = {
     "ndcg_at_20": "NDCG@20",
     "ndcg_at_30": "NDCG@30",
 }
-"""The metrics that the paper prints, and that wins are counted over."""
+"""The metrics that the paper prints and counts wins over."""
 
 Number = Literal[2, 3]
 
 
 @dataclass(frozen=True)
 class Wins:
-    """In how many comparisons PerPEFT is best."""
+    """Number of comparisons in which PerPEFT is best."""
 
     won: int
     of: int
@@ -56,7 +56,7 @@ def paper_table(number: Number) -> pd.DataFrame:
 
 
 def paper_datasets() -> dict[str, str]:
-    """The paper's four data sets: name in its tables here, and title."""
+    """The paper's four data sets: name in our tables, and title."""
     table = _read("table1.csv")
     return dict(zip(table.dataset, table.title, strict=True))
 
@@ -64,12 +64,12 @@ def paper_datasets() -> dict[str, str]:
 def count_wins(summary: pd.DataFrame, rows: tuple[str, ...]) -> Wins:
     """Comparisons that PerPEFT wins, counted as in the captions of the paper's tables.
 
-    A comparison is one data set, metric of `METRICS` and variant. PerPEFT wins where its mean is at
-    or above the mean of every other method of `rows` with that variant and of every one without
-    PEFT. On the paper's numbers this gives its 44 of 48 (Table 2) and 15 of 16 (Table 3); it has no
-    ties. Where PerPEFT or all others are missing there is no comparison.
+    A comparison is one data set, metric of `METRICS` and variant. PerPEFT wins if its mean is at
+    least the mean of every other method of `rows` with that variant or without PEFT. On the paper's
+    numbers this gives its 44 of 48 (Table 2) and 15 of 16 (Table 3), without ties. If PerPEFT or
+    all others are missing, there is no comparison.
 
-    `summary`: columns method, variant, metric, mean, and dataset where there are several.
+    `summary`: columns method, variant, metric, mean, and dataset if there are several.
     """
     place = [name for name in ("dataset", "metric") if name in summary]
     rows_of = summary[summary.metric.isin(METRICS) & summary.method.isin(rows)]
@@ -84,7 +84,7 @@ def count_wins(summary: pd.DataFrame, rows: tuple[str, ...]) -> Wins:
 
 
 def paper_text_tables() -> list[TextTable]:
-    """Tables 2 and 3 for reading, one for each data set; wins of PerPEFT in the captions."""
+    """Tables 2 and 3 as text, one per data set, with PerPEFT's wins in the captions."""
     tables: tuple[tuple[Number, tuple[str, ...]], ...] = ((2, TABLE_2), (3, TABLE_3))
     return [
         _text(number, rows, dataset, title)

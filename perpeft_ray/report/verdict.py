@@ -31,13 +31,13 @@ ADVICE = {
     "without_group_negatives": "set the conditioning weight to 0 here",
     "random_grouping": "grouping by interest adds nothing here",
 }
-"""What follows where a method is better than PerPEFT."""
+"""Advice if a method is better than PerPEFT."""
 RIVALS = ("popularity", "item_knn", "without_mm", "frozen_mm", "global")
-"""Simpler methods, all of which PerPEFT has to beat."""
+"""Simpler methods that PerPEFT has to beat."""
 NOT_EXPORTED = {"random_grouping", *VECTOR_METHODS}
-"""Methods that a new user's group or vector is not known for."""
+"""Methods that cannot serve a new user: the group or vector is unknown."""
 MIN_TRIALS = 5
-"""Complete trials of a variant in the search below which its setting is close to random."""
+"""Least complete search trials of a variant; with fewer its setting is close to random."""
 
 Choice = tuple[str, str | None]
 """A method and its variant."""
@@ -45,16 +45,16 @@ Choice = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Sentences for someone who reads nothing else."""
+    """The verdict in sentences."""
 
     sentences: tuple[str, ...]
     """One per variant, then one for each other method that is better than PerPEFT."""
     notes: tuple[str, ...]
-    """Where the study is not complete, or was too small to decide."""
+    """Notes on what is incomplete or too small to decide."""
     use: Choice | None
-    """What to use; None where no trial is complete."""
+    """The method to use; None without a complete trial."""
     decided: bool
-    """Whether the tests decide that; else validation does."""
+    """Whether the tests decide it; otherwise validation does."""
 
     def lines(self, study: str) -> list[str]:
         """The verdict as printed; `study`: its folder or URI."""
@@ -76,8 +76,8 @@ class Verdict:
 def verdict(study: StudyConfig, trials: pd.DataFrame, compared: Sequence[Comparison]) -> Verdict:
     """The verdict on a study.
 
-    `trials`: rows of `trials/`; `compared`: of `compare_all`, from the users' ranks. Test says what
-    is better; between methods that it does not tell apart, validation chooses.
+    `trials`: rows of `trials/`; `compared`: results of `compare_all`, from the users' ranks. The
+    tests decide which method is better; where they do not, validation chooses.
     """
     final = final_trials(trials)
     final = final[final["mode"] == study.mode]
@@ -110,7 +110,7 @@ def _of_perpeft(compared: Iterable[Comparison]) -> list[Comparison]:
 
 
 def _best(final: pd.DataFrame, methods: Sequence[str]) -> Choice | None:
-    """The method and variant with the highest mean validation NDCG@20; None where there is none."""
+    """The method and variant with the highest mean validation NDCG@20; None without any."""
     rows = final[final.method.isin(methods) & final[SELECTION].notna()]
     if rows.empty:
         return None
@@ -183,7 +183,7 @@ def _needed(comparison: Comparison, compared: Sequence[Comparison]) -> str:
 
 
 def _why_not(variant: str, trials: pd.DataFrame) -> str:
-    """Why PerPEFT and `global` cannot be compared."""
+    """The reason why PerPEFT and `global` cannot be compared."""
     of_variant = trials[trials.variant == variant]
     done = final_trials(of_variant)
     for method in ("perpeft", "global"):
@@ -196,7 +196,7 @@ def _why_not(variant: str, trials: pd.DataFrame) -> str:
 
 
 def _notes(study: StudyConfig, trials: pd.DataFrame, final: pd.DataFrame) -> Iterator[str]:
-    """What a reader has to know before believing the verdict."""
+    """Notes that a reader needs before relying on the verdict."""
     ablation = trials[trials.phase == "ablation"]
     done, expected = int((ablation.status == "COMPLETE").sum()), expected_trials(study)
     if done < expected:
@@ -229,7 +229,7 @@ def _notes(study: StudyConfig, trials: pd.DataFrame, final: pd.DataFrame) -> Ite
 
 
 def _cells(rows: pd.DataFrame, most: int = 2) -> str:
-    """The methods and variants of trials, in words, or how many they are."""
+    """The methods and variants of trials in words, or their number."""
     cells = [
         row.method if pd.isna(row.variant) else f"{row.method} {_title(row.variant)}"
         for row in rows.drop_duplicates(["method", "variant"]).itertuples()

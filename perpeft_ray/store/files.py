@@ -12,8 +12,8 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces `path` when the block ends.
 
-    The temporary name begins with a dot: pandas and pyarrow pass over such files when they read a
-    folder, so one left behind by a killed process is never part of a table. Parents are made.
+    The temporary name begins with a dot: pandas and pyarrow skip such files when they read a
+    folder, so one left by a killed process is never part of a table. Creates parents.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

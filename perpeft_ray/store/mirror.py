@@ -1,4 +1,4 @@
-"""A local folder whose files are kept at a URI: what differs is copied, one way or the other."""
+"""Keeps a local folder and a URI in step by copying files that differ, either way."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from perpeft_ray.data.places import resolve, write_whole
 from perpeft_ray.store.files import whole_file
 
 _REQUESTS = 8
-"""At a time: a request to an object store is mostly waiting."""
+"""Concurrent copies: a request to an object store is mostly waiting."""
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """A local folder and its place at a URI; safe to hand to other processes.
+    """A local folder and its copy at a URI; can be sent to other processes.
 
-    What was copied has the store's time of change on both sides: it is the same as long as that
-    and its size are. Names with a dot in front stay where they are. All methods raise OSError
-    where the store cannot be reached, and ValueError where there is none of that name.
+    A copied file gets the store's modification time on both sides: files with equal time and size
+    count as equal. Names with a leading dot are not copied. All methods raise OSError if the store
+    cannot be reached, and ValueError for an unknown store.
     """
 
     here: Path
     there: str
 
     def fetch(self, part: str = "") -> None:
-        """Bring the files of a subfolder, or of all, that differ from those here."""
+        """Download the files of a subfolder, or of all, that differ from the local ones."""
         files, root = resolve(self.there)
 
         def bring(name: str, info: fs.FileInfo) -> None:
@@ -45,7 +45,7 @@ class Mirror:
         _together(bring, [(name, there[name]) for name in there if not self._same(name, there)])
 
     def send(self, names: Iterable[str]) -> None:
-        """Copy files of the folder there, by their paths in it, in place of what is there."""
+        """Upload files, by their paths in the folder, replacing those at the URI."""
         files, root = resolve(self.there)
 
         def bring(name: str) -> None:
@@ -56,7 +56,7 @@ class Mirror:
         _together(bring, [(name,) for name in names])
 
     def send_changed(self, *, besides: Iterable[str]) -> None:
-        """`send` what differs from what is there, but nothing of these subfolders."""
+        """`send` all files that differ, except those of these subfolders."""
         there = _listed(*resolve(self.there))
         paths = (p.relative_to(self.here) for p in self.here.rglob("*") if p.is_file())
         own = [p.as_posix() for p in paths if _is_plain(p.parts) and p.parts[0] not in besides]
@@ -70,12 +70,12 @@ class Mirror:
         return (state.st_size, state.st_mtime_ns) == (info.size, info.mtime_ns)
 
     def _date(self, name: str, info: fs.FileInfo) -> None:
-        if info.mtime_ns is not None:  # fsspec's stores do not tell: their files always differ
+        if info.mtime_ns is not None:  # fsspec's stores give no time: their files always differ
             os.utime(self.here / name, ns=(info.mtime_ns, info.mtime_ns))
 
 
 def _listed(files: fs.FileSystem, root: str, part: str = "") -> dict[str, fs.FileInfo]:
-    """The files below a subfolder by their paths in the root."""
+    """The files below a subfolder, keyed by their paths in the root."""
     start = f"{root}/{part}" if part else root
     found = files.get_file_info(fs.FileSelector(start, recursive=True, allow_not_found=True))
     names = {info.path.removeprefix(f"{root}/"): info for info in found if info.is_file}

@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Commit of the code, with `-dirty` where it was changed; None outside a clone."""
+    """Commit of the code, with `-dirty` if it was changed; None outside a clone."""
     if shutil.which("git") is None or not (_REPOSITORY / ".git").exists():
         return None
     described = subprocess.run(

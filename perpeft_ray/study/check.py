@@ -1,4 +1,4 @@
-"""Rules that tie a study to its data and its machine; broken ones are told before any work."""
+"""Checks a study against its data before any work."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from perpeft_ray.errors import InputError
 def check_inputs(config: StudyConfig, cache: Path, *, again: bool = True) -> Dataset:
     """Open the dataset and the encoder's preprocessing. Raises InputError for unusable ones.
 
-    `again`: as in `open_dataset`; a study that has begun keeps the data that it began with.
-    Also where a variant does not fit the encoder: its trials would all fail.
+    Also for a variant that does not fit the encoder: its trials would all fail. `again`: as in
+    `open_dataset`; a started study keeps the data that it started with.
     """
 
     dataset = open_dataset(config.dataset, cache, config.data, again=again)
@@ -33,7 +33,7 @@ def check_inputs(config: StudyConfig, cache: Path, *, again: bool = True) -> Dat
 
 
 def check_settings(config: StudyConfig, num_users: int | None) -> None:
-    """What `check_inputs` does besides opening the dataset; `num_users` None: not known yet."""
+    """`check_inputs` without opening the dataset; `num_users` None: not known yet."""
 
     has_images = FoundationPreprocessor(config.encoder).image_size > 0
     check_study(config, num_users, has_images=has_images)
@@ -44,7 +44,7 @@ def check_settings(config: StudyConfig, num_users: int | None) -> None:
 
 
 def check_histories(split: Split, dataset: str) -> None:
-    """Raise `InputError` where a user has trained on every item: no negative is left for them."""
+    """Raise `InputError` if a user trains on every item, which leaves no negative."""
     items = split.num_items + 1
     users = np.repeat(np.arange(split.num_users), np.diff(split.train.offsets))
     pairs = np.unique(users * items + split.train.items)
@@ -60,12 +60,11 @@ def check_histories(split: Split, dataset: str) -> None:
 
 
 def check_study(study: StudyConfig, num_users: int | None, *, has_images: bool) -> None:
-    """Check what `StudyConfig` cannot know by itself.
+    """Check a study's settings against its data and encoder.
 
-    `num_users`: users of the data set, None where they are not known yet; `has_images`: whether
-    the encoder sees images. Raises `InputError` where there are more groups than users, fewer
-    search trials than variants (each variant needs a best setting), or a method that leaves out the
-    only modality.
+    `num_users`: users of the data set, None if not known yet; `has_images`: whether the encoder
+    sees images. Raises `InputError` for more groups than users, fewer search trials than variants
+    (each variant needs a best setting), and a method that omits the only modality.
     """
     for method in ("without_text", "without_image"):
         if method in study.methods and not has_images:

@@ -26,15 +26,15 @@ _ROWS: tuple[Method, ...] = (
     "without_group_negatives",
     "random_grouping",
 )
-"""The main job's methods and the rest of Table 2."""
+"""The default methods and the rest of Table 2."""
 
 
 def preset(name: Preset) -> StudyConfig:
-    """`toyshop`: sized for the embedded catalogue on two cores. `full`: the same with five seeds,
-    all rows of Table 2 and more of everything. `paper`: the paper's constants.
+    """`toyshop`: sized for the embedded catalogue on two cores. `full`: five seeds, all rows of
+    Table 2 and more of everything. `paper`: the paper's constants.
 
-    The paper's learning rate, rank, number of groups and conditioning weight are given, so only
-    the variant is searched; its weight decay is that of LoRA on *sports*.
+    `paper` fixes learning rate, rank, number of groups and conditioning weight, so only the variant
+    is searched; its weight decay is LoRA's on *sports*.
     Source: the constants of the paper and of its released program.
     """
     if name == "toyshop":

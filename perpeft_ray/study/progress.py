@@ -18,10 +18,9 @@ from perpeft_ray.train.outcome import EpochRecord
 
 
 class Progress:
-    """Tells how far a study is.
+    """Shows a study's progress on standard error, since standard output has the results.
 
-    On standard error, since standard output has the results. On a terminal as one status line that
-    is kept up to date, with a line of its own for a trial that failed; elsewhere as plain lines,
+    A terminal gets one status line, and a separate line per failed trial; elsewhere plain lines,
     one per finished trial and at least one every `every` seconds.
     """
 
@@ -33,7 +32,7 @@ class Progress:
         self._shown: Collection[str] = VARIED
         self._done = self._before = 0
         self._preparing = ""
-        self._epochs: dict[str, tuple[int, int]] = {}  # of running trials: done, in all
+        self._epochs: dict[str, tuple[int, int]] = {}  # of running trials: epochs done, in all
         self._first_trial: float | None = None
         self._best: float | None = None
         self._spinner: Spinner | None = None
@@ -60,16 +59,15 @@ class Progress:
         self._stream.flush()
 
     def prepared(self, items: int, total: int) -> None:
-        """So many of the catalogue's items are ready."""
+        """Show how many of the catalogue's items are prepared."""
         self._preparing = f": {items:,} of {total:,} items prepared"
         self.tick()
 
     def plan(self, trials: int, done: int, shown: Collection[str] = VARIED) -> None:
-        """Set how many trials the study has, and how many of them an earlier run has done.
+        """Set the number of trials of the study, and how many an earlier run has done.
 
-        `shown`: the settings that a trial's line has, as fields of `TrialConfig`.
-
-        A study that goes on says so.
+        `shown`: the settings in a trial's line, as fields of `TrialConfig`. Prints a line if the
+        study resumes.
         """
         self._planned, self._done, self._before = trials, done, done
         self._shown = shown
@@ -77,7 +75,7 @@ class Progress:
             self.say(f"continuing: {done} of {trials} trials are done")
 
     def extend(self, trials: int, done: int) -> None:
-        """Add trials to the plan, of which an earlier run has done some."""
+        """Add trials to the plan, some of which an earlier run has done."""
         self._planned = (self._planned or 0) + trials
         self._done += done
         self._before += done
@@ -89,7 +87,7 @@ class Progress:
         self._epochs[spec.trial_id] = (0, spec.config.stage1_epochs + spec.config.stage3_epochs)
 
     def epoch(self, spec: TrialSpec, record: EpochRecord) -> None:
-        """A trial had an epoch; the study's best validation NDCG@20 so far is shown."""
+        """A trial finished an epoch; updates the study's best validation NDCG@20."""
         self._epochs[spec.trial_id] = (record.epoch, self._epochs[spec.trial_id][1])
         value = record.best_valid_ndcg_at_20
         if value is not None:
@@ -104,7 +102,7 @@ class Progress:
         seconds: float,
         error: str | None,
     ) -> None:
-        """A trial ended: print its line, on a terminal only where it failed.
+        """A trial ended: print its line, on a terminal only if it failed.
 
         `score`: its best validation NDCG@20.
         """
@@ -119,7 +117,7 @@ class Progress:
         )
 
     def tick(self) -> None:
-        """Update the status line where it is due."""
+        """Update the status line if it is due."""
         if self._spinner is not None:
             self._spinner.update(self._status())
         elif time.monotonic() - self._last >= self._every:
@@ -141,7 +139,7 @@ class Progress:
         )
 
     def _seconds_left(self) -> float | None:
-        """As if all trials took as long as those so far; None before the first epoch."""
+        """Estimate from the trials so far; None before the first epoch."""
         ran = self._done - self._before + sum(done / of for done, of in self._epochs.values())
         if not ran or self._first_trial is None or self._planned is None:
             return None
@@ -150,7 +148,7 @@ class Progress:
 
 
 def _settings(spec: TrialSpec, shown: Collection[str]) -> str:
-    """What is searched, and applies."""
+    """A trial's searched settings that apply."""
     config = spec.config
     given = {
         setting.symbol: getattr(config, setting.name)

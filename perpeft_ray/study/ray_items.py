@@ -1,8 +1,8 @@
-"""Ray Data for the catalogue store: items become arrays on the nodes of the study's Ray.
+"""Ray Data for the catalogue store: turns items into arrays on the nodes of the study's Ray.
 
-A thin adapter: the step is `perpeft_ray.data.item_arrays.ItemStep`, the writer the process that
-builds the store. Workers send arrays back instead of writing to the shared folder: several nodes
-that map one file over a network file system may undo each other's pages.
+A thin adapter: the step is `perpeft_ray.data.item_arrays.ItemStep`, and the process that builds the
+store writes. Workers return arrays instead of writing to the shared folder, since nodes that map
+one file over a network file system may overwrite each other's pages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import pandas as pd
 from perpeft_ray.data.item_arrays import ItemArrays, ItemMap, ItemStep, in_this_process
 
 LEAST_IMAGES = 5_000
-"""Fewer images are done in this process, at 200 a second: workers took 10 s to start."""
+"""With fewer images this process does all, at 200 per second: workers take 10 s to start."""
 LEAST_CPUS = 4
-"""On fewer CPUs this process's threads are as fast: on two, 1,000 images of CLIP's size took 5.7 s
-by threads and 6.9 s by workers that had started."""
+"""With fewer CPUs this process's threads are as fast: on two, 1,000 images of CLIP's size took
+5.7 s by threads and 6.9 s by running workers."""
 
 
 def telling(tell: Callable[[int, int], None]) -> ItemMap:
-    """`on_ray_if_many`; `tell` is called with the items done and all items after every block."""
+    """`on_ray_if_many`; calls `tell` after every block with the items done and all items."""
 
     def mapped(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
         done, total = 0, sum(map(len, blocks))
@@ -35,7 +35,7 @@ def telling(tell: Callable[[int, int], None]) -> ItemMap:
 
 
 def on_ray_if_many(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterable[ItemArrays]:
-    """An `ItemMap`: Ray Data where there are images and CPUs enough to pay for it."""
+    """An `ItemMap`: Ray Data if there are enough images and CPUs to pay for it."""
     images = sum(int((block["image"] != "").sum()) for block in blocks)
     if not step.preprocessor.image_size or images < LEAST_IMAGES or _cpus() < LEAST_CPUS:
         return in_this_process(step, blocks)
@@ -45,8 +45,8 @@ def on_ray_if_many(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterable[I
 def on_ray(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
     """An `ItemMap`: every block is a task of one CPU on any node of the Ray that is running.
 
-    Every node must see the images' folder under the same path. Blocks of a node that dies are done
-    again elsewhere. Memory is bounded by Ray's object store, whatever the number of items.
+    Every node must see the images' folder under the same path. Blocks of a lost node run again
+    elsewhere. Ray's object store bounds the memory, whatever the number of items.
     """
     import ray.data
 

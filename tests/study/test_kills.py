@@ -140,8 +140,8 @@ def test_a_disk_that_is_full_stops_the_study_until_there_is_room(small_disk: Pat
     ended = run(small_disk)
     assert ended.returncode == 1, ended.stdout
     assert re.search(
-        r"^error: no room on the disk \(\d\.\d MB are left in \S+\); make room, and the same "
-        r"command goes on with the study\n\Z",
+        r"^error: no room on the disk \(\d\.\d MB are left in \S+\); make room, then "
+        r"rerun the same command to resume\n\Z",
         ended.stderr,
         re.MULTILINE,
     )

@@ -1,1 +1,1 @@
-"""Checks of a cluster before a study: what nodes say, what it means, what to change."""
+"""`perpeft doctor`: examines a cluster before a study and says what to change."""

@@ -1,4 +1,4 @@
-"""What facts about a cluster mean for a study, and what to change; pure, without Ray."""
+"""Judges facts about a cluster and says what to change; pure, without Ray."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.doctor.node_report import MISSING, NodeReport
 
 Reports = Mapping[str, NodeReport | None]
-"""What each node answered, by its name; None: no answer."""
+"""Each node's report, by name; None: no answer."""
 Resources = Mapping[str, Mapping[str, float]]
-"""What each node has in all, by its name and Ray's names of resources."""
+"""Each node's total resources, by its name and Ray's names of resources."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a study needs, as it was found."""
+    """One requirement of a study, and what was found."""
 
     name: str
     found: str
@@ -26,7 +26,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is to be changed."""
+        """Whether nothing has to change."""
         return self.change is None
 
 
@@ -45,7 +45,7 @@ def check_answers(reports: Reports, seconds: float) -> Check:
 
 
 def check_versions(own: Mapping[str, str], reports: Reports) -> Check:
-    """Python and the libraries that determine a result must be this process's on every node.
+    """Python and the libraries that affect results must be the same on every node as here.
 
     Local parts of a version do not count: a head without GPUs may have 2.13.0+cpu, workers +cu130.
     """
@@ -72,8 +72,8 @@ def check_resources(
     """There must be room for the study's trials at a time, each worker on one node.
 
     `parallel_workers`: Ray Train workers of the extra rows in parallel mode; 0: no such rows.
-    `joined`: whether it is a cluster that may grow; on the Ray that a study starts itself it runs
-    as many trials at a time as fit, so room for one is enough.
+    `joined`: whether it is a joined cluster, which may grow. On its own Ray a study runs as many
+    trials at a time as fit, so room for one is enough.
     """
     places = sum(_places(study, node) for node in nodes.values())
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes.values()) for kind in ("CPU", "GPU"))
@@ -97,7 +97,7 @@ def check_resources(
     elif places >= of_trial:
         advice += f", or --parallel-workers {places}"
     elif places:
-        advice += f", or fewer workers a trial: --workers {places}"
+        advice += f", or fewer workers per trial: --workers {places}"
     if parallel_workers > of_trial * at_a_time:
         what = _count(parallel_workers, "parallel worker")
     else:
@@ -106,9 +106,9 @@ def check_resources(
 
 
 def check_storage(storage: str, reports: Reports, arrived: Mapping[str, bool]) -> Check:
-    """What this process wrote must be read on every node, and the other way round.
+    """Every node must read what this process wrote, and this process what every node wrote.
 
-    `arrived`: whether this process could read what a node wrote.
+    `arrived`: whether this process could read a node's file.
     """
     wrong = []
     for node, report in _answered(reports):
@@ -127,9 +127,9 @@ def check_storage(storage: str, reports: Reports, arrived: Mapping[str, bool]) -
 
 
 def check_catalogue(dataset: str, files: int, reports: Reports) -> Check:
-    """The files of the catalogue must be there, and the same, on every node."""
+    """Every node must see the same files of the catalogue."""
     if not files:
-        return Check("catalogue", f"{dataset} is drawn from its seed, no node needs a file")
+        return Check("catalogue", f"{dataset} is generated from its seed, no node needs a file")
     wrong = [f"{n} {r['catalogue']}" for n, r in _answered(reports) if r["catalogue"] is not None]
     if not wrong:
         return Check("catalogue", f"{dataset} is the same on every node")
@@ -137,7 +137,7 @@ def check_catalogue(dataset: str, files: int, reports: Reports) -> Check:
 
 
 def check_raw_files(dataset: str, sizes: Sequence[int]) -> Check:
-    """Raw files that can be read, of so many bytes each; only the study's main process does."""
+    """Report the readable raw files with these sizes; only the study's main process reads them."""
     what = f"{_count(len(sizes), 'raw file')}, {sum(sizes) / 1e6:.1f} MB, can be read here"
     return Check("catalogue", f"{dataset}: {what}; the study prepares the data set in its storage")
 
@@ -156,7 +156,7 @@ def check_encoder(encoder: str, fingerprint: str, reports: Reports) -> Check:
 
 
 def check_gpus(gpus_per_worker: float, seen: Mapping[str, int | None]) -> Check:
-    """torch must see a GPU wherever Ray says there is one.
+    """torch must see a GPU on every node with one in Ray.
 
     `seen`: GPUs that torch saw in a task with a GPU, by node with GPUs; None: no answer.
     """

@@ -1,4 +1,4 @@
-"""Checks a cluster before a study: what `perpeft doctor` asks of Ray and of every node."""
+"""Collects facts for `perpeft doctor` from Ray and from every node."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from perpeft_ray.study.doctor.node_report import NodeReport, Question
 from perpeft_ray.study.host.runtime import ray_runtime, with_gpus, worker_counts
 
 LIBRARIES = ("ray", "torch", "transformers", "peft")
-"""Beside Python and this package, what must be the same on every node."""
+"""Distributions that must be the same on every node, besides Python and this package."""
 ANSWER_S = 120.0
-"""For a node to answer: a worker process starts there and imports transformers."""
+"""Seconds for a node to answer: it starts a worker process and imports transformers."""
 _DASHBOARD_S = 10.0
 _DASHBOARD_STARTS_S = 30.0
 
@@ -31,15 +31,15 @@ _DASHBOARD_STARTS_S = 30.0
 def diagnose(study: StudyConfig, storage: Path | str, data: Dataset | list[Path]) -> list[Check]:
     """Check Ray, started or joined as the study does it, and every node of it.
 
-    `storage` is an absolute path or a URI; `data` is the study's data set, opened by this process,
-    or the raw files that the study will prepare. Nothing is left behind. Raises InputError where
-    `storage` cannot be written by this process.
+    `storage` is an absolute path or a URI; `data` is the study's open data set, or the raw files
+    that the study will prepare. Leaves nothing behind. Raises InputError if this process cannot
+    write to `storage`.
     """
     with _meeting_folder(storage) as meeting:
         try:
             with ray_runtime():
                 return [_reached(), *_checks(with_gpus(study), storage, data, meeting)]
-        # Ray says with any of these that it cannot be joined: other versions, a wrong token.
+        # Ray raises any of these if it cannot be joined: other versions, a wrong token.
         except (ConnectionError, RuntimeError, InputError) as error:
             first = str(error).strip().partition("\n")[0]
             return [
@@ -65,7 +65,7 @@ def _checks(
     yield diagnosis.check_authentication(status)
 
     nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-    # Raw files are prepared by the main process alone, into the storage.
+    # Only the main process prepares raw files, into the storage.
     files = {} if isinstance(data, list) else _files(data)
     ids = {name: node["NodeID"] for name, node in nodes.items()}
     reports = _ask(ids, study.encoder, files, meeting)
@@ -92,7 +92,7 @@ def _checks(
 
 @contextmanager
 def _meeting_folder(storage: Path | str) -> Iterator[Path | str]:
-    """A folder in the storage where this process and the nodes read what the others wrote."""
+    """A folder in the storage through which this process and the nodes read each other's files."""
     made = isinstance(storage, Path) and not storage.exists()
     meeting = subfolder(storage, f".doctor-{uuid.uuid4().hex}")
     with reached(str(storage)):
@@ -102,11 +102,11 @@ def _meeting_folder(storage: Path | str) -> Iterator[Path | str]:
     finally:
         remove_folder(meeting)
         if made:
-            Path(storage).rmdir()  # not with what another has written there meanwhile
+            Path(storage).rmdir()  # not if another process has written there meanwhile
 
 
 def _sign(meeting: Path | str) -> str:
-    """What is written in a meeting folder: its own name, which no other has."""
+    """Content of a meeting folder's file: the folder's unique name."""
     return str(meeting).rpartition("/")[2]
 
 
@@ -120,15 +120,15 @@ def _reached() -> Check:
 def _dashboard_url() -> str:
     import ray
 
-    # Of the Ray that is joined already: nothing else hands its dashboard's address out.
+    # For a joined Ray, nothing else returns the dashboard's address.
     context = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
 def _status_without_token(url: str) -> int | None:
-    """HTTP status of the dashboard's answer to a stranger who asks for its jobs; None: no answer.
+    """HTTP status of the dashboard for a request without a token; None: no answer.
 
-    It comes up after Ray itself, and is waited for.
+    Waits for the dashboard, which starts after Ray itself.
     """
     import urllib3
 
@@ -147,12 +147,12 @@ def _status_without_token(url: str) -> int | None:
 
 
 def _name(node: Mapping[str, Any]) -> str:
-    """How a person finds a node: its address, and the beginning of Ray's id for it."""
+    """A node's name for people: its address, and the start of Ray's id for it."""
     return f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
 
 
 def _files(dataset: Dataset) -> dict[str, int]:
-    """Sizes of a folder's tables and of its first image; none where no node needs them."""
+    """Sizes of a folder's tables and first image; empty if no node needs them."""
     if dataset.uri.partition(":")[0] == "toyshop":
         return {}
     names = ["interactions.parquet", "items.parquet"]
@@ -165,7 +165,7 @@ def _files(dataset: Dataset) -> dict[str, int]:
 def _ask(
     ids: Mapping[str, str], encoder: str, files: dict[str, int], meeting: Path | str
 ) -> dict[str, NodeReport | None]:
-    """What every node answers, by its name; None where it does not in ANSWER_S."""
+    """Every node's report, by its name; None without an answer within ANSWER_S."""
     questions = {
         name: Question(
             meeting=str(meeting),
@@ -185,7 +185,7 @@ def _ask(
 
 
 def _gpus(ids: Mapping[str, str]) -> dict[str, int | None]:
-    # Little of a GPU: others may be at work on it.
+    # A small share of a GPU: others may use it.
     tasks = {
         name: _on(node, node_report.visible_gpus, num_cpus=0, num_gpus=0.01).remote()
         for name, node in ids.items()
@@ -194,11 +194,11 @@ def _gpus(ids: Mapping[str, str]) -> dict[str, int | None]:
 
 
 def _on(node: str, function: Any, **options: Any) -> Any:
-    """A function as a task that runs on one node and nowhere else."""
+    """A function as a task that runs only on one node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # By value: a node where this package is missing answers all the same.
+    # By value: a node without this package answers too.
     ray.cloudpickle.register_pickle_by_value(node_report)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     affinity = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(function).options(scheduling_strategy=affinity, max_retries=0, **options)

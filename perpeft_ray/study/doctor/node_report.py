@@ -1,7 +1,7 @@
-"""What `perpeft doctor` asks of every node, as a function that any node can run.
+"""A node's report for `perpeft doctor`, as a function that any node can run.
 
-It travels by value and imports what it asks about only inside, so that a node answers even where
-this package, or a library, is missing or of another version.
+It is sent by value and imports libraries only inside, so that a node answers even if this package
+or a library is missing or has another version.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from pathlib import Path
 from typing import TypedDict
 
 MISSING = "missing"
-"""In the place of a version that a node does not have."""
+"""Stands for the version of a missing library."""
 SIGN = "here"
-"""The file in the meeting folder that the asking process wrote."""
+"""The file that the asking process wrote to the meeting folder."""
 
 
 class Question(TypedDict):
-    """What a node is asked."""
+    """The questions to a node."""
 
     meeting: str
-    """Folder in the storage, by path or URI, where the asking process wrote."""
+    """Folder in the storage (path or URI) where the asking process wrote."""
     sign: str
-    """What the asking process wrote there to the file SIGN."""
+    """Content that the asking process wrote to the file SIGN."""
     name: str
-    """The file that this node is to write there."""
+    """The file that this node must write there."""
     files: dict[str, int]
-    """Bytes of files of the catalogue, by absolute path."""
+    """Sizes of the catalogue's files in bytes, by absolute path."""
     encoder: str
     libraries: tuple[str, ...]
-    """Distributions whose versions are asked for."""
+    """Distributions whose versions to report."""
 
 
 class NodeReport(TypedDict):
-    """What a node answers; a complaint is None where there is none."""
+    """A node's answers; complaints are None if there are none."""
 
     versions: dict[str, str]
     storage: str | None
     catalogue: str | None
     encoder: str | None
     fingerprint: str | None
-    """Of the encoder as this node sees it."""
+    """Fingerprint of the encoder on this node."""
 
 
 def report_node(question: Question) -> NodeReport:
-    """Answer on the node where this runs. Raises nothing that a node's set-up can cause."""
+    """Report on the node where this runs. Does not raise, whatever the node's set-up."""
     fingerprint, complaint = _encoder(question["encoder"])
     return {
         "versions": library_versions(question["libraries"]),
@@ -57,7 +57,7 @@ def report_node(question: Question) -> NodeReport:
 
 
 def visible_gpus() -> int:
-    """GPUs that torch can use in this process; 0 where torch is missing or has no CUDA."""
+    """GPUs that torch can use in this process; 0 without torch or CUDA."""
     try:
         import torch
     except ImportError:
@@ -66,14 +66,14 @@ def visible_gpus() -> int:
 
 
 def library_versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    """Versions here of Python, this package and distributions; MISSING where not installed."""
+    """Local versions of Python, this package and distributions, or MISSING."""
     found = {"python": platform.python_version()}
     for name in libraries:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = MISSING
-    # Not the installed distribution: under `ray job submit` the uploaded copy is what runs.
+    # Not the installed distribution: `ray job submit` runs the uploaded copy.
     try:
         from perpeft_ray import __version__
     except ImportError:

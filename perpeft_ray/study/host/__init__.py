@@ -1,1 +1,1 @@
-"""Where a study runs: Ray and its room for trials, the owner of a folder, a job, a full disk."""
+"""The machine or cluster of a study: Ray, room for trials, jobs, a full disk."""

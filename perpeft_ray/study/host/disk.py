@@ -1,4 +1,4 @@
-"""A full disk is no trial's fault: it stops the study, which goes on once there is room."""
+"""Turns a full disk into the end of the study, since it is no trial's fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def telling_a_full_disk(folder: Path) -> Iterator[None]:
-    """Raise StudyStoppedError where the block ends for want of room on a disk.
+    """Raise StudyStoppedError if the block ends because a disk is full.
 
     `folder`: where the study writes, for the message.
     """
@@ -27,14 +27,14 @@ def telling_a_full_disk(folder: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
         raise StudyStoppedError(
-            f"no room on the disk ({free / 1e6:.1f} MB are left in {folder}); make room, and the "
-            "same command goes on with the study"
+            f"no room on the disk ({free / 1e6:.1f} MB are left in {folder}); make room, then "
+            "rerun the same command to resume"
         ) from error
 
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether an exception, or one that it was raised from, says that a disk or quota is full."""
-    text = os.strerror(errno.ENOSPC)  # what libraries that are not written in Python leave of it
+    text = os.strerror(errno.ENOSPC)  # the form it has in libraries not written in Python
     return any(
         (isinstance(one, OSError) and one.errno in _FULL) or text in str(one)
         for one in _chain(error)
@@ -48,6 +48,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         one = left.pop()
         if isinstance(one, BaseException) and one not in seen:
             seen.append(one)
-            # Ray's exceptions keep what was raised in another process as `cause`.
+            # Ray's exceptions keep another process's error as `cause`.
             left += [one.__cause__, one.__context__, getattr(one, "cause", None)]
             yield one

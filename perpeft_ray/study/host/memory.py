@@ -1,8 +1,8 @@
-"""A trial that Ray's memory monitor kills is to Tune a trial whose process has died.
+"""Works around Ray 2.60: makes Tune treat an out-of-memory kill as the trial's death.
 
-Ray tells of such a kill by OutOfMemoryError, which is not a RayActorError. Tune of Ray 2.60 does
-not expect it: of a trial that runs, it ends the whole study; of one that starts, it does not keep
-the error for the trial's row.
+Ray's memory monitor raises OutOfMemoryError, which is not a RayActorError and which Tune does not
+expect. In a running trial it ends the whole study; in a starting one Tune loses the error for the
+trial's row.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _TOLD_OF_FAILURES = ("_actor_start_failed", "_actor_task_failed")
 
 
 def take_memory_kills_as_deaths() -> None:
-    """Have Tune fail a trial that was killed, and go on; a second call changes nothing.
+    """Make Tune fail a killed trial and continue; a second call changes nothing.
 
-    Raises AttributeError where Ray has no such methods: what it does instead is then to be read.
+    Raises AttributeError if Ray no longer has these methods.
     """
     for name in _TOLD_OF_FAILURES:
         told = getattr(RayActorManager, name)
@@ -32,7 +32,7 @@ def _with_deaths(told: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(told)
     def wrapper(*args: Any, exception: Exception, **named: Any) -> None:
         if isinstance(exception, OutOfMemoryError):
-            # The first line has the node and its memory; what follows is general advice.
+            # The first line has the node and its memory; the rest is general advice.
             exception = RayActorError(error_msg=str(exception).strip().partition("\n")[0])
         told(*args, exception=exception, **named)
 

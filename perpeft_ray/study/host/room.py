@@ -1,4 +1,4 @@
-"""Room for trials on Ray: what a trial asks for, and an end to waiting for what does not come."""
+"""Room for trials on Ray: a trial's resources, and a limit to waiting for them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ LOOK_EVERY_S = 1.0
 
 
 def resources_of_worker(config: StudyConfig) -> dict[str, float]:
-    """What a worker holds."""
+    """The resources of a worker."""
     amounts = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus}
     return {name: amount for name, amount in amounts.items() if amount}
 
 
 def wait_for_room(config: StudyConfig, workers: int) -> None:
-    """Return when Ray could place a trial; nothing is held then.
+    """Return once Ray could place a trial, without holding its room.
 
-    The request is one that an autoscaling cluster grows for. Raises StudyStoppedError after
-    `start_timeout_s`, with what is missing.
+    The request makes an autoscaling cluster grow. Raises StudyStoppedError with what is missing
+    after `start_timeout_s`.
     """
     bundles = [resources_of_worker(config)] * workers
     group = placement_group(bundles)
@@ -38,10 +38,10 @@ def wait_for_room(config: StudyConfig, workers: int) -> None:
 
 
 class Patience:
-    """Ends a study of which nothing runs, since Ray has no room for its next trial.
+    """Ends a study of which nothing runs because Ray has no room for its next trial.
 
-    Ray itself would wait for ever: a node may have left, or another job may hold the rest. A trial
-    of the study that runs will give its room back, so while one does there is nothing to end.
+    Ray itself would wait for ever: a node may have left, or another job may hold the rest. A
+    running trial will give its room back, so the study does not end while one runs.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -64,7 +64,7 @@ class Patience:
             raise StudyStoppedError(_nothing_placed(waiting, self._timeout_s))
 
     def _waiting(self) -> list[list[dict[str, float]]]:
-        """What this job asks for and has not got; nothing while it has a trial's room."""
+        """This job's unmet requests; empty while it holds a trial's room."""
         mine = list(_groups_of_this_job().values())
         placed = [group for group in mine if group["state"] == "CREATED"]
         if any(_holds_processors(group) for group in placed):
@@ -91,13 +91,13 @@ def _nothing_placed(waiting: list[list[dict[str, float]]], seconds: float) -> st
         f"Ray has had no room for a trial for {seconds:g} s: it needs {wants}; the nodes have "
         f"{_amounts(ray.cluster_resources(), names)}, of which "  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         f"{_amounts(ray.available_resources(), names)} are free{_too_small(asked)}. Wait for other "  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-        "jobs, add nodes or raise `start_timeout_s`; the same command goes on with the study"
+        "jobs, add nodes or raise `start_timeout_s`; then rerun the same command to resume"
     )
 
 
 def _too_small(asked: list[dict[str, float]]) -> str:
-    """Where what the nodes have in all is enough, but not as they have it: each bundle is on one
-    node. The bundles are alike, as a trial's workers are."""
+    """The end of an error if the nodes' total is enough but does not fit node by node: each bundle
+    needs one node. The bundles are equal, like a trial's workers."""
     bundle = asked[0]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     in_all = Counter[str]()

@@ -1,4 +1,4 @@
-"""Ray for the time of a study: an instance of our own, or the cluster that RAY_ADDRESS names."""
+"""Ray during a study: our own instance, or the cluster that RAY_ADDRESS names."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are ours; no CSV, JSON and TensorBoard files
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without a validation have no objective
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study, not only Tune's current call
-    # Of Ray's C++ parts: they log errors that Ray then handles, in red, to the terminal too, and
-    # this process's wherever its log goes: ray.init starts it together with Ray's servers, so the
-    # errors are missing in their log files as well. Set the variable to look for a fault in Ray.
+    # For Ray's C++ parts, which log errors that Ray then handles to the terminal, in red. ray.init
+    # applies the level to Ray's servers too, so their log files lack these errors. Set the variable
+    # to look for a fault in Ray.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of encoders stay valid in trials
-    # Trials keep the memory of a step for the next one: giving it back to the system and asking
-    # for it again was a fifth of their time (sys 20 % -> 4 %, see results/findings/cpu_speed.md).
+    # Trials keep a step's memory for the next one: returning it to the system and asking for it
+    # again took a fifth of their time (sys 20 % -> 4 %, see results/findings/cpu_speed.md).
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
 ADDRESS_WAIT_S = 10.0
-"""For the cluster that is joined to take a connection."""
+"""Seconds for a joined cluster to accept a connection."""
 _LARGE_ENCODER, _SHARE = 50_000_000, 0.25
-"""Parameters of an encoder that has a GPU alone; a trial's share of one with a smaller encoder."""
+"""Parameters from which an encoder gets a whole GPU; the share of a smaller one."""
 _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
 
 
@@ -44,12 +44,11 @@ _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
 def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
     """Ray, started or joined, with room for the study's trials; ends only what it started.
 
-    The study comes back with `gpus_per_worker` set (`with_gpus`).
-    What Ray, Optuna and failed trials log goes to `log_file`, whose folder must exist.
+    Yields the study with `gpus_per_worker` set (`with_gpus`). Logs of Ray, Optuna and failed trials
+    go to `log_file`, whose folder must exist.
 
-    Raises InputError where no Ray answers or our own has too few CPUs for a trial,
-    StudyStoppedError where Ray does not start or a cluster has no room for one within
-    `start_timeout_s`.
+    Raises InputError if no Ray answers or our own has too few CPUs for a trial, StudyStoppedError
+    if Ray does not start or a cluster has no room for a trial within `start_timeout_s`.
     """
     with ray_runtime(log_file):
         study = with_gpus(study)
@@ -64,9 +63,9 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
 
 
 def with_gpus(study: StudyConfig) -> StudyConfig:
-    """The study with the GPUs of a worker that are its default on the Ray of this process.
+    """The study with the default GPUs per worker for this process's Ray.
 
-    One GPU keeps several small encoders busy; a larger one has it alone.
+    Several small encoders share one GPU; a larger one gets its own.
     """
     import ray
 
@@ -84,8 +83,8 @@ def with_gpus(study: StudyConfig) -> StudyConfig:
 def ray_runtime(log_file: Path | None = None) -> Iterator[None]:
     """Ray, started or joined as for a study; ends only what it started.
 
-    What Ray's C++ parts print at the start goes to `log_file`. Raises InputError where
-    `RAY_ADDRESS` does not answer.
+    Output of Ray's C++ parts at the start goes to `log_file`. Raises InputError if `RAY_ADDRESS`
+    does not answer.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -104,7 +103,7 @@ def ray_runtime(log_file: Path | None = None) -> Iterator[None]:
 
 
 def worker_counts(study: StudyConfig) -> dict[str, int]:
-    """The Ray Train workers of a study's trials, by the name of the setting."""
+    """The numbers of Ray Train workers of a study's trials, by setting."""
     counts = {"workers": study.workers}
     if study.mode == "sequential" and "perpeft" in study.methods and study.parallel_workers:
         counts["parallel_workers"] = study.parallel_workers
@@ -158,9 +157,9 @@ def _stderr_to(file: Path) -> Iterator[None]:
 
 
 def hide_token(file: Path | None = None) -> None:
-    """Let none but its owner read the token that Ray 2.60 writes where it finds none.
+    """Make the token that Ray 2.60 writes readable by its owner only.
 
-    `file`: by default where Ray writes it.
+    `file`: by default Ray's own path.
     """
     file = file or Path.home() / ".ray" / "auth_token"
     if file.exists() and file.stat().st_mode & 0o077:
@@ -168,7 +167,7 @@ def hide_token(file: Path | None = None) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Raise InputError at once; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if address in ("auto", "local") or "://" in address:
         return
@@ -183,7 +182,7 @@ def _check_answers(address: str) -> None:
 
 
 def _check_resources(study: StudyConfig) -> None:
-    """Ray would wait for ever for what it does not have."""
+    """Raise InputError for resources that Ray lacks, for which it would wait for ever."""
     import ray
 
     cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
@@ -200,10 +199,10 @@ def _check_resources(study: StudyConfig) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """A log on a full disk loses lines quietly: the study itself tells of it and ends."""
+    """A log that drops lines silently on a full disk: the study itself reports that and ends."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Where a line cannot be written; called while the error is handled."""
+        """Called while the error of a failed write is handled."""
         error = sys.exception()
         if error is None or not is_full_disk(error):
             super().handleError(record)

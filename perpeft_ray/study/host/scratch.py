@@ -1,4 +1,4 @@
-"""Where Ray's and Tune's own files lie while a study runs; Ray's is short enough for sockets."""
+"""Temporary folders for Ray's and Tune's own files; Ray's path is short enough for sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from perpeft_ray.errors import InputError
 
 _LONGEST_SOCKET = 107
-"""Bytes of a socket's path that Linux takes; macOS takes 103, which the slack below covers."""
+"""Longest path of a socket on Linux, in bytes; macOS allows 103, covered by the slack below."""
 _SOCKET = "/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 _SLACK = 4
 _PREFIX = "perpeft-"
@@ -27,10 +27,10 @@ _VARIABLE = "RAY_TMPDIR"
 def ray_folder() -> Iterator[None]:
     """Give Ray a new folder for its sockets and logs, which is removed after the block.
 
-    It is below `TMPDIR`, or where that is too long below `/tmp`. What processes that were killed
-    left is removed too. With `RAY_TMPDIR` set nothing is made or removed.
+    It is below `TMPDIR`, or below `/tmp` if that is too long. Also removes leftovers of killed
+    processes. With `RAY_TMPDIR` set, makes and removes nothing.
 
-    Raises InputError where `RAY_TMPDIR` is too long, or no folder that is short can be written.
+    Raises InputError if `RAY_TMPDIR` is too long, or no short folder is writable.
     """
     given = os.environ.get(_VARIABLE)
     if given is not None:
@@ -53,7 +53,7 @@ def ray_folder() -> Iterator[None]:
 
 @contextmanager
 def _short_tmpdir(folder: str) -> Iterator[None]:
-    """Where `TMPDIR` is too long, give Ray's processes another: its dashboard has sockets there."""
+    """Replace a `TMPDIR` that is too long for Ray's processes: the dashboard has sockets there."""
     before = os.environ.get("TMPDIR")
     if before is None or _is_short(before):
         yield
@@ -69,7 +69,7 @@ def _short_tmpdir(folder: str) -> Iterator[None]:
 def scratch_folder(prefix: str, base: str | None = None) -> Iterator[Path]:
     """Yield a new folder, below `TMPDIR` by default, which is removed after the block.
 
-    What processes that were killed left under such a name is removed too.
+    Also removes folders of this kind left by killed processes.
     """
     base = base or tempfile.gettempdir()
     _remove_left(prefix, base)
@@ -93,7 +93,7 @@ def _base() -> str:
 
 
 def _remove_left(prefix: str, base: str) -> None:
-    """Remove the folders of processes that are no more: nobody holds their lock."""
+    """Remove the folders of ended processes, whose lock is free."""
     for lock in Path(base).glob(f"{prefix}*/{_LOCK}"):
         try:
             with FileLock(lock, timeout=0):

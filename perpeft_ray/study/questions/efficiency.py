@@ -1,4 +1,4 @@
-"""What each variant and method costs: trials of fixed settings, nothing shared, one at a time."""
+"""Cost of each variant and method: trials with fixed settings, one at a time, nothing shared."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from perpeft_ray.study.trainable import Study
 
 
 def run_efficiency(study: Study, progress: Progress) -> None:
-    """Run what is missing of `efficiency_trials`, each in a fresh process.
+    """Run the missing ones of `efficiency_trials`, each in a fresh process.
 
-    What other studies have trained is not taken from the cache, since it was timed beside other
-    trials; hidden states and frozen features are.
+    Does not use other studies' trained trials, which were timed beside others; uses cached hidden
+    states and frozen features.
     """
     with scratch_folder("perpeft-efficiency-") as folder:
         own = study.workspace.with_nothing_trained(folder)

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def on_front(sizes: ArrayLike, scores: ArrayLike) -> NDArray[np.bool_]:
-    """True where no other point is as small and better, or smaller and as good; bool [n]."""
+    """True if no other point is at most as large and better, or smaller and as good; bool [n]."""
     size, score = np.asarray(sizes), np.asarray(scores)
     no_worse = (size[None] <= size[:, None]) & (score[None] >= score[:, None])
     better = (size[None] < size[:, None]) | (score[None] > score[:, None])

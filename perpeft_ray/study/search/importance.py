@@ -15,8 +15,8 @@ def setting_importances(settings: Sequence[Setting], scores: Sequence[float]) ->
     """Share of the variance of the scores that each setting explains; most important first.
 
     `settings`: of finished trials, [n]; one that does not apply (the rank of (IA)³) is missing or
-    None. `scores`: their validation NDCG@20, [n]. Settings that are the same in all trials are left
-    out. Empty where nothing varies. Source: Hutter et al., ICML 2014.
+    None. `scores`: their validation NDCG@20, [n]. Omits settings that are the same in all trials.
+    Empty if nothing varies. Source: Hutter et al., ICML 2014.
     """
     names = dict.fromkeys(name for setting in settings for name in setting)
     values = {name: tuple({setting.get(name): None for setting in settings}) for name in names}

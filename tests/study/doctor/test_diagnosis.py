@@ -77,7 +77,7 @@ def test_versions_differ_by_what_is_public_of_them() -> None:
             0,
             {"a": {"CPU": 3.0}},
             "1 trial at a time of 4 workers need 4 places: add nodes with 1 place of 1 CPU, "
-            "or fewer workers a trial: --workers 3",
+            "or fewer workers per trial: --workers 3",
         ),
         (
             study(1),
