@@ -25,7 +25,7 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
 
     checkpoints = subfolder(study.checkpoints, spec.trial_id)
     outcome = run_trial(spec.config, study.workspace, keep, test=spec.test, checkpoints=checkpoints)
-    study.recorder.write_trial(
+    study.folder.write_trial(
         TrialRecord(
             study=study.config.study,
             trial_id=spec.trial_id,

@@ -40,7 +40,7 @@ _OF_TRIALS = ("trials", "epochs", "users")
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The folder `<storage>/<study>`; a `Recorder`, and safe to hand to other processes.
+    """The folder `<storage>/<study>`; safe to hand to other processes.
 
     Any number of processes may write different trials at once. Where `storage` is a URI, `path` is
     a local folder of the same content: what is written is sent, and what is read fetched before.

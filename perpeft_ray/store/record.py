@@ -1,14 +1,11 @@
-"""What a study hands to whoever writes it down: trial records, and the recorder's interface.
-
-The study does not know of Parquet; `perpeft_ray.report` implements `Recorder`.
-"""
+"""What is written of a trial, and what a study reads again to go on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
@@ -52,13 +49,3 @@ class Searched:
     """Trainable parameters; None unless COMPLETE."""
     validated: Sequence[tuple[int, float]]
     """Its validated epochs of stage 3: (epoch of the whole trial, best validation NDCG@20)."""
-
-
-class Recorder(Protocol):
-    """Writes trials down as they end; picklable, for it is used in trial processes."""
-
-    def write_trial(self, record: TrialRecord) -> None:
-        """Write a trial's row, epochs and users; each file appears whole or not at all."""
-
-    def finished(self) -> set[tuple[str, str]]:
-        """(phase, config_hash) of the trials written as COMPLETE or PRUNED."""

@@ -34,13 +34,13 @@ def run_ablation(study: Study, progress: Progress) -> None:
     A method and variant of which no trial of the search has finished is left out, and named. Raises
     RuntimeError where this leaves nothing of PerPEFT.
     """
-    config, recorder = study.config, study.recorder
-    journal = study.folder / "optuna.journal"
-    finished = recorder.finished()
+    config, folder = study.config, study.folder
+    journal = study.folder.path / "optuna.journal"
+    finished = folder.finished()
     done = len([key for key in finished if key[0] != "settings"])
     searched = [name for name in VARIED if len(config.values(name)) > 1]
     progress.plan(max(count_trials(config), done), done, searched)
-    before = recorder.searched()
+    before = folder.searched()
     settle(config, journal, before)
     searches = {
         method: Search(
@@ -56,9 +56,9 @@ def run_ablation(study: Study, progress: Progress) -> None:
             study,
             Agenda(
                 finished,
-                lambda searching: ready_trials(config, recorder.searched().values(), searching),
+                lambda searching: ready_trials(config, folder.searched().values(), searching),
                 searches,
-                recorder.searched,
+                folder.searched,
             ),
             progress,
             workers=config.workers,
@@ -69,21 +69,21 @@ def run_ablation(study: Study, progress: Progress) -> None:
             ),
         )
     finally:
-        settle(config, journal, recorder.searched())
+        settle(config, journal, folder.searched())
 
-    best = best_configs(recorder.searched().values())
+    best = best_configs(folder.searched().values())
     perpeft = _best_perpeft(study)
     if perpeft is not None:
         others = other_mode_trials(config, perpeft)
         workers = config.parallel_workers if config.mode == "sequential" else config.workers
-        run_tune(study, Agenda(recorder.finished(), lambda _: others), progress, workers=workers)
+        run_tune(study, Agenda(folder.finished(), lambda _: others), progress, workers=workers)
     cells = [(m, v) for m in searching_methods(config) for v in variants_of(config, m)]
     for method, variant in cells:
         if (method, variant) not in best:
             name = f"{method} {variant or ''}".strip()
             progress.say(f"left out: {name} has no finished trial in the search")
     if "perpeft" in searches and perpeft is None:
-        raise RuntimeError(f"no trial of the search has finished; {study.folder} has the errors")
+        raise RuntimeError(f"no trial of the search has finished; {folder.path} has the errors")
 
 
 def run_listed(
@@ -98,7 +98,7 @@ def run_listed(
     Ray must be there. `fresh_processes` as in `run_tune`.
     """
     wanted = list(specs)
-    finished = study.recorder.finished()
+    finished = study.folder.finished()
     progress.extend(len(wanted), done=sum(spec.key in finished for spec in wanted))
     agenda = Agenda(finished, lambda _: wanted)
     run_tune(study, agenda, progress, workers=study.config.workers, fresh_processes=fresh_processes)
@@ -106,6 +106,6 @@ def run_listed(
 
 def _best_perpeft(study: Study) -> TrialConfig | None:
     """PerPEFT's best setting of all variants, by validation; None before any."""
-    rows = [row for row in study.recorder.searched().values() if row.config.method == "perpeft"]
+    rows = [row for row in study.folder.searched().values() if row.config.method == "perpeft"]
     scored = [row for row in rows if row.score is not None]
     return max(scored, key=lambda row: row.score or 0.0).config if scored else None

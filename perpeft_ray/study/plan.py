@@ -21,7 +21,7 @@ from perpeft_ray.store.record import Phase, Searched
 from perpeft_ray.study.search.space import Setting, all_settings, first_setting, variants_of
 
 Key = tuple[str, str]
-"""(phase, config_hash): a trial of a study, as `Recorder.finished` has it."""
+"""(phase, config_hash): a trial of a study, as `StudyFolder.finished` has it."""
 Cell = tuple[Method, Variant | None]
 """A method and variant: a cell of the study's table."""
 Best = Mapping[Cell, TrialConfig]

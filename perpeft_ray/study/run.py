@@ -111,9 +111,8 @@ def _open_study(
     )
     return Study(
         config=config,
-        folder=folder.path,
+        folder=folder,
         workspace=workspace,
-        recorder=folder,
         run=run_trial,
     )
 

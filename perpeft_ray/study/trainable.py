@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -18,7 +18,8 @@ from ray import tune
 from perpeft_ray.config import StudyConfig, TrialConfig
 from perpeft_ray.data.places import is_uri, subfolder
 from perpeft_ray.metrics import RankingMetrics
-from perpeft_ray.store.record import Recorder, Searched, TrialRecord
+from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.train.broker import Failure, Task
 from perpeft_ray.train.outcome import EpochRecord
@@ -33,25 +34,13 @@ VALIDATED_STAGE3_EPOCHS = "validated_stage3_epochs"
 """Key of ASHA's time: epochs of stage 3, present only where this epoch was validated."""
 
 
-class StudyRecorder(Recorder, Protocol):
-    """A recorder that also tells what the search has found: `perpeft_ray.store.folder`."""
-
-    def keep(self) -> None:
-        """See that what the study's main process has written outlives this machine."""
-
-    def searched(self) -> dict[str, Searched]:
-        """The COMPLETE and PRUNED trials of the search, by config hash, as they began."""
-
-
 @dataclass(frozen=True)
 class Study:
     """A study and what its trials need."""
 
     config: StudyConfig
-    folder: Path
-    """Absolute: `<storage>/<study>`."""
+    folder: StudyFolder
     workspace: Workspace
-    recorder: StudyRecorder
     run: Runner
     """What each worker of a trial runs: `run_trial`."""
 
@@ -62,7 +51,7 @@ class Study:
         if given:
             return subfolder(given if is_uri(given) else Path(given).absolute(), study)
         storage = self.config.storage
-        whole = subfolder(storage, study) if is_uri(storage) else self.folder
+        whole = subfolder(storage, study) if is_uri(storage) else self.folder.path
         return subfolder(whole, "checkpoints")
 
 
@@ -74,13 +63,13 @@ def make_trainable(
     `broker`: handle of the actor that has the workers (`Broker`).
     """
     # Not the study itself, whose workspace would import what trains.
-    recorder, name, checkpoints = study.recorder, study.config.study, study.checkpoints
+    written, name, checkpoints = study.folder, study.config.study, study.checkpoints
 
     def trial(values: dict[str, Any]) -> None:
         spec = TrialSpec.from_tune(values)
         folder = subfolder(checkpoints, spec.trial_id)
         task = Task(spec.trial_id, spec.config, spec.test, folder, fresh_processes)
-        recorder.write_trial(follow(name, spec, task, broker, tune.report))
+        written.write_trial(follow(name, spec, task, broker, tune.report))
 
     return trial
 

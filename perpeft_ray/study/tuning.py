@@ -77,7 +77,7 @@ def run_tune(
 
 def _remove_checkpoints(study: Study) -> None:
     """Of trials that have ended: what a kill, or a worker of a stopped trial, has left."""
-    ended = study.recorder.finished()
+    ended = study.folder.finished()
     for name in subfolders(study.checkpoints):
         if is_one_of(name, ended):
             remove_folder(subfolder(study.checkpoints, name))

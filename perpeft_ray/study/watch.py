@@ -38,7 +38,7 @@ class Watch(tune.Callback):
         self._progress = progress
         self._started_at: dict[str, datetime] = {}
         self._epochs: dict[str, list[EpochRecord]] = {}
-        self._trackers = trackers(study.config, study.folder)
+        self._trackers = trackers(study.config, study.folder.path)
         self._patience = Patience(study.config.start_timeout_s)
         self._stopped_by: BaseException | None = None
 
@@ -80,7 +80,7 @@ class Watch(tune.Callback):
     ) -> None:
         """Tell of a finished trial, or write the row of one that ASHA stopped."""
         spec = TrialSpec.from_tune(trial.config)
-        complete = spec.key in self._study.recorder.finished()  # it has written its row itself
+        complete = spec.key in self._study.folder.finished()  # it has written its row itself
         if not complete:
             self._write(trial, spec, "PRUNED", None)
             # A worker may be writing still: what it leaves goes when the study ends.
@@ -116,7 +116,7 @@ class Watch(tune.Callback):
 
     def _write(self, trial: Trial, spec: TrialSpec, status: Status, error: str | None) -> None:
         now = datetime.now(UTC)
-        self._study.recorder.write_trial(
+        self._study.folder.write_trial(
             TrialRecord(
                 study=self._study.config.study,
                 trial_id=spec.trial_id,
@@ -144,7 +144,7 @@ class Watch(tune.Callback):
         if started_at:
             for tracker in self._trackers:
                 tracker.end(spec, status)
-        self._study.recorder.keep()
+        self._study.folder.keep()
 
 
 def one_line(error: BaseException) -> str:

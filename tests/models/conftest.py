@@ -62,11 +62,10 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
     config = study_folder.config
     study = Study(
         config=config,
-        folder=study_folder.path,
+        folder=study_folder,
         workspace=prepare(
             config.dataset, config.encoder, study_folder.cache, kept=study_folder.kept
         ),
-        recorder=study_folder,
         run=run_trial,
     )
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,72 +22,17 @@ from perpeft_ray.config import (
 )
 from perpeft_ray.data.places import subfolder, write_file
 from perpeft_ray.metrics import RankingMetrics
-from perpeft_ray.store.record import Searched, TrialRecord
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
 
 
-@dataclass(frozen=True)
-class JsonRecorder:
-    """A recorder that writes one small JSON file a trial."""
-
-    folder: Path
-
-    def write_trial(self, record: TrialRecord) -> None:
-        row = {
-            "trial_id": record.trial_id,
-            "phase": record.phase,
-            "status": record.status,
-            "error": record.error,
-            "hash": record.config.config_hash,
-            "config": asdict(record.config),
-            "method": record.config.method,
-            "variant": record.config.variant,
-            "rank": record.config.rank,
-            "groups": record.config.groups,
-            "conditioning_weight": record.config.conditioning_weight,
-            "learning_rate": record.config.learning_rate,
-            "seed": record.config.seed,
-            "mode": record.config.mode,
-            "epochs": len(record.epochs),
-            "valid": record.outcome.valid.ndcg_at_20 if record.outcome else None,
-            "test": record.outcome is not None and record.outcome.test is not None,
-            "workers": record.outcome.world_size if record.outcome else None,
-            "validated": [
-                (epoch.epoch, epoch.best_valid_ndcg_at_20)
-                for epoch in record.epochs
-                if epoch.stage == 3 and epoch.valid is not None
-            ],
-            "started_at": record.started_at.isoformat(),
-            "finished_at": record.finished_at.isoformat(),
-        }
-        (self.folder / f"{record.trial_id}.json").write_text(json.dumps(row))
-
-    def rows(self) -> list[dict[str, Any]]:
-        files = sorted(self.folder.glob("*.json"))
-        return [json.loads(file.read_text()) for file in files]
-
-    def finished(self) -> set[tuple[str, str]]:
-        return {
-            (row["phase"], row["hash"])
-            for row in self.rows()
-            if row["status"] in ("COMPLETE", "PRUNED")
-        }
-
-    def keep(self) -> None:
-        """It is here that it is kept."""
-
-    def searched(self) -> dict[str, Searched]:
-        """A size that can be told from the configuration."""
-        found = {}
-        for row in sorted(self.rows(), key=lambda row: row["started_at"]):
-            if row["phase"] == "search" and row["status"] in ("COMPLETE", "PRUNED"):
-                config = TrialConfig(**row["config"])
-                size = (config.rank or 1) * (config.groups or 1)
-                found[row["hash"]] = Searched(
-                    config, row["status"], row["valid"], size, row["validated"]
-                )
-        return found
+def rows_of(study: Any) -> list[dict[str, Any]]:
+    """The rows of a study by trial id, None for null, with the number of epochs of each."""
+    trials = study.folder.trials().sort_values("trial_id")
+    epochs = study.folder.epochs().groupby("trial_id").size()
+    trials["epochs"] = [epochs.get(trial_id, 0) for trial_id in trials.trial_id]
+    return trials.astype(object).where(trials.notna(), None).to_dict("records")
 
 
 Score = Callable[[TrialConfig], float]
@@ -142,7 +86,7 @@ def fake_run(
         test=metrics if test else None,
         users_evaluated=3,
         encoder_parameters=1,
-        trainable_parameters=1,
+        trainable_parameters=(config.rank or 1) * (config.groups or 1),
         stage1_seconds=0.0,
         stage2_seconds=0.0,
         stage3_seconds=0.0,
@@ -250,15 +194,7 @@ def make_study(tmp_path: Path) -> Callable[..., Any]:
     def make(config: StudyConfig, run: Any = fake_run) -> Any:
         from perpeft_ray.study.trainable import Study
 
-        folder = tmp_path / config.study
-        (folder / "rows").mkdir(parents=True, exist_ok=True)
-        recorder = JsonRecorder(folder / "rows")
-        return Study(
-            config=config,
-            folder=folder,
-            workspace=None,
-            recorder=recorder,
-            run=run,
-        )
+        config = replace(config, storage=str(tmp_path))
+        return Study(config=config, folder=StudyFolder.create(config), workspace=None, run=run)
 
     return make

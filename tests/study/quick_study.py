@@ -99,9 +99,8 @@ def open_study(fault: Fault) -> Callable[..., Study]:
 
         return Study(
             config=config,
-            folder=folder.path,
+            folder=folder,
             workspace=Workspace(),
-            recorder=folder,
             run=fault.run,
         )
 

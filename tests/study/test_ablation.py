@@ -16,6 +16,7 @@ from perpeft_ray.config import SIMPLE_METHODS
 from perpeft_ray.study.ablation import run_ablation
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.search.suggest import open_journal
+from tests.study.conftest import rows_of
 
 pytestmark = pytest.mark.usefixtures("ray_runtime")
 
@@ -29,7 +30,7 @@ def run(study: Any) -> str:
 
 
 def journal_states(study: Any) -> Counter[TrialState]:
-    storage = open_journal(study.folder / "optuna.journal")
+    storage = open_journal(study.folder.path / "optuna.journal")
     [name] = [n for n in optuna.get_all_study_names(storage) if "-perpeft-" in n]
     loaded = optuna.load_study(study_name=name, storage=storage)
     return Counter(trial.state for trial in loaded.trials)
@@ -40,7 +41,7 @@ def test_a_study_from_search_to_ablation_and_again(
 ) -> None:
     study = make_study(small_study(seeds=(0, 1), parallel_workers=2))
     printed = run(study)
-    rows = study.recorder.rows()
+    rows = rows_of(study)
 
     searched = [row for row in rows if row["phase"] == "search" and row["method"] == "perpeft"]
     assert len(searched) == 6
@@ -55,11 +56,13 @@ def test_a_study_from_search_to_ablation_and_again(
 
     # What the ablation runs is the best of the search by validation, and only it reads test.
     ablation = [row for row in rows if row["phase"] == "ablation"]
-    assert {row["test"] for row in ablation} == {True}
-    assert not any(row["test"] for row in rows if row["phase"] == "search")
+    assert None not in {row["test_ndcg_at_20"] for row in ablation}
+    assert {row["test_ndcg_at_20"] for row in rows if row["phase"] == "search"} == {None}
     complete = [row for row in searched if row["status"] == "COMPLETE"]
     for variant in ("lora", "ia3", "iisan"):
-        best = max((r for r in complete if r["variant"] == variant), key=lambda r: r["valid"])
+        best = max(
+            (r for r in complete if r["variant"] == variant), key=lambda r: r["valid_ndcg_at_20"]
+        )
         run_again = [
             r
             for r in ablation
@@ -88,7 +91,7 @@ def test_a_study_from_search_to_ablation_and_again(
     assert len(ablation) == 2 * (2 + 4 * 3 + 1) + 2
     assert [r["status"] for r in ablation if r["method"] in SIMPLE_METHODS] == ["COMPLETE"] * 2
     parallel = [row for row in ablation if row["mode"] == "parallel"]
-    assert [(row["method"], row["variant"], row["workers"]) for row in parallel] == [
+    assert [(row["method"], row["variant"], row["world_size"]) for row in parallel] == [
         ("perpeft", "lora", 2)
     ] * 2
 
@@ -98,7 +101,7 @@ def test_a_study_from_search_to_ablation_and_again(
 
     # The same command again finds nothing to do.
     assert "COMPLETE" not in run(study)
-    assert study.recorder.rows() == rows
+    assert rows_of(study) == rows
 
 
 def test_failed_trials_are_rows_and_the_study_goes_on(
@@ -107,7 +110,7 @@ def test_failed_trials_are_rows_and_the_study_goes_on(
     config = small_study(methods=("global", "perpeft"))
     study = make_study(config, run=run_failing)
     printed = run(study)
-    rows = study.recorder.rows()
+    rows = rows_of(study)
     failed = [row for row in rows if row["status"] == "FAIL"]
     assert {row["variant"] for row in failed} == {"ia3", "lora"}
     assert {row["error"] for row in failed if row["variant"] == "ia3"} == {
@@ -115,7 +118,7 @@ def test_failed_trials_are_rows_and_the_study_goes_on(
     }
     nan = {row["error"] for row in failed if row["variant"] == "lora"}
     assert nan == {"FloatingPointError: validation NDCG@20 is nan in epoch 2"}
-    assert all(row["valid"] is None for row in failed)
+    assert all(row["valid_ndcg_at_20"] is None for row in failed)
     assert journal_states(study)[TrialState.RUNNING] == 0
     assert journal_states(study)[TrialState.FAIL] >= 1
     # The variant that always fails is left out and told; the others are compared.
@@ -130,7 +133,7 @@ def test_an_interrupted_study_does_only_what_is_missing(
     config = small_study(methods=("without_mm", "global", "perpeft"))
     study = make_study(config)
     run(study)
-    before = {row["trial_id"]: row for row in study.recorder.rows()}
+    before = {row["trial_id"]: row for row in rows_of(study)}
     searched = next(t for t, row in before.items() if row["status"] == "PRUNED")
     lost = [
         searched,
@@ -139,9 +142,9 @@ def test_an_interrupted_study_does_only_what_is_missing(
     ]
     assert len(lost) == 4
     for trial_id in lost:
-        (study.recorder.folder / f"{trial_id}.json").unlink()
+        (study.folder.path / "trials" / f"{trial_id}.parquet").unlink()
     run(study)
-    after = {row["trial_id"]: row for row in study.recorder.rows()}
+    after = {row["trial_id"]: row for row in rows_of(study)}
     assert len(after) >= len(before)
     kept = set(before) - set(lost)
     assert {t: after[t] for t in kept} == {t: before[t] for t in kept}
@@ -154,7 +157,7 @@ def test_a_trial_that_ends_early_by_patience_is_complete(
     config = replace(config, train=replace(config.train, lr=5e-3, patience=1))
     study = make_study(config)
     printed = run(study)
-    rows = study.recorder.rows()
+    rows = rows_of(study)
     assert [(row["method"], row["status"]) for row in rows] == [
         ("popularity", "COMPLETE"),
         ("without_mm", "COMPLETE"),
@@ -170,7 +173,7 @@ def test_methods_without_peft_need_no_search(
     config = replace(config, train=replace(config.train, lr=5e-3))
     study = make_study(config)
     run(study)
-    rows = study.recorder.rows()
+    rows = rows_of(study)
     assert [(row["method"], row["phase"], row["seed"]) for row in rows] == [
         ("without_mm", "ablation", 0),
         ("without_mm", "ablation", 1),

@@ -48,17 +48,17 @@ def test_a_stopped_trial_goes_on_from_where_the_study_says(tmp_path: Path, as_ur
         run_spec(study, spec, stop)
     assert subfolders(study.checkpoints) == [spec.trial_id]
     assert list((place / config.study / spec.trial_id).rglob("epoch-0003/record.json"))
-    assert not (study.folder / "checkpoints").exists()
+    assert not (study.folder.path / "checkpoints").exists()
 
     told = []
     run_spec(study, spec, told.append)
     assert [result["record"]["epoch"] for result in told] == [1, 2, 3, 4]
     assert subfolders(study.checkpoints) == []
-    users = study.recorder.users_of(spec.trial_id)
+    users = study.folder.users_of(spec.trial_id)
 
     other = _study(replace(config, storage=str(tmp_path / "unbroken"), checkpoints=""))
     run_spec(other, spec, lambda result: None)
-    unbroken = other.recorder.users_of(spec.trial_id)
+    unbroken = other.folder.users_of(spec.trial_id)
     assert np.array_equal(users.test_rank, unbroken.test_rank, equal_nan=True)
 
 
@@ -79,9 +79,8 @@ def _study(config: StudyConfig) -> Any:
     cache = Path(config.storage) / ".cache"
     return Study(
         config=config,
-        folder=folder.path,
+        folder=folder,
         workspace=prepare(config.dataset, config.encoder, cache),
-        recorder=folder,
         run=run_trial,
     )
 

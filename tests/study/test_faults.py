@@ -27,6 +27,7 @@ from perpeft_ray.study.host.room import wait_for_room
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.search.resume import settle
 from perpeft_ray.study.search.suggest import open_journal
+from tests.study.conftest import rows_of
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -39,7 +40,7 @@ def run(study: Any) -> str:
 
 
 def states(study: Any) -> set[TrialState]:
-    storage = open_journal(study.folder / "optuna.journal")
+    storage = open_journal(study.folder.path / "optuna.journal")
     [name] = [n for n in optuna.get_all_study_names(storage) if "-perpeft-" in n]
     return {t.state for t in optuna.load_study(study_name=name, storage=storage).trials}
 
@@ -63,25 +64,25 @@ def test_trials_without_memory_are_rows_and_the_study_goes_on(
 ) -> None:
     study = make_study(few(small_study()), run=run_out_of_memory)
     run(study)
-    rows = {row["variant"]: row for row in study.recorder.rows() if row["phase"] == "search"}
+    rows = {row["variant"]: row for row in rows_of(study) if row["phase"] == "search"}
     assert rows["lora"]["status"] == "COMPLETE"
     assert (rows["ia3"]["status"], rows["iisan"]["status"]) == ("FAIL", "FAIL")
     assert rows["ia3"]["error"].startswith("RuntimeError: workers were lost 3 times in epoch 1;")
     assert rows["iisan"]["error"] == "MemoryError: 8 TB"
     assert states(study) == {TrialState.COMPLETE, TrialState.FAIL}
-    ablation = [row for row in study.recorder.rows() if row["phase"] == "ablation"]
+    ablation = [row for row in rows_of(study) if row["phase"] == "ablation"]
     assert [(row["variant"], row["status"]) for row in ablation] == [("lora", "COMPLETE")]
 
 
 @dataclass(frozen=True)
 class FullAfter:
-    """A recorder on a disk that is full once it has so many rows."""
+    """A study's folder on a disk that is full once it has so many rows."""
 
     inner: Any
     rows_that_fit: int
 
     def write_trial(self, record: TrialRecord) -> None:
-        if len(self.inner.rows()) >= self.rows_that_fit:
+        if len(self.inner.trials()) >= self.rows_that_fit:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials/x.parquet")
         self.inner.write_trial(record)
 
@@ -96,19 +97,19 @@ def test_a_full_disk_stops_the_study_which_resumes_once_there_is_room(
     make_study: Callable[..., Any], small_study: Callable[..., Any]
 ) -> None:
     study = make_study(few(small_study()))
-    full = replace(study, recorder=FullAfter(study.recorder, 2))
+    full = replace(study, folder=FullAfter(study.folder, 2))
     with (
         pytest.raises(StudyStoppedError, match=r"no room on the disk \(.* MB are left in .*same"),
-        telling_a_full_disk(study.folder),
+        telling_a_full_disk(study.folder.path),
     ):
         run(full)
-    before = study.recorder.rows()
+    before = rows_of(study)
     assert [row["status"] for row in before] == ["COMPLETE"] * 2  # and no FAIL: it was no fault
     assert TrialState.RUNNING not in states(study)
     printed = run(study)
     assert "continuing: 2 of 6 trials are done" in printed
-    assert len(study.recorder.rows()) == 6
-    assert [row for row in study.recorder.rows() if row in before] == before
+    assert len(rows_of(study)) == 6
+    assert [row for row in rows_of(study) if row in before] == before
 
 
 def test_a_full_disk_is_known_however_it_is_told(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_processors_that_others_hold_end_the_wait_and_free_ones_let_it_go_on(
     with pytest.raises(StudyStoppedError, match=r"it needs 1 CPU; .* of which 0 CPU are free"):
         run(study)
     assert time.monotonic() - began < 60  # 2 s, on a machine that may be busy
-    assert study.recorder.rows() == []
+    assert rows_of(study) == []
     assert TrialState.RUNNING not in states(study)
 
     patient = replace(study, config=replace(study.config, start_timeout_s=300.0))
@@ -177,4 +178,4 @@ def test_processors_that_others_hold_end_the_wait_and_free_ones_let_it_go_on(
     timer.start()
     run(patient)
     timer.join()
-    assert len(study.recorder.rows()) == 6
+    assert len(rows_of(study)) == 6

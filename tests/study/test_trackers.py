@@ -20,6 +20,7 @@ from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.trackers import MLflow, TensorBoard, Tracker, WandB, check_trackers
 from perpeft_ray.train.outcome import EpochRecord
+from tests.study.conftest import rows_of
 from tests.study.whole_space import search_trials
 
 STUDY = StudyConfig(train=TrainSettings(lr=0.005))
@@ -74,8 +75,8 @@ def test_every_trial_of_a_study_is_in_tensorboard(
     study = make_study(replace(small_study(methods=("perpeft",)), search=search))
     with Progress(io.StringIO()) as progress:
         run_ablation(study, progress)
-    rows = study.recorder.rows()
-    folders = {folder.name: folder for folder in (study.folder / "tensorboard").iterdir()}
+    rows = rows_of(study)
+    folders = {folder.name: folder for folder in (study.folder.path / "tensorboard").iterdir()}
     assert folders.keys() == {row["trial_id"] for row in rows}
     for row in rows:
         assert len(scalars(folders[row["trial_id"]])["loss"]) == row["epochs"]

@@ -103,12 +103,10 @@ def _study(folder: Path) -> Study:
         ),
     )
     (folder / "told").mkdir()
-    recorder = StudyFolder.create(config)
     return Study(
         config=config,
-        folder=recorder.path,
+        folder=StudyFolder.create(config),
         workspace=prepare(config.dataset, config.encoder, folder / "results" / ".cache"),
-        recorder=recorder,
         run=KillsOnce(folder / "told"),
     )
 
@@ -121,7 +119,7 @@ def _run(study: Study) -> str:
 
 
 def _states(study: Study) -> list[TrialState]:
-    storage = open_journal(study.folder / "optuna.journal")
+    storage = open_journal(study.folder.path / "optuna.journal")
     [name] = [n for n in optuna.get_all_study_names(storage) if "-perpeft-" in n]
     return sorted(t.state for t in optuna.load_study(study_name=name, storage=storage).trials)
 
@@ -149,7 +147,7 @@ def test_its_row_is_fail_the_workers_take_the_next_and_the_same_command_goes_on(
     _run(study)
     _wait_until_nothing_is_left()
     killed = (tmp_path / "told" / "killed").read_text()
-    trials = study.recorder.trials()  # type: ignore[attr-defined]  # it is a StudyFolder
+    trials = study.folder.trials()
     assert trials.status.tolist().count("FAIL") == 1
     [lost] = trials[trials.status == "FAIL"].to_dict("records")
     assert (lost["config_hash"], lost["phase"]) == (killed, "search")
@@ -160,22 +158,22 @@ def test_its_row_is_fail_the_workers_take_the_next_and_the_same_command_goes_on(
 
     assert "continuing: 2 of 3 trials are done" in _run(study)
     _wait_until_nothing_is_left()
-    trials = study.recorder.trials()  # type: ignore[attr-defined]  # it is a StudyFolder
+    trials = study.folder.trials()
     assert not trials.duplicated(["phase", "config_hash"]).any()
     assert set(trials.status) == {"COMPLETE"}
     assert TrialState.RUNNING not in _states(study)
-    assert not (study.folder / "checkpoints").exists() or not any(
-        (study.folder / "checkpoints").iterdir()
+    assert not (study.folder.path / "checkpoints").exists() or not any(
+        (study.folder.path / "checkpoints").iterdir()
     )
 
     # It went on after its checkpoint and ended as if nothing had happened.
     unbroken = study.workspace.with_nothing_trained(tmp_path)
     records: list[EpochRecord] = []
-    config = study.recorder.searched()[killed].config
+    config = study.folder.searched()[killed].config
     outcome = run_trial(config, unbroken, records.append, test=False)
     [again] = trials[(trials.config_hash == killed) & (trials.phase == "search")].to_dict("records")
     assert again["valid_ndcg_at_20"] == pytest.approx(outcome.valid.ndcg_at_20, abs=1e-9)
-    epochs = study.recorder.epochs()  # type: ignore[attr-defined]  # it is a StudyFolder
+    epochs = study.folder.epochs()
     own = epochs[epochs.trial_id == again["trial_id"]].sort_values("epoch")
     assert own.epoch.tolist() == list(range(1, EPOCHS + 1))
     np.testing.assert_allclose(own.loss, [record.loss for record in records], rtol=1e-5)
@@ -200,7 +198,7 @@ def test_workers_that_have_no_room_end_the_wait(tmp_path: Path) -> None:
     with pytest.raises(StudyStoppedError, match=wanted):
         _run(study)
     assert time.monotonic() - began < 90  # 3 s, on a machine that may be busy
-    assert study.recorder.trials().empty  # type: ignore[attr-defined]  # it is a StudyFolder
+    assert study.folder.trials().empty
     assert TrialState.RUNNING not in _states(study)
     ray.kill(other)
     _wait_until_nothing_is_left(but_groups=True)

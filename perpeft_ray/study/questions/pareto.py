@@ -19,7 +19,7 @@ def front_trials(study: Study) -> list[TrialSpec]:
     """The search's settings on its Pareto front, by validation, with every seed and test read."""
     rows = [
         row
-        for row in study.recorder.searched().values()
+        for row in study.folder.searched().values()
         if row.config.method == "perpeft" and row.status == "COMPLETE"
     ]
     front = on_front([row.size or 0 for row in rows], [row.score or 0.0 for row in rows])

@@ -20,7 +20,7 @@ def run_sensitivity(study: Study, progress: Progress) -> None:
 def sensitivity_trials(study: Study) -> list[TrialSpec]:
     """Every value of every setting in the place of the search's best, with every seed and test
     read; the other settings are held."""
-    best = best_configs(study.recorder.searched().values())
+    best = best_configs(study.folder.searched().values())
     return settings_trials(
         study.config,
         (

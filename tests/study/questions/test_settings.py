@@ -21,6 +21,7 @@ from perpeft_ray.study.questions.front import on_front
 from perpeft_ray.study.questions.pareto import run_front
 from perpeft_ray.study.questions.sensitivity import run_sensitivity
 from perpeft_ray.study.search.suggest import Search, open_journal, optuna_study_name
+from tests.study.conftest import rows_of
 
 
 def run(function: Callable[..., None], *arguments: Any) -> str:
@@ -39,11 +40,11 @@ def test_sensitivity_varies_one_setting_about_the_best(
     config = replace(config, peft=replace(config.peft, variant="lora"))
     study = make_study(config)
     run(run_sensitivity, study)
-    rows = study.recorder.rows()
+    rows = rows_of(study)
     names = ("groups", "rank", "conditioning_weight", "learning_rate")
     [best] = {tuple(row[name] for name in names) for row in rows if row["phase"] == "ablation"}
     curves = [row for row in rows if row["phase"] == "settings"]
-    assert all(row["test"] for row in curves)
+    assert None not in {row["test_ndcg_at_20"] for row in curves}
     found = Counter(tuple(row[name] for name in names) for row in curves)
     expected = {
         (*best[:place], value, *best[place + 1 :])
@@ -52,7 +53,7 @@ def test_sensitivity_varies_one_setting_about_the_best(
     }
     assert found == dict.fromkeys(expected, 2)  # once a seed
     run(run_sensitivity, study)  # again: nothing is left to do
-    assert study.recorder.rows() == rows
+    assert rows_of(study) == rows
 
 
 @pytest.mark.usefixtures("ray_runtime")
@@ -64,16 +65,18 @@ def test_the_front_of_a_search_for_two_objectives_reads_test(
     study = make_study(config)
 
     run(run_front, study)
-    rows = study.recorder.rows()
+    rows = rows_of(study)
     searched = [row for row in rows if row["phase"] == "search"]
     assert {row["status"] for row in searched} == {"COMPLETE"}  # nothing is stopped early
-    storage = open_journal(study.folder / "optuna.journal")
+    storage = open_journal(study.folder.path / "optuna.journal")
     loaded = optuna.load_study(study_name=optuna_study_name(config, "perpeft"), storage=storage)
     assert [direction.name for direction in loaded.directions] == ["MAXIMIZE", "MINIMIZE"]
     values = {tuple(trial.values) for trial in loaded.best_trials}
     front = [row for row in rows if row["phase"] == "settings"]
-    assert {(row["valid"], (row["rank"] or 1) * row["groups"]) for row in front} == values
-    assert all(row["test"] for row in front)
+    assert {
+        (row["valid_ndcg_at_20"], (row["rank"] or 1) * row["groups"]) for row in front
+    } == values
+    assert None not in {row["test_ndcg_at_20"] for row in front}
 
 
 def test_optuna_is_told_both_objectives(tmp_path: Path) -> None:
