@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
         checkpoints = Path(scratch) / "trial"
 
         def look(record: Any) -> None:
-            latest = checkpoints.glob(f"*/epoch-{record.epoch:04d}/*")
+            latest = checkpoints.glob("*/stage.safetensors")
             sizes.append(sum(file.stat().st_size for file in latest))
 
         fit.train_epoch = timed("epoch", fit.train_epoch)  # type: ignore[attr-defined]  # timed on the way

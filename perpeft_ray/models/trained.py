@@ -1,17 +1,15 @@
 """A finished trial with its weights in place, and what it says of its users and items.
 
-The weights lie in the study's folder (`portable.py`), else in `<storage>/.cache/trials/`, where
-training put them (`train/trial_cache.py`).
+The weights lie in the study's folder, else in the storage's cache (`store/weights.py`).
 Letters: U users, I items (0 is padding), G groups, D hidden units.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -113,7 +111,7 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     config = folder.config_of(trial_id)
     dataset, workspace = open_workspace(folder)
     _check_unchanged(folder, trial_id, workspace)
-    trained = read_weights(folder, workspace, trial_id, config)
+    trained = read_weights(folder, workspace, trial_id)
     model = _initial(config, workspace)
     split = open_split(workspace)
     if config.method in VECTOR_METHODS:
@@ -138,7 +136,7 @@ def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
     Users are grouped by the outputs of this model. Raises InputError where stage 1 is gone.
     """
     workspace = trial.workspace
-    stage = read_stage(folder, workspace, trial.trial_id, trial.config)
+    stage = read_stage(folder, workspace, trial.trial_id)
     model = _initial(trial.config, workspace)
     modules = _put(model, trial.config, stage.weights, 1)
     return TrainedTrial(
@@ -186,17 +184,12 @@ def user_states(
         return trial.model.queries(owners, inputs, embeddings, trial.modules[group])
 
 
-def _row(folder: StudyFolder, trial_id: str, columns: list[str]) -> dict[str, Any]:
-    file = folder.path / "trials" / f"{trial_id}.parquet"
-    return pq.ParquetFile(file).read(columns).to_pylist()[0]  # type: ignore[no-any-return]  # pyarrow is untyped
-
-
 def _check_unchanged(folder: StudyFolder, trial_id: str, workspace: Workspace) -> None:
     """Raise InputError where data or encoder are not those that a trial was trained on."""
     config, now = folder.config, workspace.fingerprints
     columns = {f"{field.name}_fingerprint": field.name for field in fields(Fingerprints)}
-    row = _row(folder, trial_id, list(columns))
-    if now is None or None in row.values():
+    row = folder.trial(trial_id)[list(columns)]
+    if now is None or row.isna().any():
         return
     then = Fingerprints(**{columns[name]: value for name, value in row.items()})
     if changed := then.changes(now, config.dataset, config.encoder):

@@ -199,13 +199,18 @@ class StudyFolder:
     def config_of(self, trial_id: str) -> TrialConfig:
         """The configuration of a trial that was trained, from its row. Raises InputError where
         there is none."""
+        row = self.trial(trial_id)
+        if row.method in SIMPLE_METHODS:
+            raise InputError(f"`trial` must be one that was trained, but {trial_id} only counts")
+        return _config_of(row.to_dict())
+
+    def trial(self, trial_id: str) -> pd.Series:
+        """The row of a trial. Raises InputError where there is none."""
         trials = self.trials()
         rows = trials[trials.trial_id == trial_id]
         if rows.empty:
             raise InputError(f"`trial` must be the id of a trial of {self.path}, but is {trial_id}")
-        if rows.method.item() in SIMPLE_METHODS:
-            raise InputError(f"`trial` must be one that was trained, but {trial_id} only counts")
-        return _config_of(next(rows.itertuples())._asdict())
+        return rows.iloc[0]
 
     def trials(self) -> pd.DataFrame:
         """All rows written so far, as `pandas.read_parquet` gives them; no rows before the first.

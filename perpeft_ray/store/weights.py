@@ -1,29 +1,30 @@
 """The weights of a study's finished trials, in its own folder or in the storage's cache.
 
-STUDY/weights/trials/<key>/   the COMPLETE trials of the ablation, as in `<storage>/.cache/trials/`
-STUDY/weights/stage1/<key>/   the stage 1 of those with groups, as in `<storage>/.cache/stage1/`
+STUDY/weights/trials/<key>.safetensors   the COMPLETE trials of the ablation
+STUDY/weights/stage1/<key>.safetensors   the stage 1 of those with groups
 
-They are there after every run of a study whose `storage` is a folder, as hard links where the file
-system allows them. At a URI only `perpeft pack` puts them there.
+They are as in `<storage>/.cache/`, and there after every run of a study whose `storage` is a
+folder, as hard links where the file system allows them. At a URI only `perpeft pack` puts them
+there.
 """
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from pyarrow import fs
-
-from perpeft_ray.config import SIMPLE_METHODS, TrialConfig
-from perpeft_ray.data.folders import link_or_copy, new_folder
-from perpeft_ray.data.places import resolve, subfolder
+from perpeft_ray.config import SIMPLE_METHODS
+from perpeft_ray.data.folders import link_or_copy
+from perpeft_ray.data.places import read_file, subfolder
 from perpeft_ray.errors import InputError
+from perpeft_ray.store.files import whole_file
 from perpeft_ray.store.folder import StudyFolder
-from perpeft_ray.train.stage_cache import StageOne, read_stage_one, stage_one_key
-from perpeft_ray.train.trial_cache import Trained, is_kept, read_trained, trial_key
+from perpeft_ray.train.cache import cached_trial, entry, read_stage_one, stage_one_key, trial_key
+from perpeft_ray.train.snapshot import Snapshot, Trained
 from perpeft_ray.train.workspace import Workspace
 
 WEIGHTS, TRIALS, STAGES = "weights", "trials", "stage1"
+_AUTO = ("bfloat16", "float32", "bfloat16+float32")
+"""What dtype `auto` may have meant on the machine that trained."""
 
 
 def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
@@ -34,63 +35,74 @@ def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
     rows = folder.trials()
     complete = rows[(rows.phase == "ablation") & (rows.status == "COMPLETE")]
     done = complete[~complete.method.isin(SIMPLE_METHODS)]
-    kept = 0
-    for trial_id in done.trial_id:
-        config = folder.config_of(trial_id)
-        kept += _keep(folder, workspace.trials, TRIALS, trial_key(config, workspace.fingerprint))
-        if config.groups is not None:
-            key = stage_one_key(config, workspace.fingerprint)
-            _keep(folder, workspace.stages, STAGES, key)
+    for trial_id in done.trial_id[done.groups.notna()]:
+        _keep(folder, workspace.stages, STAGES, _keys(folder, workspace, trial_id, STAGES))
+    kept = sum(
+        _keep(folder, workspace.trials, TRIALS, _keys(folder, workspace, trial_id, TRIALS))
+        for trial_id in done.trial_id
+    )
     return kept, len(done) - kept
 
 
-def read_weights(
-    folder: StudyFolder, workspace: Workspace, trial_id: str, config: TrialConfig
-) -> Trained:
+def read_weights(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Trained:
     """The weights of a trial's selected epoch, from the study's folder or the storage's cache.
 
     Raises InputError, with what to copy, where neither has them.
     """
-    key = trial_key(config, workspace.fingerprint)
-    for entry in (folder.path / WEIGHTS / TRIALS / key, subfolder(workspace.trials, key)):
-        if (trained := read_trained(entry)) is not None:
-            return trained
-    raise InputError(_gone(folder, f"the weights of {trial_id}", TRIALS, key))
+    keys = _keys(folder, workspace, trial_id, TRIALS)
+    files = _files(folder, workspace.trials, TRIALS, keys)
+    found = [trained for file in files if (trained := cached_trial(file)) is not None]
+    if not found:
+        raise InputError(_gone(folder, f"the weights of {trial_id}", TRIALS, keys[0]))
+    score = folder.trial(trial_id).valid_ndcg_at_20
+    return next((one for one in found if one.best.valid.ndcg_at_20 == score), found[0])
 
 
-def read_stage(
-    folder: StudyFolder, workspace: Workspace, trial_id: str, config: TrialConfig
-) -> StageOne:
+def read_stage(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Snapshot:
     """The stage 1 of a trial; places and errors as `read_weights`."""
-    key = stage_one_key(config, workspace.fingerprint)
-    for entry in (folder.path / WEIGHTS / STAGES / key, subfolder(workspace.stages, key)):
-        if (stage := read_stage_one(entry)) is not None:
+    keys = _keys(folder, workspace, trial_id, STAGES)
+    for file in _files(folder, workspace.stages, STAGES, keys):
+        if (stage := read_stage_one(file)) is not None:
             return stage
-    raise InputError(_gone(folder, f"stage 1 of {trial_id}", STAGES, key))
+    raise InputError(_gone(folder, f"stage 1 of {trial_id}", STAGES, keys[0]))
 
 
-def _keep(folder: StudyFolder, place: Path | str, part: str, key: str) -> bool:
-    """Copy an entry of the storage's cache into the study's folder; whether it is there now."""
-    target = folder.path / WEIGHTS / part / key
-    if target.is_dir():
-        return True
-    entry = subfolder(place, key)
-    if not is_kept(entry):
-        return False
-    with new_folder(target) as temporary:
-        if isinstance(entry, Path):
-            shutil.copytree(entry, temporary, copy_function=link_or_copy, dirs_exist_ok=True)
-        else:
-            files, path = resolve(entry)
-            fs.copy_files(path, str(temporary), source_filesystem=files)
-    return True
+def _keys(folder: StudyFolder, workspace: Workspace, trial_id: str, part: str) -> list[str]:
+    """The keys of a trial's weights; several where this machine cannot tell its dtype."""
+    config, device = folder.config_of(trial_id), folder.trial(trial_id).device
+    key = trial_key if part == TRIALS else stage_one_key
+    dtypes = _AUTO if config.dtype == "auto" else (config.dtype,)
+    return [key(config, workspace.fingerprint, f"{dtype}-{device}") for dtype in dtypes]
+
+
+def _files(folder: StudyFolder, place: Path | str, part: str, keys: list[str]) -> list[Path | str]:
+    """Where entries may be, first the study's own folder."""
+    own = folder.path / WEIGHTS / part
+    return [entry(where, key) for key in keys for where in (own, place)]
+
+
+def _keep(folder: StudyFolder, place: Path | str, part: str, keys: list[str]) -> bool:
+    """Copy entries of the storage's cache into the study's folder; whether one is there now."""
+    files = _files(folder, place, part, keys)
+    for own, file in zip(files[::2], files[1::2], strict=True):
+        assert isinstance(own, Path)
+        if own.exists():
+            continue
+        if isinstance(file, Path):
+            if file.exists():
+                own.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(file, own)
+        elif (content := read_file(file)) is not None:
+            with whole_file(own) as temporary:
+                temporary.write_bytes(content)
+    return any(isinstance(own, Path) and own.exists() for own in files[::2])
 
 
 def _gone(folder: StudyFolder, what: str, part: str, key: str) -> str:
     return (
         f"{folder.path} must have {what} for its data and encoder as they are now, but neither "
         f"its {WEIGHTS}/ nor {folder.kept} has: if the study was copied, run `perpeft pack` on it "
-        f"where it was run and copy its folder again, or copy .cache/{part}/{key} of the storage "
-        f"there to {subfolder(folder.kept, part, key)}; if data, encoder or perpeft-ray changed, "
-        "put them back"
+        f"where it was run and copy its folder again, or copy .cache/{part}/{key}.safetensors "
+        f"of the storage there to {subfolder(folder.kept, part)}; if data, encoder or perpeft-ray "
+        "changed, put them back"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from perpeft_ray.config import PERSONAL_METHODS, Method, TrialConfig
+from perpeft_ray.config import PERSONAL_METHODS, Dtype, Method, TrialConfig
 from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Modality, Towers, load_towers, resolved_dtype
 from perpeft_ray.encoder.hardware import choose_kernels
@@ -25,6 +25,12 @@ from perpeft_ray.train.workspace import Workspace, open_catalogue
 
 _MODALITY: dict[Method, Modality] = {"without_text": "image", "without_image": "text"}
 """The modality that methods without the other one keep."""
+
+
+def computed_with(encoder: str, dtype: Dtype, device: torch.device) -> str:
+    """What results depend on besides settings, data and encoder: the dtype that a setting means on
+    a device, and the kind of device."""
+    return f"{resolved_dtype(encoder, dtype, device)}-{device.type}"
 
 
 def build_model(config: TrialConfig, workspace: Workspace, device: torch.device) -> Recommender:
@@ -60,7 +66,7 @@ def _item_encoder(
         return load_towers(workspace.encoder, config.dtype, device)
 
     catalogue = open_catalogue(workspace)
-    computed = f"{resolved_dtype(workspace.encoder, config.dtype, device)}-{device.type}"
+    computed = computed_with(workspace.encoder, config.dtype, device)
     name = f"{workspace.features.name}-{computed}"
     if config.variant is None:
         folder = workspace.features.with_name(f"{name}-projected")

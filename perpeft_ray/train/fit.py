@@ -16,7 +16,7 @@ from perpeft_ray.train.evaluation import evaluate, metrics_of
 from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.job import Job
 from perpeft_ray.train.outcome import EpochRecord
-from perpeft_ray.train.progress import Best, Progress
+from perpeft_ray.train.snapshot import Best, TrainProgress
 from perpeft_ray.train.state import TrainState, weights
 
 Report = Callable[[EpochRecord], None]
@@ -30,10 +30,10 @@ def fit(
     epochs: range,
     *,
     stage: int,
-    start: Progress,
+    start: TrainProgress,
     checkpoints: Checkpoints | None,
     report: Report,
-) -> Progress:
+) -> TrainProgress:
     """Train for these epochs, in place, and validate every `validate_every`th and the last.
 
     With `patience` p it ends early, after p validations in a row without a new best.
@@ -72,7 +72,7 @@ def fit(
             best_valid_ndcg_at_20=best.valid.ndcg_at_20 if best else None,
             shared=False,
         )
-        progress = Progress((*progress.epochs, record), best, evaluate_seconds)
+        progress = TrainProgress((*progress.epochs, record), best, evaluate_seconds)
         if checkpoints is not None:
             checkpoints.save(state, progress)
         report(record)

@@ -12,7 +12,7 @@ from perpeft_ray.data.split import Split
 from perpeft_ray.errors import InputError
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import TrainingSampler
-from perpeft_ray.train.build import build_model
+from perpeft_ray.train.build import build_model, computed_with
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.evaluation import CatalogueContents
 from perpeft_ray.train.memory import Units, bytes_of_an_item, bytes_to_keep, items_in_a_unit
@@ -33,6 +33,11 @@ class Job:
     collective: Collective
     units: Units
     contents: CatalogueContents = field(default_factory=CatalogueContents)
+
+    @property
+    def computed(self) -> str:
+        """See `computed_with`."""
+        return computed_with(self.workspace.encoder, self.config.dtype, self.device)
 
     @property
     def stage_one_span(self) -> range:

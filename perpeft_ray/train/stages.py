@@ -6,17 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS, TrialConfig
-from perpeft_ray.data.places import subfolder
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.train.build import build_vectors
+from perpeft_ray.train.cache import cached_stage_one, entry, stage_one_key
 from perpeft_ray.train.checkpoint import Checkpoints
 from perpeft_ray.train.epoch import StageData
 from perpeft_ray.train.evaluation import user_states
 from perpeft_ray.train.fit import Report, fit
 from perpeft_ray.train.grouping import Grouping, group_items, group_users
 from perpeft_ray.train.job import Job
-from perpeft_ray.train.progress import Progress
-from perpeft_ray.train.stage_cache import StageOne, cached_stage_one, stage_one_key
+from perpeft_ray.train.snapshot import Snapshot, TrainProgress
 from perpeft_ray.train.state import (
     TrainState,
     load_optimizers,
@@ -26,30 +25,30 @@ from perpeft_ray.train.state import (
 )
 
 
-def stage_one(job: Job, report: Report) -> StageOne:
+def stage_one(job: Job, report: Report) -> Snapshot:
     """The global module: from the stage cache, or trained by the first trial that needs it.
 
     All trials that share a stage 1 share its checkpoints: after a kill, the next trial on this
     machine continues it.
     """
     workspace = job.workspace
-    key = stage_one_key(job.config, workspace.fingerprint)
+    key = stage_one_key(job.config, workspace.fingerprint, job.computed)
     unfinished = Checkpoints(workspace.unfinished / f".{key}.unfinished", key, job.collective)
     stage, found = cached_stage_one(
-        subfolder(workspace.stages, key),
+        entry(workspace.stages, key),
         workspace.unfinished / f"{key}.lock",
         job.collective,
         lambda: _train_stage_one(job, unfinished, report),
     )
     if found:
-        for record in stage.epochs:
+        for record in stage.progress.epochs:
             report(record)
     else:
         unfinished.remove()
     return stage
 
 
-def stage_two(job: Job, first: StageOne) -> Grouping:
+def stage_two(job: Job, first: Snapshot) -> Grouping:
     """Group the users by their outputs under the global module, on worker 0 for all."""
     config = job.config
     assert config.groups is not None
@@ -72,8 +71,8 @@ def stage_two(job: Job, first: StageOne) -> Grouping:
 
 
 def stage_three(
-    job: Job, first: StageOne, grouping: Grouping, checkpoints: Checkpoints | None, report: Report
-) -> tuple[TrainState, Progress]:
+    job: Job, first: Snapshot, grouping: Grouping, checkpoints: Checkpoints | None, report: Report
+) -> tuple[TrainState, TrainProgress]:
     """Train personalised modules, each from a copy of the global one; SASRec continues."""
     config = job.config
     assert config.conditioning_weight is not None
@@ -94,7 +93,7 @@ def stage_three(
         grouping,
         job.stage_three_span,
         stage=3,
-        start=Progress(),
+        start=TrainProgress(),
         checkpoints=checkpoints,
         report=report,
     )
@@ -115,17 +114,17 @@ def final_model(job: Job, grouping: Grouping | None) -> Recommender:
 
 def continue_stage_one(
     job: Job,
-    first: StageOne,
+    first: Snapshot,
     grouping: Grouping | None,
     checkpoints: Checkpoints | None,
     report: Report,
-) -> tuple[TrainState, Progress]:
+) -> tuple[TrainState, TrainProgress]:
     """For methods with one module: train on, for as many epochs in all as PerPEFT."""
     state = job.fresh_state([0], final_model(job, grouping))
     load_weights(state, {**weights(state), **first.weights})  # vectors start here
     load_optimizers(state, first.optimizers)
     # Stage 1's best epoch counts for this method too, unless the method adds vectors.
-    so_far = None if job.config.method in VECTOR_METHODS else first.best
+    so_far = None if job.config.method in VECTOR_METHODS else first.progress.best
     progress = fit(
         job,
         state,
@@ -133,14 +132,14 @@ def continue_stage_one(
         grouping,
         job.stage_three_span,
         stage=3,
-        start=Progress(best=so_far),
+        start=TrainProgress(best=so_far),
         checkpoints=checkpoints,
         report=report,
     )
     return state, progress
 
 
-def _train_stage_one(job: Job, checkpoints: Checkpoints, report: Report) -> StageOne:
+def _train_stage_one(job: Job, checkpoints: Checkpoints, report: Report) -> Snapshot:
     state = job.fresh_state([0])
     progress = fit(
         job,
@@ -149,19 +148,11 @@ def _train_stage_one(job: Job, checkpoints: Checkpoints, report: Report) -> Stag
         None,
         job.stage_one_span,
         stage=1,
-        start=Progress(),
+        start=TrainProgress(),
         checkpoints=checkpoints,
         report=report,
     )
-    assert progress.best is not None  # the last epoch of a stage is always validated
-    return StageOne(
-        weights=weights(state),
-        optimizers=optimizer_tensors(state),
-        best=progress.best,
-        epochs=list(progress.epochs),
-        train_seconds=progress.train_seconds,
-        evaluate_seconds=progress.evaluate_seconds,
-    )
+    return Snapshot(progress, weights(state), optimizer_tensors(state))
 
 
 def _users_by_group(job: Job, grouping: Grouping) -> dict[int, NDArray[np.int64]]:

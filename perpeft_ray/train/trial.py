@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from perpeft_ray.config import GROUPED_METHODS, PERSONAL_METHODS, SIMPLE_METHODS, TrialConfig
-from perpeft_ray.data.places import subfolder
 from perpeft_ray.encoder.sizes import encoder_parameters
 from perpeft_ray.train.build import trainable_parameters
+from perpeft_ray.train.cache import cached_trial, entry, keep_trial, trial_key
 from perpeft_ray.train.checkpoint import Checkpoints
 from perpeft_ray.train.collective import Alone, Collective
 from perpeft_ray.train.evaluation import metrics_of
@@ -24,7 +24,7 @@ from perpeft_ray.train.job import Job, open_job
 from perpeft_ray.train.memory import PeakMemory, naming_what_to_lower
 from perpeft_ray.train.outcome import TrialOutcome, UserRanks
 from perpeft_ray.train.simple import simple_outcome
-from perpeft_ray.train.stage_cache import StageOne
+from perpeft_ray.train.snapshot import Snapshot, Trained
 from perpeft_ray.train.stages import (
     continue_stage_one,
     final_model,
@@ -34,7 +34,6 @@ from perpeft_ray.train.stages import (
     trained_groups,
 )
 from perpeft_ray.train.state import TrainState, load_weights
-from perpeft_ray.train.trial_cache import Trained, read_trained, trial_key, write_trained
 from perpeft_ray.train.workspace import Workspace
 
 
@@ -121,14 +120,14 @@ def train(
 
     The state is that after the last epoch where it was trained.
     """
-    key = trial_key(job.config, job.workspace.fingerprint)
-    entry = subfolder(job.workspace.trials, key)
+    key = trial_key(job.config, job.workspace.fingerprint, job.computed)
+    file = entry(job.workspace.trials, key)
     saved = None if checkpoints is None else Checkpoints(checkpoints, key, job.collective)
-    trained = job.collective.share(lambda: read_trained(entry))
+    trained = job.collective.share(lambda: cached_trial(file))
     if trained is None:
         trained, state = _train(job, report, saved)
         if job.collective.rank == 0:
-            write_trained(trained, entry)
+            keep_trial(trained, file)
     else:
         for record in trained.epochs:
             report(record)
@@ -152,16 +151,16 @@ def _train(job: Job, report: Report, saved: Checkpoints | None) -> tuple[Trained
     trained = Trained(
         best=progress.best,
         grouping=grouping,
-        epochs=[*first.epochs, *progress.epochs],
-        stage1_seconds=first.train_seconds,
+        epochs=(*first.progress.epochs, *progress.epochs),
+        stage1_seconds=first.progress.train_seconds,
         stage2_seconds=stage2_seconds,
         stage3_seconds=progress.train_seconds,
-        evaluate_seconds=first.evaluate_seconds + progress.evaluate_seconds,
+        evaluate_seconds=first.progress.evaluate_seconds + progress.evaluate_seconds,
     )
     return trained, state
 
 
-def _grouping(job: Job, first: StageOne, saved: Checkpoints | None) -> tuple[Grouping, float]:
+def _grouping(job: Job, first: Snapshot, saved: Checkpoints | None) -> tuple[Grouping, float]:
     """Stage 2 and its seconds; read where it was done before."""
     kept = job.collective.share(lambda: None if saved is None else saved.grouping())
     if kept is not None:

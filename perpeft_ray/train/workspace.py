@@ -46,9 +46,9 @@ class Workspace:
     unfinished: Path
     """Folder for stage-1 results that this machine is working on."""
     stages: Path | str
-    """Folder for stage-1 results, by path or URI, one subfolder a key."""
+    """Folder for stage-1 results, by path or URI, one file for each key."""
     trials: Path | str
-    """Folder for trained trials, by path or URI, one subfolder a key."""
+    """Folder for trained trials, by path or URI, one file for each key."""
     fingerprint: str
     """Hash of dataset, preprocessing and encoder: part of every stage-1 key."""
     num_users: int

@@ -107,7 +107,7 @@ def test_weights_are_links_and_survive_the_cache(machine, tmp_path):
     _, workspace = open_workspace(machine.folder)
     keep_weights(machine.folder, workspace)
     kept = sorted((machine.folder.path / "weights").rglob("*.safetensors"))
-    assert len(kept) == 2 + 3  # two trials; last, optimizers and best of one stage 1
+    assert len(kept) == 2 + 1  # two trials and one stage 1
     assert all(file.stat().st_nlink == 2 for file in kept)
     shutil.rmtree(machine.folder.cache)
     assert machine.exported(machine.folder.path, tmp_path / "model") == machine.expected
@@ -157,4 +157,4 @@ def test_a_run_leaves_weights_in_the_studys_folder_even_where_it_is_stopped(
     with pytest.raises(KeyboardInterrupt):
         run_study(config, stopped)
     kept = tmp_path / "results" / "run" / "weights" / "trials"
-    assert [file.name for file in kept.rglob("*.safetensors")] == ["best.safetensors"]
+    assert len(list(kept.glob("*.safetensors"))) == 1

@@ -63,7 +63,7 @@ def fake_run(
 
     The best of stage 3 starts anew, as in real trials. Its checkpoints are left.
     """
-    write_file(subfolder(checkpoints, "epoch-0001", "record.json"), b"{}")
+    write_file(subfolder(checkpoints, "key", "stage.safetensors"), b"")
     metrics = RankingMetrics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     first, last = config.stage1_epochs, config.stage1_epochs + config.stage3_epochs
     if config.patience:  # stops one validation early

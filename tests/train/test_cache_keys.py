@@ -6,14 +6,17 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from perpeft_ray.config import TrialConfig
-from perpeft_ray.train.stage_cache import stage_one_key
-from perpeft_ray.train.trial_cache import trial_key
+from perpeft_ray.encoder import foundation
+from perpeft_ray.train.build import computed_with
+from perpeft_ray.train.cache import stage_one_key, trial_key
 
+CPU = "float32-cpu"
 FIELDS = [field.name for field in dataclasses.fields(TrialConfig)]
-BY_CONTENT = {"dataset", "encoder"}
-"""Named by what they are called; what they contain is in the fingerprint."""
+BY_CONTENT = {"dataset", "encoder", "dtype"}
+"""Named by what they are called; what they are is in the fingerprint, or in `computed`."""
 ONLY_LATER_STAGES = {"groups", "conditioning_weight", "stage3_epochs", "mode"}
 
 
@@ -47,13 +50,13 @@ def pair(request, make_trial):
 
 def test_a_trained_trial_is_read_only_for_its_own_settings(pair):
     field, config, other = pair
-    same = trial_key(config, "data") == trial_key(other, "data")
+    same = trial_key(config, "data", CPU) == trial_key(other, "data", CPU)
     assert same == (field in BY_CONTENT)
 
 
 def test_stage_one_is_shared_only_where_it_is_the_same(pair):
     field, config, other = pair
-    same = stage_one_key(config, "data") == stage_one_key(other, "data")
+    same = stage_one_key(config, "data", CPU) == stage_one_key(other, "data", CPU)
     # Grouping at random begins only after stage 1.
     assert same == (field in BY_CONTENT | ONLY_LATER_STAGES | {"method"})
 
@@ -62,10 +65,27 @@ def test_methods_without_half_of_the_content_have_their_own_stage_one(make_trial
     methods = ("perpeft", "without_text", "without_image", "frozen_mm", "without_mm")
     adapted = ("perpeft", "without_text", "without_image")
     configs = [make_trial(method, "lora" if method in adapted else None) for method in methods]
-    assert len({stage_one_key(config, "data") for config in configs}) == len(methods)
+    assert len({stage_one_key(config, "data", CPU) for config in configs}) == len(methods)
 
 
 @pytest.mark.parametrize("key", [trial_key, stage_one_key])
 def test_other_data_or_another_encoder_is_trained_anew(key, make_trial):
     config = make_trial()
-    assert key(config, "data and encoder") != key(config, "other data or encoder")
+    assert key(config, "data and encoder", CPU) != key(config, "other data or encoder", CPU)
+
+
+@pytest.mark.parametrize("key", [trial_key, stage_one_key])
+@pytest.mark.parametrize("other", ["bfloat16-cpu", "float32-cuda"])
+def test_another_dtype_or_device_is_trained_anew(key, other, make_trial):
+    config = make_trial()
+    assert key(config, "data", CPU) != key(config, "data", other)
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_the_dtype_that_it_means_here(native, dtype, monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native)
+    monkeypatch.setattr(foundation, "_width", lambda path: 512)
+    cpu = torch.device("cpu")
+    found = computed_with("toyshop-clip", "auto", cpu)
+    assert found == computed_with("toyshop-clip", dtype, cpu) == f"{dtype}-cpu"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from perpeft_ray.data.places import subfolders
 from perpeft_ray.train import fit
 from perpeft_ray.train.collective import TorchCollective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+from perpeft_ray.train.snapshot import read_snapshot
 from perpeft_ray.train.trial import run_trial
-from perpeft_ray.train.trial_cache import trial_key
 from perpeft_ray.train.workspace import Workspace
 from tests.processes import run_workers
 
@@ -114,7 +112,7 @@ def test_a_trial_goes_on_with_the_result_of_an_unbroken_run(
     assert not any(path.name.endswith(".unfinished") for path in fresh.unfinished.iterdir())
 
 
-def test_the_latest_and_the_best_epoch_are_kept(workspace, make_trial, tmp_path):
+def test_one_file_has_the_latest_and_the_best_epoch(workspace, make_trial, tmp_path):
     config = make_trial(epochs=1, personal_epochs=6, learning_rate=3e-2)
     checkpoints = tmp_path / "trial"
     best: dict[int, float] = {}
@@ -124,17 +122,14 @@ def test_the_latest_and_the_best_epoch_are_kept(workspace, make_trial, tmp_path)
             return
         assert record.valid is not None
         best[record.epoch] = record.valid.ndcg_at_20
-        files = [path for path in checkpoints.rglob("*") if path.is_file()]
-        names = {re.sub(r".*(epoch-\d+)/.*", r"\1", str(file)) for file in files}
-        wanted = {record.epoch, max(best, key=lambda epoch: best[epoch])}
-        assert {name for name in names if name.startswith("epoch")} == {
-            f"epoch-{epoch:04d}" for epoch in wanted
-        }
-        assert {file.name for file in files} == {
-            "grouping.safetensors",
-            "record.json",
-            "state.safetensors",
-        }
+        [file] = checkpoints.glob("*/stage.safetensors")
+        kept = read_snapshot(file)
+        assert kept is not None
+        assert kept.progress.best is not None
+        assert kept.progress.epochs[-1] == record
+        assert kept.progress.best.epoch == max(best, key=lambda epoch: best[epoch])
+        names = {path.name for path in checkpoints.rglob("*") if path.is_file()}
+        assert names == {"grouping.safetensors", "stage.safetensors"}
 
     run_trial(config, workspace, look, test=False, checkpoints=checkpoints)
     assert len(best) == 6
@@ -152,11 +147,10 @@ def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
         stop_in(3)
         with pytest.raises(StoppedError):
             _run(settings, fresh, checkpoints)
-    (last,) = checkpoints.glob(f"{trial_key(config, fresh.fingerprint)}/epoch-0002")
-    torn = last.with_name("epoch-0003")
-    shutil.copytree(last, torn)
-    (torn / "record.json").rename(torn / "record.json.part")
-    (torn / "state.safetensors").write_bytes(b"half")
+    stages = list(checkpoints.glob("*/stage.safetensors"))
+    assert len(stages) == 2  # of either settings
+    for stage in stages:
+        stage.with_name(".stage.safetensors.0123").write_bytes(b"half")
     stop_in(None)
     _assert_same(_run(config, fresh, checkpoints), unbroken)
 

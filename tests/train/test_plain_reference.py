@@ -15,11 +15,10 @@ from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.job import Job, open_job
 from perpeft_ray.train.outcome import TrialOutcome
-from perpeft_ray.train.stage_cache import StageOne
+from perpeft_ray.train.snapshot import Snapshot, Trained
 from perpeft_ray.train.stages import final_model, stage_one
 from perpeft_ray.train.state import weights
 from perpeft_ray.train.trial import run_trial, train
-from perpeft_ray.train.trial_cache import Trained
 from tests.train.plain_perpeft import Encoder, PlainPerPeft, Shop, Trace, Weights, ndcg_at_20
 
 CASES: dict[str, dict[str, Any]] = {
@@ -45,7 +44,7 @@ class Both:
 
     config: TrialConfig
     job: Job
-    first: StageOne
+    first: Snapshot
     trained: Trained
     last: Weights
     outcome: TrialOutcome
@@ -124,7 +123,8 @@ def test_stage_one_trains_the_same_parameters(both):
 
 
 def test_stage_one_is_validated_alike(both):
-    best = both.first.best
+    best = both.first.progress.best
+    assert best is not None
     assert _evaluated(both, best.valid_ranks) == both.plain_first.ranks[best.epoch]
 
 

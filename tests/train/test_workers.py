@@ -22,12 +22,11 @@ from perpeft_ray.config import (
     Mode,
     TrialConfig,
 )
-from perpeft_ray.data.places import subfolder
 from perpeft_ray.train import job
+from perpeft_ray.train.cache import entry, read_stage_one, stage_one_key
 from perpeft_ray.train.collective import Alone, Collective, TorchCollective
 from perpeft_ray.train.fit import ranks_of
 from perpeft_ray.train.job import open_job
-from perpeft_ray.train.stage_cache import read_stage_one, stage_one_key
 from perpeft_ray.train.state import weights
 from perpeft_ray.train.trial import run_trial, train
 from perpeft_ray.train.workspace import Workspace
@@ -47,8 +46,8 @@ def _train(config: TrialConfig, workspace: Workspace, collective: Collective, **
     """Weights after stage 1 and after the last epoch, and both readings of ranks."""
     opened = open_job(config, workspace, collective, torch.device("cpu"), **more)
     trained, state = train(opened, lambda record: None)
-    key = stage_one_key(config, workspace.fingerprint)
-    first = read_stage_one(subfolder(workspace.stages, key))
+    key = stage_one_key(config, workspace.fingerprint, opened.computed)
+    first = read_stage_one(entry(workspace.stages, key))
     assert first is not None
     ranks = {part: ranks_of(opened, state, trained.grouping, part) for part in ("valid", "test")}
     return {
