@@ -27,7 +27,7 @@ from perpeft_ray.store.description import (
     from_json,
 )
 from perpeft_ray.store.files import whole_file
-from perpeft_ray.store.lease import OWNER
+from perpeft_ray.store.lease import HOLDER
 from perpeft_ray.store.mirror import Mirror
 from perpeft_ray.store.record import Searched, TrialRecord
 from perpeft_ray.store.schema import EPOCHS, TRIALS, USERS, epochs_table, trial_table, users_table
@@ -167,7 +167,7 @@ class StudyFolder:
         Nothing to do where the study has none. For one process at a time: the study's own.
         """
         if self.uri:
-            self._mirror.send_changed(besides=[*_OF_TRIALS, OWNER])
+            self._mirror.send_changed(besides=[*_OF_TRIALS, HOLDER])
 
     def finished(self) -> set[tuple[str, str]]:
         """(phase, config_hash) of the trials written as COMPLETE or PRUNED."""
@@ -283,5 +283,5 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != OWNER and not path.name.startswith("."):
+        elif path.name != HOLDER and not path.name.startswith("."):
             path.unlink()

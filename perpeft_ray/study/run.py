@@ -17,8 +17,7 @@ from perpeft_ray.encoder.source import absolute_encoder
 from perpeft_ray.errors import InputError
 from perpeft_ray.store.description import repeat_warnings
 from perpeft_ray.store.folder import DESCRIPTION, StudyFolder, storage_folder, study_place
-from perpeft_ray.store.lease import others_own, owned
-from perpeft_ray.store.remote_lease import owned_at
+from perpeft_ray.store.lease import leased, others_hold
 from perpeft_ray.store.weights import keep_weights
 from perpeft_ray.study.ablation import run_ablation
 from perpeft_ray.study.check import check_inputs
@@ -60,10 +59,10 @@ def run_study(
             begun = (log_file.parent / DESCRIPTION).exists()
             dataset = check_inputs(config, cache, again=not begun)
             check_trackers(config)
-            stack.enter_context(owned(log_file.parent, progress.say))
+            stack.enter_context(leased(log_file.parent, progress.say))
             if isinstance(kept, str):
                 with reached(kept):
-                    stack.enter_context(owned_at(kept, progress.say))
+                    stack.enter_context(leased(kept, progress.say))
             now = fingerprints(dataset, config.encoder)
             repeats = repeat_shares(dataset, config.data)
             folder = StudyFolder.create(config, now, repeats, scientific=scientific)
@@ -128,6 +127,6 @@ def _leaving_nothing_behind(storage: Path, folder: Path) -> Iterator[None]:
         yield
     except InputError:
         for path in new:
-            if not others_own(path):
+            if not others_hold(path):
                 shutil.rmtree(path, ignore_errors=True)
         raise

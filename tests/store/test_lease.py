@@ -12,20 +12,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perpeft_ray.errors import InputError
 from perpeft_ray.store import lease
-from perpeft_ray.store.lease import others_own, owned
+from perpeft_ray.store.lease import leased, others_hold
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from perpeft_ray.store.lease import owned
-with owned(Path(sys.argv[1]), print):
+from perpeft_ray.store.lease import leased
+with leased(Path(sys.argv[1]), print):
     print("mine", flush=True)
     time.sleep(600)
 """
@@ -46,19 +48,41 @@ def silent(text: str) -> None:
     pytest.fail(f"nothing is to be said, but: {text}")
 
 
-def leave(folder: Path, machine: str) -> Path:
-    """What a dead owner on a machine leaves."""
-    file = folder / "owner.json"
-    left = {"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00+00:00"}
-    file.write_text(json.dumps({**left, "machine": machine}))
-    return file
+def leave(folder: Path, beat: int = 0, **changes: Any) -> Path:
+    """What a holder on another machine has written."""
+    holder = {"host": "elsewhere", "pid": 7, "since": "2026-01-01", "machine": "another"}
+    folder.mkdir(exist_ok=True)
+    new = folder / f".{beat}"
+    new.write_text(json.dumps({**holder, "beat": str(beat), **changes}))
+    return new.replace(folder / "owner.json")
 
 
-def test_a_living_owner_is_told_with_its_host(tmp_path: Path, other: subprocess.Popen[str]) -> None:
-    with pytest.raises(InputError) as told, owned(tmp_path, silent):
+@contextmanager
+def living(folder: Path) -> Iterator[None]:
+    """A holder on another machine that gives signs of life."""
+    ended = threading.Event()
+
+    def live() -> None:
+        beat = 0
+        while not ended.wait(0.02):
+            leave(folder, beat := beat + 1)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_living_holder_is_named_with_its_host(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(InputError) as told, leased(tmp_path, silent):
         pass
-    assert others_own(tmp_path)
-    assert others_own(tmp_path.parent)
+    assert others_hold(tmp_path)
+    assert others_hold(tmp_path.parent)
     assert re.fullmatch(
         r"`study` must be run by one process at a time, but process "
         rf"{other.pid} on {platform.node()} has run it since \S+: {tmp_path}",
@@ -66,82 +90,111 @@ def test_a_living_owner_is_told_with_its_host(tmp_path: Path, other: subprocess.
     )
 
 
-def test_an_owner_that_was_killed_is_replaced_at_once(
+def test_a_holder_that_was_killed_is_replaced_at_once(
     tmp_path: Path, other: subprocess.Popen[str]
 ) -> None:
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert json.loads((tmp_path / "owner.json").read_text())["pid"] == other.pid
-    with owned(tmp_path, silent):
+    with leased(tmp_path, silent):
         assert json.loads((tmp_path / "owner.json").read_text())["pid"] == os.getpid()
-        assert not others_own(tmp_path)
+        assert not others_hold(tmp_path)
     assert not (tmp_path / "owner.json").exists()
-    with owned(tmp_path, silent):
+    with leased(tmp_path, silent):
         pass
 
 
 def test_an_error_frees_the_study_too(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="broken"), owned(tmp_path / "new", silent):
+    with pytest.raises(ValueError, match="broken"), leased(tmp_path / "new", silent):
         raise ValueError("broken")
-    with owned(tmp_path / "new", silent):
+    with leased(tmp_path / "new", silent):
         pass
 
 
-def test_a_silent_owner_on_another_machine_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+
+
+@pytest.fixture(params=["folder", "URI"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, _quick: None) -> Path | str:
+    """The study's folder in `tmp_path`, or its URI."""
+    return tmp_path if request.param == "folder" else tmp_path.as_uri()
+
+
+def test_a_silent_holder_on_another_machine_is_given_up(
+    place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SILENCE_S", 0.3)
-    monkeypatch.setattr(lease, "BEAT_S", 0.05)
-    leave(tmp_path, "another machine")
+    leave(tmp_path)
     said: list[str] = []
     began = time.monotonic()
-    with owned(tmp_path, said.append):
+    with leased(place, said.append):
         assert time.monotonic() - began >= 0.3
     assert len(said) == 1
     assert "process 7 on elsewhere" in said[0]
 
 
-def test_one_that_gives_signs_of_life_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_that_gives_signs_of_life_is_told_and_keeps_its_file(
+    place: Path | str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lease, "SILENCE_S", 30.0)
-    monkeypatch.setattr(lease, "BEAT_S", 0.05)
-    file = leave(tmp_path, "another machine")
-    ended = threading.Event()
-
-    def live() -> None:
-        while not ended.wait(0.02):
-            os.utime(file)
-
-    thread = threading.Thread(target=live)
-    thread.start()
-    try:
-        with (
-            pytest.raises(InputError, match="process 7 on elsewhere has run it since 2026-01-01"),
-            owned(tmp_path, lambda _: None),
-        ):
-            pass
-    finally:
-        ended.set()
-        thread.join()
-    assert file.exists()  # it is not ours to remove
+    leave(tmp_path)
+    with (
+        living(tmp_path),
+        pytest.raises(InputError, match="process 7 on elsewhere has run it since 2026-01-01"),
+        leased(place, lambda _: None),
+    ):
+        pass
+    assert (tmp_path / "owner.json").exists()
 
 
-def test_an_owner_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", 0.02)
-    with owned(tmp_path, silent):
-        file = tmp_path / "owner.json"
-        before = file.stat().st_mtime_ns
+def test_a_holder_gives_signs_of_life_and_leaves_no_file(place: Path | str, tmp_path: Path) -> None:
+    file = tmp_path / "owner.json"
+    with leased(place, silent):
+        first = json.loads(file.read_text())
+        assert (first["pid"], first["host"]) == (os.getpid(), platform.node())
         deadline = time.monotonic() + 30
-        while file.stat().st_mtime_ns == before:
+        while json.loads(file.read_text())["beat"] == first["beat"]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+    assert not file.exists()
+    with pytest.raises(ValueError, match="broken"), leased(place, silent):
+        raise ValueError("broken")
+    assert not file.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(InputError, match="`storage` must be a folder that can be written"),
-        owned(tmp_path / "file" / "study", silent),
+        leased(tmp_path / "file" / "study", silent),
     ):
+        pass
+
+
+def test_at_a_uri_of_two_that_start_at_once_the_later_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 0.5)
+    other = threading.Timer(0.1, lambda: leave(tmp_path))
+    other.start()
+    with (
+        pytest.raises(InputError, match="process 7 on elsewhere"),
+        leased(tmp_path.as_uri(), silent),
+    ):
+        pass
+    other.join()
+    assert json.loads((tmp_path / "owner.json").read_text())["pid"] == 7
+
+
+@pytest.mark.usefixtures("_quick")
+def test_at_a_uri_a_process_of_this_machine_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    with leased(tmp_path.as_uri(), silent):
+        me = json.loads((tmp_path / "owner.json").read_text())
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    leave(tmp_path, host=me["host"], machine=me["machine"], pid=int(gone.stdout))
+    with leased(tmp_path.as_uri(), silent):
         pass
