@@ -47,7 +47,7 @@ def test_a_stopped_trial_goes_on_from_where_the_study_says(tmp_path: Path, as_ur
     with pytest.raises(KilledError):
         run_spec(study, spec, stop)
     assert subfolders(study.checkpoints) == [spec.trial_id]
-    assert list((place / config.study / spec.trial_id).rglob("epoch-0003/record.json"))
+    assert list((place / config.study / spec.trial_id).rglob("stage.safetensors"))
     assert not (study.folder.path / "checkpoints").exists()
 
     told = []
