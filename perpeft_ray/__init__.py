@@ -1,4 +1,14 @@
-"""perpeft-ray: which personalised PEFT set-up is best for your catalogue."""
+"""perpeft-ray: which personalised PEFT set-up is best for your catalogue.
+
+    import perpeft_ray
+    from perpeft_ray.config import StudyConfig
+
+    study = perpeft_ray.run_study(StudyConfig(dataset="toyshop", study="first"))
+    study = perpeft_ray.open_study("results/first")
+    model = perpeft_ray.load(...)  # a folder that study.export wrote
+
+torch and Ray are imported by what needs them, not with the package.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +16,32 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from perpeft_ray.api.study import OpenedStudy
+    from perpeft_ray.config import StudyConfig
     from perpeft_ray.models.loaded import LoadedModel
 
 __version__ = "0.1.0"
+
+
+def run_study(config: StudyConfig) -> OpenedStudy:
+    """Run an ablation study, or what is missing of it, and write its tables and report.
+
+    It is what `perpeft study` runs. Raises InputError before anything is written, and
+    StudyStoppedError where a disk is full or Ray has no room.
+    """
+    from perpeft_ray.api.study import run_study
+
+    return run_study(config)
+
+
+def open_study(place: str | PathLike[str]) -> OpenedStudy:
+    """The study in a folder or at a URI, `<storage>/<study>`.
+
+    Raises InputError where there is none.
+    """
+    from perpeft_ray.api.study import open_study
+
+    return open_study(str(place))
 
 
 def load(folder: str | PathLike[str]) -> LoadedModel:

@@ -1,4 +1,4 @@
-"""HR@K and NDCG@K from ranks; pure functions."""
+"""HR@K, NDCG@K and MRR@K from ranks, coverage and popularity from lists; pure functions."""
 
 from __future__ import annotations
 
@@ -34,6 +34,28 @@ def ndcg(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
 def hit(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
     """HR@k of each user with one relevant item: 1 where the 0-based rank is below k, else 0."""
     return (np.asarray(ranks) < k).astype(np.float64)
+
+
+def reciprocal_rank(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
+    """MRR@k of each user with one relevant item: 1 / (rank + 1) where the 0-based rank < k."""
+    return np.where(np.asarray(ranks) < k, 1.0 / (np.asarray(ranks, dtype=np.float64) + 1.0), 0.0)
+
+
+OF_RANKS = {"hr": hit, "ndcg": ndcg, "mrr": reciprocal_rank}
+"""What ranks alone give, each a function of (ranks, k)."""
+
+
+def list_metrics(
+    counts: NDArray[np.number], occurrences: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coverage@k and popularity@k of recommended lists for k = 1..K, each float64 [K].
+
+    `counts` [K, I]: how many users have the item in this place of their list. Coverage is the share
+    of the I items that anyone has in their first k; popularity the mean of `occurrences` [I], how
+    often an item occurs in training, over the first k of all lists.
+    """
+    so_far = np.cumsum(counts, axis=0, dtype=np.float64)  # [K, I]
+    return (so_far > 0).mean(axis=1), (so_far @ occurrences) / so_far.sum(axis=1)
 
 
 def ranking_metrics(ranks: NDArray[np.integer]) -> RankingMetrics:

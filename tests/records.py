@@ -26,6 +26,8 @@ USERS = UserRanks(
     test_group=np.array([0, 0, -1], dtype=np.int32),
     valid_rank=np.array([4, 0, -1], dtype=np.int64),
     test_rank=np.array([7, 2, -1], dtype=np.int64),
+    history_length=np.array([4, 2, 1], dtype=np.int64),
+    test_item_occurrences=np.array([3, 9, -1], dtype=np.int64),
     map_x=np.array([-1.0, 0.5, 0.5], dtype=np.float32),
     map_y=np.array([0.25, 0.25, -0.5], dtype=np.float32),
 )
@@ -78,6 +80,8 @@ def record() -> Record:
             still_improving=still_improving,
             valid=metrics(score),
             test=metrics(score) if phase == "ablation" else None,
+            test_coverage=(0.25, 0.5) * 50 if phase == "ablation" else None,
+            test_popularity=(8.0, 2.0) * 50 if phase == "ablation" else None,
             users_evaluated=2,
             encoder_parameters=0 if method == "without_mm" else 4000,
             trainable_parameters=0 if method == "without_mm" else 60,
@@ -131,6 +135,8 @@ def with_ranks(
         test_group=groups,
         valid_rank=values,
         test_rank=values,
+        history_length=np.arange(count) % 5 + 1,
+        test_item_occurrences=np.arange(count) // 2,
         map_x=np.full(count, np.nan, np.float32),
         map_y=np.full(count, np.nan, np.float32),
     )

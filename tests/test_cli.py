@@ -305,7 +305,7 @@ def test_every_command_has_its_help(words, call):
 
 def test_usage_names_the_positional_arguments(call):
     for words, usage in (
-        (["tables"], "usage: perpeft tables [-h] STUDY [--all] [--paper]"),
+        (["tables"], "usage: perpeft tables [-h] STUDY [--all] [--k [INT [INT ...]]] [--paper]"),
         (["export"], "usage: perpeft export [-h] [EXPORT OPTIONS] STUDY OUT"),
         (["explain", "item"], "usage: perpeft explain item [-h] [ITEM OPTIONS] STUDY ID"),
     ):

@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from perpeft_ray.metrics import CUTOFFS, hit, ndcg, ranking_metrics
+from perpeft_ray.metrics import (
+    CUTOFFS,
+    hit,
+    list_metrics,
+    ndcg,
+    ranking_metrics,
+    reciprocal_rank,
+)
 
 
 def test_ndcg_of_the_third_place_is_one_half():
@@ -54,11 +61,12 @@ def test_means_equal_ranx(monkeypatch):
     qrels = ranx.Qrels({f"u{u}": {items[rank]: 1} for u, rank in enumerate(ranks)})
     scores = {item: float(50 - position) for position, item in enumerate(items)}
     run = ranx.Run({f"u{u}": scores for u in range(len(ranks))})
-    names = [f"{metric}@{k}" for metric in ("hit_rate", "ndcg") for k in CUTOFFS]
+    names = [f"{metric}@{k}" for metric in ("hit_rate", "ndcg", "mrr") for k in CUTOFFS]
     expected = ranx.evaluate(qrels, run, names)
     ours = ranking_metrics(ranks)
     for k in CUTOFFS:
         assert getattr(ours, f"hr_at_{k}") == pytest.approx(expected[f"hit_rate@{k}"], rel=1e-12)
+        assert reciprocal_rank(ranks, k).mean() == pytest.approx(expected[f"mrr@{k}"], rel=1e-12)
         assert getattr(ours, f"ndcg_at_{k}") == pytest.approx(expected[f"ndcg@{k}"], rel=1e-12)
 
 
@@ -67,3 +75,15 @@ def test_no_user_and_no_rank_are_refused():
         ranking_metrics(np.array([], dtype=np.int64))
     with pytest.raises(ValueError, match="not negative, but one is -1"):
         ranking_metrics(np.array([3, -1]))
+
+
+def test_reciprocal_rank_by_hand() -> None:
+    assert reciprocal_rank(np.array([0, 3, 9, 10]), 10).tolist() == [1.0, 0.25, 0.1, 0.0]
+
+
+def test_coverage_and_popularity_by_hand() -> None:
+    # Two users over four items: one is shown item 0 then 1, the other item 0 then 2.
+    counts = np.array([[2, 0, 0, 0], [0, 1, 1, 0]])
+    coverage, popularity = list_metrics(counts, np.array([9, 3, 1, 5]))
+    assert coverage.tolist() == [0.25, 0.75]
+    assert popularity.tolist() == [9.0, (9 + 9 + 3 + 1) / 4]

@@ -31,14 +31,15 @@ class Export:
 
     def run(self) -> None:
         """Write the model."""
-        from perpeft_ray.models.export import ExportOptions, export_trial
-        from perpeft_ray.models.trained import choose_trial
-        from perpeft_ray.store.folder import StudyFolder
+        from perpeft_ray.api.study import open_study
 
-        folder = StudyFolder.open(self.study)
-        trial_id = choose_trial(folder, self.trial, self.method)
-        options = ExportOptions(self.embeddings, self.with_encoder)
-        export_trial(folder, trial_id, self.out, options)
+        trial_id = open_study(self.study).export(
+            self.out,
+            trial=self.trial,
+            method=self.method,
+            embeddings=self.embeddings,
+            with_encoder=self.with_encoder,
+        )
         note(f"{trial_id} exported to {self.out}")
 
 

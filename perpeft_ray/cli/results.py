@@ -13,8 +13,10 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.screen import console as console_on
 
 if TYPE_CHECKING:
+    from perpeft_ray.api.study import OpenedStudy
     from perpeft_ray.report.tables import StudyResults
     from perpeft_ray.report.text import StudyTable, TextTable
+    from perpeft_ray.store.folder import StudyFolder
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Tables:
     """Folder of the study, or its URI: <storage>/<study>."""
     all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print every table: HR, comparisons, best settings, learning rates and costs too."""
+    k: tuple[int, ...] = ()
+    """Lengths of recommended lists in the table of metrics, in place of the study's metrics.k."""
     paper: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print Tables 2 and 3 of the paper instead, with PerPEFT's wins counted."""
 
@@ -41,9 +45,10 @@ class Tables:
             for table in paper_text_tables():
                 _console().print(table.terminal())
             return
+        from perpeft_ray.api.study import open_study
         from perpeft_ray.report.tables import write_tables
 
-        results = _read(self.study)
+        results = open_study(self.study, self.k).results()
         tables = write_tables(results)
         results.folder.keep()
         _print_answer(results, tables, every_table=self.all)
@@ -58,12 +63,10 @@ class Report:
 
     def run(self) -> None:
         """Write the report."""
-        from perpeft_ray.report.page import write_report
+        from perpeft_ray.api.study import open_study
 
-        results = _read(self.study)
-        page, _ = write_report(results)
-        results.folder.keep()
-        print(f"Report: {_shown(results, page)}")
+        study = open_study(self.study)
+        print(f"Report: {_shown(study.folder, study.report())}")
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,12 @@ class Power:
 
     def run(self) -> None:
         """Print the estimate."""
+        from perpeft_ray.api.study import open_study
         from perpeft_ray.report.power import power_table
 
         if not self.effect > 0:
             raise InputError(f"`effect` must be above 0, but is {self.effect}")
-        results = _read(self.study)
+        results = open_study(self.study).results()
         own = [c for c in results.compared if (c.method_a, c.method_b) == ("perpeft", "global")]
         if not own:
             raise InputError(
@@ -90,32 +94,25 @@ class Power:
         _console().print(power_table(own, self.effect).terminal())
 
 
-def show_results(place: Path | str) -> None:
+def show_results(study: OpenedStudy) -> None:
     """Write a study's tables, figures and page, and print the table and verdict they open with."""
     from perpeft_ray.report.page import empty_groups, write_report
 
-    results = _read(place)
+    results = study.results()
     page, tables = write_report(results)
     results.folder.keep()
     _print_answer(results, tables)
     for warning in empty_groups(results):
         print(f"Warning: {warning}")
-    print(f"Report: {_shown(results, page)}")
+    print(f"Report: {_shown(results.folder, page)}")
 
 
-def _shown(results: StudyResults, path: Path) -> str:
+def _shown(folder: StudyFolder, path: Path) -> str:
     """A path in the study's folder as short as it can be, or its URI."""
     here = Path.cwd()
-    if not results.folder.uri and path.is_relative_to(here):
+    if not folder.uri and path.is_relative_to(here):
         return str(path.relative_to(here))
-    return results.folder.told(path).removesuffix("/.")
-
-
-def _read(place: Path | str) -> StudyResults:
-    from perpeft_ray.report.tables import StudyResults
-    from perpeft_ray.store.folder import StudyFolder
-
-    return StudyResults.read(StudyFolder.open(place))
+    return folder.told(path).removesuffix("/.")
 
 
 def _print_answer(
@@ -133,7 +130,7 @@ def _print_answer(
         return
     best = best_setting(results)
     lines = [f"Best setting: {best}"] if best else []
-    for line in [*lines, *results.verdict.lines(_shown(results, results.folder.path))]:
+    for line in [*lines, *results.verdict.lines(_shown(results.folder, results.folder.path))]:
         console.print(line)
 
 

@@ -73,11 +73,13 @@ def run_and_show(config: StudyConfig, question: Question | None = None) -> None:
 
     Raises InputError before anything is written.
     """
+    from perpeft_ray.api.study import open_study
     from perpeft_ray.study.run import run_study
 
     question = question or Question()
     run_trials = pkgutil.resolve_name(question.run)
-    show_results(run_study(config, run_trials, scientific=question.scientific))
+    place = run_study(config, run_trials, scientific=question.scientific)
+    show_results(open_study(place, config.metrics.k))
 
 
 def _preset_of(arguments: Sequence[str]) -> Preset:

@@ -9,9 +9,11 @@ apply to this method or variant.
 from perpeft_ray.config.data import DataSettings, SplitKind
 from perpeft_ray.config.searchable import SEARCHABLE, VARIED, Searchable
 from perpeft_ray.config.settings import (
+    LONGEST_LIST,
     SEARCH,
     GroupingSettings,
     LossSettings,
+    MetricsSettings,
     ModelSettings,
     PeftSettings,
     Search,
@@ -40,6 +42,7 @@ from perpeft_ray.config.variants import FACTS, PAPER_VARIANTS, VARIANTS, Variant
 __all__ = [
     "FACTS",
     "GROUPED_METHODS",
+    "LONGEST_LIST",
     "METHODS",
     "PAPER_VARIANTS",
     "PEFT_METHODS",
@@ -57,6 +60,7 @@ __all__ = [
     "GroupingSettings",
     "LossSettings",
     "Method",
+    "MetricsSettings",
     "Mode",
     "ModelSettings",
     "PeftSettings",

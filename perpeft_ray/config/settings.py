@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from perpeft_ray.config.rules import between, distinct
 from perpeft_ray.config.trial import Dtype, Mode
 from perpeft_ray.config.variants import PAPER_VARIANTS, Variant
 
+LONGEST_LIST = 100
+"""The highest K of what is measured of recommended lists."""
 Search = Literal["search"]
 SEARCH: Search = "search"
 """The value of a setting that the search is to choose."""
@@ -91,6 +94,19 @@ class TrainSettings:
     dtype: Dtype = "auto"
     """Compute type of frozen weights; auto is bfloat16 where the device multiplies it natively
     and the text tower is at least 128 wide."""
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """What is reported beside the objective, NDCG@20."""
+
+    k: tuple[int, ...] = (10, 20, 30)
+    """Lengths K of recommended lists, up to 100, for HR, NDCG, MRR, coverage and popularity."""
+
+    def __post_init__(self) -> None:
+        distinct("metrics.k", self.k)
+        for k in self.k:
+            between("metrics.k", k, 1, LONGEST_LIST)
 
 
 @dataclass(frozen=True)

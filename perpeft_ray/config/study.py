@@ -14,6 +14,7 @@ from perpeft_ray.config.settings import (
     SEARCH,
     GroupingSettings,
     LossSettings,
+    MetricsSettings,
     ModelSettings,
     PeftSettings,
     SearchSettings,
@@ -81,6 +82,7 @@ class StudyConfig:
     grouping: GroupingSettings = field(default_factory=GroupingSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
 

@@ -83,6 +83,11 @@ class Split:
         """int64: indices of the users that are evaluated, ascending."""
         return np.flatnonzero(self.target(part)).astype(np.int64)
 
+    @property
+    def occurrences(self) -> NDArray[np.int64]:
+        """int64 [I]: how often each item occurs in training."""
+        return np.bincount(self.train.items - 1, minlength=self.num_items)
+
     def known(self, part: Part) -> Histories:
         """What is known of each user when `part` is predicted.
 

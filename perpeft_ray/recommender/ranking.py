@@ -20,6 +20,7 @@ def target_ranks(
     item_embeddings: Tensor,
     targets: NDArray[np.integer],
     history: Histories,
+    lists: Tensor | None = None,
 ) -> NDArray[np.int64]:
     """0-based rank of each user's target: how many other candidates score at least as high.
 
@@ -27,8 +28,9 @@ def target_ranks(
     padding in row 0, `targets` [n] item indices 1..I, `history` the known items of these n users,
     in the same order. Candidates are items 1..I without the user's history, the target always
     among them (METHOD.md, section 2). Ties count against the target, so a model that gives
-    every item the same score earns nothing. Raises ValueError where a score is not finite or a
-    target is not an item.
+    every item the same score earns nothing. `lists` float32 [K, I]: how often each item was in
+    each place of a user's list of K candidates, to which these users are added. Raises ValueError
+    where a score is not finite or a target is not an item.
     """
     num_items = len(item_embeddings) - 1
     if len(targets) and (targets.min() < 1 or targets.max() > num_items):
@@ -53,9 +55,21 @@ def target_ranks(
         scores[_known(history, block, scores.device)] = -torch.inf
         # A target is a candidate also where the history has it.
         scores.scatter_(1, columns[:, None], of_target)
+        if lists is not None:
+            count_lists(scores, lists)
         above = scores.ge_(of_target).sum(dim=1, dtype=counted)
         ranks[block] = (above - 1).cpu().numpy()
     return ranks
+
+
+def count_lists(scores: Tensor, lists: Tensor) -> None:
+    """Add the best K items of each user to `lists` [K, I]; `scores` [b, I], -inf: no candidate."""
+    places, num_items = lists.shape
+    best, columns = scores.topk(min(places, num_items), dim=1)
+    cells = columns + torch.arange(columns.shape[1], device=columns.device) * num_items
+    there = cells[best > -torch.inf]
+    # Whole numbers: exact in any order.
+    lists.view(-1).index_add_(0, there, torch.ones_like(there, dtype=lists.dtype))
 
 
 def _finite(scores: Tensor) -> bool:

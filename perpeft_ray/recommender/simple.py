@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from perpeft_ray.data.split import Histories, Split
+from perpeft_ray.recommender.ranking import count_lists
 
 SimpleMethod = Literal["popularity", "item_knn"]
 
@@ -22,7 +25,10 @@ _TIE = 1e-9
 
 
 def simple_ranks(
-    method: SimpleMethod, split: Split, part: Literal["valid", "test"]
+    method: SimpleMethod,
+    split: Split,
+    part: Literal["valid", "test"],
+    lists: Tensor | None = None,
 ) -> NDArray[np.int64]:
     """0-based rank of each user's target, int64 [U]; -1 for users that are not evaluated.
 
@@ -30,7 +36,8 @@ def simple_ranks(
     the cosine between the two items' columns of the binary user-item matrix (all neighbours; an
     item is no neighbour of its own). Both count training items alone, also for `test`: the trained
     methods learn from nothing else. A user's own items are what is known of them
-    (`Split.known`). Candidates and ties as in `target_ranks`.
+    (`Split.known`). Candidates, ties and `lists` as in `target_ranks`; in a list, of
+    items with the same score the one that occurs more often comes first.
 
     Source: Deshpande and Karypis, ACM TOIS 22 (2004).
     """
@@ -38,9 +45,8 @@ def simple_ranks(
     targets = split.target(part) - 1
     known = _binary(history, split.num_items)  # [U, I]
     learned = split.train
-    if method == "popularity":
-        scores = np.bincount(learned.items - 1, minlength=split.num_items).astype(np.float64)
-    else:
+    scores = split.occurrences.astype(np.float64)
+    if method == "item_knn":
         binary = _binary(learned, split.num_items)  # [U, I]
         norms = np.sqrt(np.maximum(binary.sum(axis=0), 1.0))  # [I]
         scaled = binary @ sparse.diags_array(1.0 / norms)
@@ -60,6 +66,8 @@ def simple_ranks(
         of_target = block[rows, columns]
         block[own.nonzero()] = -np.inf
         block[rows, columns] = of_target  # a candidate also where the history has it
+        if lists is not None:
+            count_lists(torch.from_numpy(block + scores * (_TIE / scores.max())), lists)
         ranks[users] = (block >= of_target[:, None] - _TIE).sum(axis=1) - 1
     return ranks
 

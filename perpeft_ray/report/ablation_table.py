@@ -11,7 +11,7 @@ import pandas as pd
 
 from perpeft_ray.config import METHODS, PEFT_METHODS, VECTOR_METHODS, StudyConfig
 from perpeft_ray.metrics import CUTOFFS
-from perpeft_ray.report.statistics import Comparison, user_values
+from perpeft_ray.report.statistics import CELL, Comparison, user_means, user_values
 from perpeft_ray.report.summary import ablation_summary, has_other_mode
 from perpeft_ray.report.text import MISSING, Cell, StudyTable, TextTable
 
@@ -32,8 +32,7 @@ def ablation_table(
     errors = pd.concat(
         _errors(trials, users, f"{name}@{cutoff}") for name in ("hr", "ndcg") for cutoff in CUTOFFS
     )
-    keys = ["method", "variant", "mode", "metric"]
-    summary = ablation_summary(trials).merge(errors, on=keys, how="left")
+    summary = ablation_summary(trials).merge(errors, on=[*CELL, "metric"], how="left")
     return StudyTable(
         "ablation_peft",
         summary,
@@ -46,11 +45,8 @@ def ablation_table(
 
 def _errors(trials: pd.DataFrame, users: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Columns method, variant, mode, metric, error; a user's value is the mean over seeds."""
-    cell = ["method", "variant", "mode"]
-    values = user_values(trials, users, metric, own_mode=False)
-    means = values.groupby([*cell, "user_id"], dropna=False)["value"].mean()
-    errors = means.groupby(cell, dropna=False).sem().rename("error").reset_index()
-    return errors.assign(metric=metric.replace("@", "_at_"))
+    means = user_means(user_values(trials, users, metric, own_mode=False), [])
+    return means[[*CELL, "error"]].assign(metric=metric.replace("@", "_at_"))
 
 
 def _marks(compared: Sequence[Comparison]) -> set[tuple[str, str | None]]:

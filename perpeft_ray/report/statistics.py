@@ -29,6 +29,8 @@ LEVEL = 0.05
 """Significance level of corrected tests."""
 _RESAMPLES = 2000
 _PAIR = ["dataset", "seed"]
+CELL = ["method", "variant", "mode"]
+"""What tables have a row for."""
 
 
 @dataclass(frozen=True)
@@ -186,17 +188,29 @@ def user_values(
     """Each evaluated user's test metric in every final trial.
 
     `trials`, `users`: of `read_results`. Columns: dataset, encoder, method, variant, mode, seed,
-    user_id, value, group. `own_mode`: leave out trials in another training mode than
-    their study's.
+    user_id, value, group, and what `users` has besides. `own_mode`: leave out
+    trials in another training mode than their study's.
     """
     final = final_trials(trials)
     if own_mode:
         final = final[final["mode"] == final.study_mode]
     cells = ["trial_id", "dataset", "encoder", "method", "variant", "mode", "seed"]
-    ranked = users.loc[users.test_rank.notna(), ["trial_id", "user_id", "test_rank", "test_group"]]
-    values = ranked.merge(final[cells], on="trial_id")
+    values = users[users.test_rank.notna()].drop(columns="group")
+    values = values.merge(final[cells], on="trial_id")
     values["value"] = user_metric(values.test_rank.to_numpy(np.int64), metric)
     return values.rename(columns={"test_group": "group"}).drop(columns=["trial_id", "test_rank"])
+
+
+def user_means(values: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Means over users, of whom each counts with the mean over seeds.
+
+    `values`: of `user_values`. Columns: method, variant, mode, `by`, mean, error, users, seeds.
+    """
+    keys = [*CELL, *by]
+    of_users = values.groupby([*keys, "user_id"], dropna=False)["value"].mean()
+    found = of_users.groupby(keys, dropna=False).agg(mean="mean", error="sem", users="size")
+    found["seeds"] = values.groupby(keys, dropna=False)["seed"].nunique()
+    return found.reset_index()
 
 
 def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -219,13 +233,12 @@ def read_values(folders: Sequence[Path], metric: str = "ndcg@20") -> pd.DataFram
 
 
 def user_metric(ranks: NDArray[np.number], metric: str) -> NDArray[np.float64]:
-    """HR@K or NDCG@K of each user from 0-based ranks [users]; `metric` is such as `ndcg@20`."""
+    """A metric of each user from 0-based ranks [users]; `metric` is such as `ndcg@20`."""
     name, _, cutoff = metric.partition("@")
-    functions = {"hr": metrics.hit, "ndcg": metrics.ndcg}
-    if name not in functions or cutoff not in map(str, metrics.CUTOFFS):
-        allowed = ", ".join(f"{name}@{k}" for name in functions for k in metrics.CUTOFFS)
-        raise InputError(f"`metric` must be one of {allowed}, but is {metric}")
-    return functions[name](ranks.astype(np.int64), int(cutoff))
+    if name not in metrics.OF_RANKS or not cutoff.isdecimal() or int(cutoff) < 1:
+        allowed = ", ".join(f"{name}@K" for name in metrics.OF_RANKS)
+        raise InputError(f"`metric` must be one of {allowed} with K at least 1, but is {metric}")
+    return metrics.OF_RANKS[name](ranks.astype(np.int64), int(cutoff))
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:

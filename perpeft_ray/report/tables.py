@@ -12,6 +12,7 @@ import pandas as pd
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.report.ablation_table import ablation_table
 from perpeft_ray.report.comparisons import comparisons_table
+from perpeft_ray.report.metrics_tables import metrics_table, slices_table
 from perpeft_ray.report.statistics import Comparison, compare_all, read_results, user_values
 from perpeft_ray.report.summary import (
     SELECTION,
@@ -71,6 +72,9 @@ def study_tables(results: StudyResults) -> dict[str, StudyTable]:
             best_settings_table(trials),
             learning_rates_table(trials),
         ]
+        lengths = results.study.metrics.k
+        tables += [metrics_table(trials, results.users, lengths)]
+        tables += [slices_table(trials, results.users)]
     tables.append(costs_table(trials))
     return {table.name: table for table in tables}
 

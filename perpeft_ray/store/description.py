@@ -11,7 +11,7 @@ from perpeft_ray.config import VARIED, StudyConfig, TrialConfig
 from perpeft_ray.errors import InputError
 from perpeft_ray.train.fingerprints import Fingerprints
 
-NO_PART = {"storage", "checkpoints", "start_timeout_s", "log", "memory_gb"}
+NO_PART = {"storage", "checkpoints", "start_timeout_s", "log", "memory_gb", "metrics.k"}
 """Settings of a study that may change when it goes on: they are no part of its results."""
 
 

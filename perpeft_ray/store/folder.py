@@ -229,7 +229,7 @@ class StudyFolder:
 
     def users_of(self, trial_id: str) -> pd.DataFrame:
         """The users of one COMPLETE trial; columns: `perpeft_ray.store.schema.USERS`."""
-        return pd.read_parquet(self.path / "users" / f"{trial_id}.parquet")
+        return pd.read_parquet(self.path / "users" / f"{trial_id}.parquet", schema=USERS)
 
     @property
     def _mirror(self) -> Mirror:
@@ -241,7 +241,7 @@ class StudyFolder:
             self._mirror.fetch(name)  # trials on other nodes write there
         if not any(folder.glob("[!.]*.parquet")):
             return schema.empty_table().select(columns or schema.names).to_pandas()
-        return pd.read_parquet(folder, columns=columns)
+        return pd.read_parquet(folder, columns=columns, schema=schema)
 
 
 def _config_of(row: dict[str, Any]) -> TrialConfig:

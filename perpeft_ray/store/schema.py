@@ -27,6 +27,7 @@ _ARROW: dict[type, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
     str: pa.string(),
+    tuple: pa.list_(pa.float64()),
     datetime: pa.timestamp("us", tz="UTC"),
 }
 _WITHOUT_PREFIX = (TrialConfig, TrialOutcome)

@@ -8,16 +8,17 @@ hidden units.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perpeft_ray.config import LONGEST_LIST
 from perpeft_ray.data.split import Split
 from perpeft_ray.encoder.hardware import sizes_of
-from perpeft_ray.metrics import RankingMetrics, ranking_metrics
+from perpeft_ray.metrics import RankingMetrics, list_metrics, ranking_metrics
 from perpeft_ray.recommender.model import Module, Recommender
 from perpeft_ray.recommender.ranking import target_ranks
 from perpeft_ray.recommender.sampling import last_inputs, select
@@ -72,11 +73,13 @@ def evaluate(
     collective: Collective,
     owners: NDArray[np.integer] | None = None,
     contents: CatalogueContents | None = None,
+    lists: Tensor | None = None,
 ) -> NDArray[np.int64]:
     """0-based rank of each user's target, int64 [U]; -1 for users that are not evaluated.
 
     `groups` [U] is each user's group; the catalogue is encoded for each of `modules` whose group
     has users to evaluate, and not where `contents` has it. Every worker returns all ranks.
+    `lists` as in `target_ranks`: over all users, on every worker.
     `owners` [U]: of a `VectorRecommender`, whose vector each user has; None: their own.
     """
     history = split.known(part)
@@ -99,9 +102,12 @@ def evaluate(
         queries = model.queries(
             users if owners is None else owners[users], inputs, table, modules[group]
         )
-        of_users = target_ranks(queries, table, targets[users], select(history, users))
+        known = select(history, users)
+        of_users = target_ranks(queries, table, targets[users], known, lists)
         ranks[torch.from_numpy(users)] = torch.from_numpy(of_users).double()
     collective.sum_(ranks)
+    if lists is not None:
+        collective.sum_(lists)
     out = ranks.numpy().astype(np.int64)
     out[targets == 0] = -1
     return out
@@ -110,6 +116,32 @@ def evaluate(
 def metrics_of(ranks: NDArray[np.int64]) -> RankingMetrics:
     """Metrics over the users that are evaluated (rank not -1)."""
     return ranking_metrics(ranks[ranks >= 0])
+
+
+def no_lists(split: Split, device: torch.device) -> Tensor:
+    """What `evaluate` adds recommended lists to: zeros, float32 [K, I]."""
+    return torch.zeros(LONGEST_LIST, split.num_items, device=device)
+
+
+def of_lists(lists: Tensor | None, split: Split) -> dict[str, Any]:
+    """The fields of `TrialOutcome` about recommended lists; None: test was not read."""
+    if lists is None:
+        return {"test_coverage": None, "test_popularity": None}
+    coverage, popularity = list_metrics(lists.cpu().numpy(), split.occurrences)
+    return {
+        "test_coverage": tuple(coverage.tolist()),
+        "test_popularity": tuple(popularity.tolist()),
+    }
+
+
+def facts_of_users(split: Split) -> dict[str, Any]:
+    """The fields of `UserRanks` that follow from the data alone."""
+    occurrences = np.concatenate([[-1], split.occurrences])
+    return {
+        "user_id": split.user_ids,
+        "history_length": np.diff(split.known("test").offsets),
+        "test_item_occurrences": occurrences[split.test_item],
+    }
 
 
 def user_states(

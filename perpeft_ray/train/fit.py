@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from perpeft_ray.config import VECTOR_METHODS
 from perpeft_ray.train.checkpoint import Checkpoints
@@ -84,10 +85,11 @@ def ranks_of(
     state: TrainState,
     grouping: Grouping | None,
     part: Literal["valid", "test"],
+    lists: Tensor | None = None,
 ) -> NDArray[np.int64]:
     """Every user's rank under the module of their group, or with their group's vector.
 
-    int64 [U]; -1: not evaluated.
+    int64 [U]; -1: not evaluated. `lists`: as in `evaluate`.
     """
     everyone = np.zeros(job.split.num_users, dtype=np.int32)
     groups = None if grouping is None else grouping.of(part)
@@ -102,4 +104,5 @@ def ranks_of(
         job.collective,
         owners=groups if of_vectors else None,
         contents=job.contents,
+        lists=lists,
     )

@@ -43,6 +43,10 @@ class UserRanks:
     """0-based; -1 for users that are not evaluated."""
     test_rank: NDArray[np.int64]
     """0-based; -1 for users that are not evaluated or where test was not read."""
+    history_length: NDArray[np.int64]
+    """Items that are known of the user while testing."""
+    test_item_occurrences: NDArray[np.int64]
+    """How often the test item occurs in training; -1 for users that are not evaluated."""
     map_x: NDArray[np.float32]
     """First principal component of what was grouped, SASRec's outputs after stage 1; NaN for
     methods without groups."""
@@ -60,6 +64,10 @@ class TrialOutcome:
     valid: RankingMetrics
     test: RankingMetrics | None
     """None where the trial was told not to read test (search)."""
+    test_coverage: tuple[float, ...] | None
+    """For k = 1, 2, …: the share of all items that are in anyone's first k; None as `test`."""
+    test_popularity: tuple[float, ...] | None
+    """For k = 1, 2, …: how often an item of the users' first k occurs in training, on average."""
     users_evaluated: int
     encoder_parameters: int
     trainable_parameters: int

@@ -10,7 +10,7 @@ import torch
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.recommender.simple import SimpleMethod, simple_ranks
-from perpeft_ray.train.evaluation import metrics_of
+from perpeft_ray.train.evaluation import facts_of_users, metrics_of, no_lists, of_lists
 from perpeft_ray.train.memory import PeakMemory
 from perpeft_ray.train.outcome import TrialOutcome, UserRanks
 from perpeft_ray.train.workspace import Workspace, open_split, prepare_here
@@ -25,13 +25,15 @@ def simple_outcome(config: TrialConfig, workspace: Workspace, *, test: bool) -> 
     method = typing.cast(SimpleMethod, config.method)
     valid_ranks = simple_ranks(method, split, "valid")
     unknown = np.full(split.num_users, -1, dtype=np.int64)
-    test_ranks = simple_ranks(method, split, "test") if test else unknown
+    lists = no_lists(split, torch.device("cpu")) if test else None
+    test_ranks = simple_ranks(method, split, "test", lists) if test else unknown
     nowhere = np.full(split.num_users, np.nan, dtype=np.float32)
     return TrialOutcome(
         selected_epoch=0,
         still_improving=False,
         valid=metrics_of(valid_ranks),
         test=metrics_of(test_ranks) if test else None,
+        **of_lists(lists, split),
         users_evaluated=len(split.evaluated("test")),
         encoder_parameters=0,
         trainable_parameters=0,
@@ -43,7 +45,7 @@ def simple_outcome(config: TrialConfig, workspace: Workspace, *, test: bool) -> 
         world_size=1,
         device="cpu",
         users=UserRanks(
-            user_id=split.user_ids,
+            **facts_of_users(split),
             group=unknown.astype(np.int32),
             test_group=unknown.astype(np.int32),
             valid_rank=valid_ranks,

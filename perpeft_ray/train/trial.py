@@ -17,7 +17,7 @@ from perpeft_ray.train.build import trainable_parameters
 from perpeft_ray.train.cache import cached_trial, entry, keep_trial, trial_key
 from perpeft_ray.train.checkpoint import Checkpoints
 from perpeft_ray.train.collective import Alone, Collective
-from perpeft_ray.train.evaluation import metrics_of
+from perpeft_ray.train.evaluation import facts_of_users, metrics_of, no_lists, of_lists
 from perpeft_ray.train.fit import Report, ranks_of
 from perpeft_ray.train.grouping import Grouping, principal_components
 from perpeft_ray.train.job import Job, open_job
@@ -81,16 +81,18 @@ def run_trial(
         user_map = principal_components(grouping.states)
     test_ranks = np.full(split.num_users, -1, dtype=np.int64)
     test_seconds = 0.0
+    lists = no_lists(split, device) if test else None
     if test:
         started = time.perf_counter()
         load_weights(state, trained.best.weights)
-        test_ranks = ranks_of(job, state, grouping, "test")
+        test_ranks = ranks_of(job, state, grouping, "test", lists)
         test_seconds = time.perf_counter() - started
     return TrialOutcome(
         selected_epoch=trained.best.epoch,
         still_improving=trained.best.epoch == trained.epochs[-1].epoch,
         valid=trained.best.valid,
         test=metrics_of(test_ranks) if test else None,
+        **of_lists(lists, split),
         users_evaluated=len(split.evaluated("test")),
         encoder_parameters=encoder_parameters(workspace.encoder) if job.model.tower else 0,
         trainable_parameters=trainable_parameters(config, state.model),
@@ -102,7 +104,7 @@ def run_trial(
         world_size=job.collective.world_size,
         device=device.type,
         users=UserRanks(
-            user_id=split.user_ids,
+            **facts_of_users(split),
             group=no_group if grouping is None else grouping.valid,
             test_group=no_group if grouping is None else grouping.test,
             valid_rank=trained.best.valid_ranks,

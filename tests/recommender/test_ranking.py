@@ -29,6 +29,16 @@ def test_a_case_by_hand():
     assert ranks.dtype == np.int64
 
 
+def test_lists_by_hand() -> None:
+    """Two users score items 1..4 alike; the second knows items 1 to 3, and has target 1."""
+    embeddings = torch.tensor([[99.0], [5.0], [4.0], [3.0], [2.0]])
+    lists = torch.zeros(3, 4)
+    history = histories_of([[], [1, 2, 3]])
+    target_ranks(torch.ones(2, 1), embeddings, np.array([4, 1]), history, lists)
+    # 1, 2, 3 for the first; 1 and 4 are all that the second can be shown.
+    assert lists.tolist() == [[2, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]]
+
+
 @pytest.mark.parametrize("block_scores", [1, 7 * 40, 10**9])
 @pytest.mark.parametrize("tied", [False, True])
 def test_equals_one_user_at_a_time(monkeypatch, block_scores, tied):

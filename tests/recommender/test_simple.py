@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import product
 from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 
 from perpeft_ray.data.split import Histories, Split
 from perpeft_ray.recommender import simple
@@ -90,3 +92,20 @@ def test_a_tie_counts_against_the_target():
     )
     assert simple_ranks("item_knn", split, "valid").tolist() == [3]
     assert simple_ranks("popularity", split, "test").tolist() == [2]
+
+
+@pytest.mark.parametrize("method", ["popularity", "item_knn"])
+def test_lists_hold_every_users_target_at_its_rank(
+    method: Literal["popularity", "item_knn"],
+) -> None:
+    """Of one user, the list of all candidates is the ranking; without ties the target is there."""
+    split = random_split(users=60, items=40, length=5)
+    for user in split.evaluated("test")[:20]:
+        others = np.setdiff1d(np.arange(split.num_users), user)
+        alone = dataclasses.replace(split, test_item=split.test_item.copy())
+        alone.test_item[others] = 0
+        lists = torch.zeros(40, 40)
+        rank = simple_ranks(method, alone, "test", lists)[user]
+        (place,) = np.flatnonzero(lists[:, split.test_item[user] - 1])
+        assert place <= rank
+        assert lists.sum() == 40 - len({*split.known("test").of(user)} - {split.test_item[user]})

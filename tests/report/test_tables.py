@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from perpeft_ray.api.study import open_study
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.cli.results import show_results
 from perpeft_ray.config import METHODS, PEFT_METHODS, PeftSettings, StudyConfig, TrainSettings
@@ -212,6 +213,8 @@ def test_tables_are_written_in_all_forms(folder: StudyFolder) -> None:
         "comparisons",
         "best_settings",
         "learning_rates",
+        "metrics",
+        "slices",
         "costs",
     ]
     assert {path.name for path in (folder.path / "tables").iterdir()} == {
@@ -288,7 +291,7 @@ def test_what_is_printed_is_one_table_and_about_25_lines(
             made = record(method, variant, study=study, still_improving=True)
             folder.write_trial(with_ranks(made, rng.integers(0, 30, 300)))
     folder.write_trial(record("perpeft", "lora", phase="search", study=study))
-    show_results(folder.path)
+    show_results(open_study(folder.path))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 27
     assert sum(set(line) == {"─"} for line in lines) == 1

@@ -25,6 +25,7 @@ from perpeft_ray.config import (
 from perpeft_ray.train import job
 from perpeft_ray.train.cache import entry, read_stage_one, stage_one_key
 from perpeft_ray.train.collective import Alone, Collective, TorchCollective
+from perpeft_ray.train.evaluation import no_lists
 from perpeft_ray.train.fit import ranks_of
 from perpeft_ray.train.job import open_job
 from perpeft_ray.train.state import weights
@@ -49,10 +50,15 @@ def _train(config: TrialConfig, workspace: Workspace, collective: Collective, **
     key = stage_one_key(config, workspace.fingerprint, opened.computed)
     first = read_stage_one(entry(workspace.stages, key))
     assert first is not None
-    ranks = {part: ranks_of(opened, state, trained.grouping, part) for part in ("valid", "test")}
+    lists = no_lists(opened.split, torch.device("cpu"))
+    ranks = {
+        "valid": ranks_of(opened, state, trained.grouping, "valid"),
+        "test": ranks_of(opened, state, trained.grouping, "test", lists),
+    }
     return {
         **{f"stage 1 {name}": tensor.numpy() for name, tensor in first.weights.items()},
         **{f"last {name}": tensor.numpy() for name, tensor in weights(state).items()},
+        "lists": lists.numpy(),
         **{f"ranks {part}": array for part, array in ranks.items()},
     }
 

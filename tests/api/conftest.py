@@ -1,0 +1,3 @@
+from tests.records import record
+
+__all__ = ["record"]
