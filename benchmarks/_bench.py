@@ -1,7 +1,7 @@
-"""What benchmarks share: medians of repeats, peak memory of a fresh process, and the one table.
+"""Shared by benchmarks: medians of repeats, peak memory of a fresh process, and the table.
 
 Every script of `benchmarks/` writes its rows into `results/bench/bench.parquet` and renders the
-whole table again as `results/bench/bench.md`; rows of another script stay as they are.
+whole table again as `results/bench/bench.md`; rows of other scripts stay.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-"""What the study's runtime sets for the processes of trials."""
+"""Environment that a study's runtime sets for trials' processes."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Row:
     value: float
     unit: str
     reference: float | None = None
-    """What it is compared with: the authors' program, measured by others on a machine of this
-    kind, or something measured in the same run; `case` or `metric` says what."""
+    """The value to compare with: the authors' program, measured by others on a similar machine,
+    or another measurement of the same run; `case` or `metric` says which."""
 
     @property
     def ratio(self) -> float | None:
-        """How many times better than the reference: of times and sizes the inverse."""
+        """How many times better than the reference; for times and sizes the inverse ratio."""
         if self.reference is None:
             return None
         less_is_better = self.unit in ("s", "ms", "MB")
@@ -66,7 +66,7 @@ class Row:
 
 
 def record(rows: Sequence[Row]) -> None:
-    """Print the rows and put them into the table, in place of this benchmark's old ones."""
+    """Print the rows and replace this benchmark's old ones in the table."""
     file = FOLDER / "bench.parquet"
     FOLDER.mkdir(parents=True, exist_ok=True)
     where = {"machine": _machine(), "revision": _revision()}
@@ -88,7 +88,7 @@ def record(rows: Sequence[Row]) -> None:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown, machine and revision as a line each above it."""
+    """The table as Markdown, with lines for machine and revision above it."""
     lines = [f"- {', '.join(sorted(set(table[name])))}" for name in ("machine", "revision")]
     shown = COLUMNS[:7]
     lines += ["", f"| {' | '.join(shown)} |", "|---|---|---|---:|---|---:|---:|"]
@@ -108,7 +108,7 @@ def seconds(work: Callable[[], Any], repeats: int = 5, warm_up: int = 1) -> floa
 def seconds_in_turn(
     works: Sequence[Callable[[], Any]], repeats: int = 5, warm_up: int = 1
 ) -> list[float]:
-    """Median wall time of each call, measured in turn so that other load falls on all alike."""
+    """Median wall time of each call, measured in turn so that other load affects all alike."""
     for work in [*works] * warm_up:
         work()
     rounds = [[_timed(work) for work in works] for _ in range(repeats)]
@@ -116,9 +116,9 @@ def seconds_in_turn(
 
 
 def in_fresh_process(script: str, *arguments: str, threads: int | None = None) -> dict[str, Any]:
-    """Run `script --measure arguments`, whose last line printed is JSON: its memory is its own.
+    """Run `script --measure arguments` in a new process; returns its last line, which is JSON.
 
-    Memory that a step frees is kept for the next one, as in the processes of a study's trials.
+    The process keeps freed memory for the next step, as in a study's trials.
     """
     environment = os.environ | _KEEP_MEMORY
     if threads is not None:
@@ -129,7 +129,7 @@ def in_fresh_process(script: str, *arguments: str, threads: int | None = None) -
 
 
 def peak_mb() -> float:
-    """The most memory that this process had so far, MiB."""
+    """This process's peak memory so far, MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024

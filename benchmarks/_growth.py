@@ -1,4 +1,4 @@
-"""What benchmarks of growing sizes share: rows, ratios and a figure."""
+"""Shared by benchmarks of growing sizes: rows, ratios and a figure."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from _bench import record
 
 @dataclass(frozen=True)
 class Row:
-    """What one size took."""
+    """The cost of one size."""
 
     items: int
     seconds: float
     cpu_seconds: float
-    """Of all threads: what other work on the machine does not lengthen."""
+    """CPU seconds of all threads, which other work on the machine does not affect."""
     peak_mb: float
-    """The most memory of the work itself, files in memory maps included."""
+    """Peak memory of the work itself, including memory-mapped files."""
     checked_mb: float
-    """The same after the whole folder was read and checked, as the command does at its end."""
+    """Peak memory after reading and checking the whole folder, as the command does at its end."""
     note: str
 
 
 def in_own_process(script: str, arguments: Sequence[str]) -> Row:
-    """Run a script whose last line printed is a `Row` in JSON: each size has its own memory."""
+    """Run a script in its own process; its last printed line is a `Row` in JSON."""
     command = [sys.executable, script, "--measure", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Row(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def show(title: str, rows: Sequence[Row], figure: Path) -> None:
-    """Print, record and draw the rows, and say how the last compares with the first."""
+    """Print, record and draw the rows, and compare the last with the first."""
     print(title)
     print(f"{'items':>10} {'seconds':>8} {'CPU s':>8} {'peak MB':>8} {'checked MB':>11}")
     for row in rows:

@@ -1,6 +1,6 @@
-"""PerPEFT with LoRA as a plain program has it, to be measured beside ours in the same run.
+"""PerPEFT with LoRA as a plain program, measured beside ours in the same run.
 
-transformers' CLIP and peft's LoRA in float32, an adapter a group. Every position of every user's
+transformers' CLIP and peft's LoRA in float32, one adapter per group. Every position of every user's
 window and every negative is encoded, repeats too; titles are padded to the model's 77 positions;
 an evaluation encodes the catalogue for every group and ranks one user at a time. Pixels, samples,
 SASRec and the projector are ours, so a plain program that decodes images is slower still.
@@ -29,11 +29,11 @@ from perpeft_ray.train.epoch import ID_NORM_WEIGHT, StageData
 from perpeft_ray.train.workspace import open_catalogue
 
 _ITEMS_AT_ONCE = 128
-"""Items encoded at a time in an evaluation."""
+"""Items per batch in an evaluation."""
 
 
 class Plain:
-    """The model of a trial, with the weights that `bench` has now; LoRA in all q and v layers."""
+    """The model of a trial, with the current weights of `bench`; LoRA in all q and v layers."""
 
     def __init__(self, bench: Bench) -> None:
         self.job, self.groups = bench.job, bench.groups
@@ -115,7 +115,7 @@ class Plain:
         return ranks
 
     def _embed(self, items: np.ndarray, group: int) -> Tensor:
-        """Of items [n], 0 where there is none: [n, D]."""
+        """Embeddings of items [n], 0 for padding: [n, D]."""
         real = items > 0
         batch = self.catalogue.batch(items[real])
         assert batch.pixels is not None
@@ -134,7 +134,7 @@ class Plain:
         return embedded  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     def _named(self, group: int) -> dict[str, torch.nn.Parameter]:
-        """A group's parameters by the names that a module of ours has."""
+        """A group's parameters under the names of our modules."""
         adapter = f".{group}.weight"
         lora = {
             name.replace("base_model.model.", "encoder.towers.model.").replace(

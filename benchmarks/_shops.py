@@ -1,7 +1,7 @@
-"""Encoders and catalogues to measure with, written to a folder from a seed.
+"""Encoders and catalogues for benchmarks, written to a folder from a seed.
 
-Encoders are random CLIPs in the form of transformers, with a BPE vocabulary of the catalogue's
-own words. Their weights say nothing, which no time depends on.
+Encoders are random CLIPs of transformers, with a BPE vocabulary of the catalogue's own words.
+Times do not depend on weights.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def write_clip(folder: Path, clip: Clip, titles: list[str]) -> Path:
 
 
 def write_shop(folder: Path, users: int, items: int, mean_length: int = 30) -> list[str]:
-    """Write a catalogue in the data format; the items' titles.
+    """Write a catalogue in the data format; returns the items' titles.
 
-    Titles have 5 to 11 words (8 to 16 tokens); 64 pictures are linked to by all items. Users have
+    Titles have 5 to 11 words (8 to 16 tokens); all items link to 64 pictures. Users have
     0.2 to 1.7 times `mean_length` interactions, the popularity of items falls off as a square.
     """
     rng = np.random.default_rng(0)

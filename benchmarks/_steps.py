@@ -1,4 +1,4 @@
-"""Steps of training and evaluations of a trial, as callables to be timed."""
+"""Training steps and evaluations of a trial, as callables to time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shop_and_clip(
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A trial of PerPEFT with LoRA, ready to take steps; users are dealt to groups in turn."""
+    """A trial of PerPEFT with LoRA, ready to train; users are assigned to groups in turn."""
 
     job: Job
     state: TrainState
@@ -41,13 +41,13 @@ class Bench:
 
     @property
     def dtype(self) -> str:
-        """What the frozen towers compute in."""
+        """Compute dtype of the frozen towers."""
         assert self.job.model.tower is not None
         encoder: Any = self.job.model.tower.encoder
         return str(encoder.towers.dtype).removeprefix("torch.")
 
     def stage_data(self, stage: int, batch: int = 16) -> StageData:
-        """`batch` users: of all (stage 1), or of group 0 with its negatives (stage 3)."""
+        """`batch` users, from all (stage 1) or from group 0 with its negatives (stage 3)."""
         job = self.job
         trainable = job.sampler.trainable_users
         if stage == 1:
@@ -100,7 +100,7 @@ def open_bench(
 
 
 def matrix_flops(work: Callable[[], Any]) -> float:
-    """FLOPs of the matrix products and convolutions in a call, counted as they are done.
+    """FLOPs of the matrix products and convolutions in a call, counted while it runs.
 
     Attention's own products (under 2 % at these lengths) are not counted on a CPU.
     """

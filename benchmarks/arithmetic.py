@@ -1,11 +1,11 @@
-"""How close the towers come to the machine's own matrix products, on a ViT-B/32-shaped CLIP.
+"""How close do the towers come to the machine's matrix products? A ViT-B/32-shaped CLIP.
 
     python benchmarks/arithmetic.py
 
 The peak is measured in the same run, as the best of the towers' shapes, for each dtype. Fractions
 are of the bfloat16 peak, whatever the step computes in: FLOPs of the matrix products done, by
 torch's counter, over the time of the whole step (sampling, pixels, SASRec and the optimiser too).
-The authors' step with ViT-B/32 took 20 to 27 s on another machine of two cores; 23.5 is put here.
+The authors' step with ViT-B/32 took 20 to 27 s on another two-core machine; 23.5 s is used here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPES += [(4000, 512, 2048), (4000, 2048, 512)]
 
 
 def main() -> None:
-    """Measure and record, part by part: a step takes long, and what was measured is kept."""
+    """Measure and record part by part, since a step takes long."""
     peaks = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")

@@ -1,11 +1,11 @@
-"""How time and memory grow: items, users, groups, rank and sequence length, each to ten times.
+"""How do time and memory grow? Items, users, groups, rank and sequence length, up to ten times.
 
     python benchmarks/growth.py
 
 Small CLIP (small_clip.py), one thread. Items, users and groups: an evaluation, which encodes every
 item for every group and ranks every user; rank and sequence length: a stage-1 step of 16 users.
-Every point is a process of its own, whose peak memory it is. The exponent of a curve is the slope
-of a line through its points in logarithms: 1 where ten times the size takes ten times the time.
+Every point runs in its own process, for its peak memory. A curve's exponent is the slope of a line
+through its points in logarithms: 1 if ten times the size takes ten times the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from _steps import open_bench, shop_and_clip
 TIMES = (1, 3, 10)
 BASE = {"items": 300, "users": 300, "groups": 1, "rank": 2, "length": 5}
 STEPS = ("rank", "length")
-"""Sizes of which a step is measured; of the others, an evaluation."""
+"""Sizes that are measured by a step; the others by an evaluation."""
 UNITS = {"seconds": "s", "peak_mb": "MB"}
 
 Curve = list[dict[str, float]]
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def slope(curve: Curve, key: str) -> float:
-    """Of the line of least squares through the points, both axes in logarithms."""
+    """Slope of the least-squares line through the points, both axes in logarithms."""
     size, value = (np.log([point[name] for point in curve]) for name in ("size", key))
     return float(np.polyfit(size, value, 1)[0])
 

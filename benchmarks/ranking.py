@@ -1,4 +1,4 @@
-"""Exact full ranking: users a second, and memory that does not grow with users x items.
+"""Exact full ranking: users per second, and memory that does not grow with users x items.
 
     python benchmarks/ranking.py
 
@@ -64,7 +64,7 @@ def problem(users: int, items: int) -> tuple[torch.Tensor, torch.Tensor, np.ndar
 def one_at_a_time(
     states: torch.Tensor, embeddings: torch.Tensor, targets: np.ndarray, history: Histories
 ) -> np.ndarray:
-    """The ranks as a plain program has them: candidates listed, scored and sorted for each user."""
+    """Ranks by a plain program: lists, scores and sorts the candidates of each user."""
     ranks = []
     for user, target in enumerate(targets.tolist()):
         known = set(history.items[history.offsets[user] : history.offsets[user + 1]].tolist())

@@ -1,11 +1,11 @@
-"""What Ray adds to a trial: studies of few and of more trials, against the trials' own seconds.
+"""What does Ray add to a trial? Compares studies of few and more trials with the trials' own times.
 
     python benchmarks/ray_overhead.py
 
-`studies/ablation_peft.py` on toyshop, one trial at a time, without a search. A study's own seconds
-are those of its trials' stages and evaluations, as its rows say. What is left is the study's start
-and end, and a part for every trial: the difference of two studies over the difference of trials.
-Workers are started once for a study. One worker a trial, and two.
+`studies/ablation_peft.py` on toyshop, one trial at a time, without a search. The trials' own times
+are those of stages and evaluations in their rows. The rest is the study's start and end, and a part
+per trial: the difference of two studies over the difference of trials. Workers start once per
+study. One worker per trial, and two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from _bench import Row, record
 from perpeft_ray.train.workspace import prepare
 
 TRIALS = {1: (2, 6), 2: (2, 6)}
-"""Of the two studies, by `--workers`."""
+"""Numbers of trials of the two studies, by `--workers`."""
 
 
 def main() -> None:
@@ -42,9 +42,9 @@ def main() -> None:
 
 
 def study_of(trials: int, workers: int, storage: Path) -> float:
-    """Seconds of a study of so many trials, without the trials' own."""
+    """Seconds of a study of this many trials, without the trials' own."""
     name = f"study-{workers}-{trials}"
-    # Seeds that no study before had, so that no trial is found in a cache.
+    # New seeds, so that no trial is found in a cache.
     seeds = [str(1000 * trials + number) for number in range(trials)]
     command = [sys.executable, "studies/ablation_peft.py", "--study", name]
     command += ["--storage", str(storage)]

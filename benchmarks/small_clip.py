@@ -3,7 +3,7 @@
     python benchmarks/small_clip.py
 
 Images of 64 pixels in patches of 16 (17 tokens; the patch size of the authors' run is not known to
-us), BPE vocabulary, titles of 8 to 16 tokens, LoRA r=4, 16 users a step, T = 10. References: the
+us), BPE vocabulary, titles of 8 to 16 tokens, LoRA r=4, 16 users per step, T = 10. References: the
 authors' program, measured by others on two quiet cores of another machine; and a plain program
 (_plain.py), which has the same loss and ranks, in turn with ours in the same process. `input` is
 the share of a stage-1 step that sampling, padding, deduplication and pixel fetch take.
@@ -33,7 +33,7 @@ AUTHORS = {"stage-1 step": 0.57, "stage-3 step": 0.69, EVALUATION: 8.3}
 
 
 def main() -> None:
-    """Measure in a process of its own, which keeps memory as those of trials do, and record."""
+    """Measure in a new process, which keeps memory as trials do, and record."""
     found = in_fresh_process(str(Path(__file__)))
     plain = found.pop(PLAIN)
     rows = [Row("small_clip", PLAIN, name, plain[name], "s") for name in AUTHORS]
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Median seconds of each piece of work, of ours by dtype and of the plain program."""
+    """Median seconds of each piece of work, ours by dtype and the plain program's."""
     with tempfile.TemporaryDirectory() as scratch:
         workspace = shop_and_clip(Path(scratch), SMALL)
         exact, auto = (open_bench(workspace, dtype=dtype) for dtype in ("float32", "auto"))
@@ -74,7 +74,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 
 def let_adapters_act(bench: Bench) -> None:
-    """Let every group's LoRA have an effect: untrained it adds zero."""
+    """Give every group's LoRA an effect: untrained, it adds zero."""
     torch.manual_seed(1)
     with torch.no_grad():
         for module in bench.state.modules.values():
@@ -84,7 +84,7 @@ def let_adapters_act(bench: Bench) -> None:
 
 
 def check(bench: Bench, plain: Plain) -> None:
-    """Raise RuntimeError where the plain program has another loss, or other ranks.
+    """Raise RuntimeError if the plain program has another loss or other ranks.
 
     Without dropout, which the two draw differently; both in float32.
     """
@@ -103,7 +103,7 @@ def check(bench: Bench, plain: Plain) -> None:
 
 
 def inputs(bench: Bench) -> float:
-    """Seconds of all that a step does before its first matrix product."""
+    """Seconds of a step before its first matrix product."""
     job, catalogue = bench.job, open_catalogue(bench.job.workspace)
     users, rng = job.sampler.trainable_users[:16], np.random.default_rng(0)
 

@@ -1,10 +1,9 @@
-"""What a study adds to its trials: time of N trials over stage 3 that share one stage 1.
+"""What does a study add to its trials? Time of N trials that share one stage 1.
 
     python benchmarks/study_overhead.py
 
-In one process, on toyshop with LoRA: a trial that trains stage 1, then N that find it in the
-cache. The bound is 1.15 x (stage 1 + N x stage 3), of the trials' own training and evaluation.
-What Ray adds to a trial is not in it.
+In one process, on toyshop with LoRA: one trial trains stage 1, then N find it in the cache. The
+bound is 1.15 x (stage 1 + N x stage 3) of the trials' own training and evaluation, without Ray.
 """
 
 from __future__ import annotations

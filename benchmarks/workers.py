@@ -1,10 +1,10 @@
-"""What a second worker brings: epochs and evaluations by one and by two processes of one thread.
+"""What does a second worker gain? Epochs and evaluations by one and two processes of one thread.
 
     python benchmarks/workers.py
 
 Small CLIP (small_clip.py), 1,200 users and 3,000 items, 8 groups, parallel mode, gloo on this
-machine. The time is the processor time of the worker that takes most, so that other load does not
-count. The second worker is worth 2 where nothing is shared; at least 1.7 is wanted.
+machine. The time is the CPU time of the slowest worker, so that other load does not count. Two
+workers are ideally 2 times as fast; the goal is 1.7.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def seconds_of(world: int, scratch: Path) -> list[float]:
-    """The processor time of each case on so many processes: of the one that takes most."""
+    """The CPU time of each case on this many processes: the slowest one's."""
     commands = [
         [sys.executable, __file__, "--measure", str(rank), str(world), str(scratch)]
         for rank in range(world)
@@ -63,7 +63,7 @@ def seconds_of(world: int, scratch: Path) -> list[float]:
 
 
 def measure(rank: int, world: int, scratch: Path) -> list[float]:
-    """Processor seconds of each case in this process."""
+    """CPU seconds of each case in this process."""
     torch.set_num_threads(1)
     store = f"file://{scratch / f'store-{world}'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)

@@ -4,7 +4,7 @@
 #   sbatch cluster/slurm.sh --storage /shared/results --workers 2                          # CPUs
 #   sbatch --gpus-per-node=1 cluster/slurm.sh --storage /shared/results --gpus-per-worker 1  # GPUs
 #
-# Arguments are the study's. A job that is preempted or requeued goes on where it was. It ends only
+# Arguments are the study's. A preempted or requeued job resumes. It ends only
 # its own processes, with ports and folders of its own, so that nodes may be shared.
 #SBATCH --job-name=perpeft
 #SBATCH --nodes=2
@@ -21,7 +21,7 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 export PATH="$PWD/.venv/bin:$PATH"
 
-# Ten ports a job, below the range that the system hands out itself.
+# Ten ports per job, below the range that the system assigns itself.
 PERPEFT_HEAD=$(hostname)
 PERPEFT_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10))
 RAY_ADDRESS="$PERPEFT_HEAD:$PERPEFT_PORT"
@@ -32,7 +32,7 @@ export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 
-# What every task runs; task 0 is on this host. Paths of Ray's sockets must be short, hence /tmp.
+# Run by every task; task 0 is on this host. Paths of Ray's sockets must be short, hence /tmp.
 start_ray() {
     local options=(
         --block
@@ -66,7 +66,7 @@ trap end_ray EXIT
 
 wait -n "$ray_nodes" "$waiting" || { echo "Ray did not start" >&2; exit 1; }
 
-# The other nodes join within a minute; what is missing then is named, and the job ends.
+# The other nodes join within a minute; otherwise the job names the missing ones and ends.
 for attempt in 1 2 3 4 5 6; do
     status=0
     perpeft doctor "$@" || status=$?

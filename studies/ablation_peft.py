@@ -13,7 +13,7 @@ paper's constants):
 
 Searches the settings of PerPEFT and of every baseline, takes the best of each variant by
 validation, and compares the methods over seeds. Scientific: method, variant, mode. Nuisance: the
-searched settings and the seed. Fixed: the rest. If it was interrupted, rerun the same command.
+searched settings and the seed. Fixed: the rest. Rerun the same command to resume.
 """
 
 from __future__ import annotations

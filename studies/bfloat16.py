@@ -1,10 +1,10 @@
-"""Does bfloat16 in the frozen towers change what a trial finds? NDCG@20 over seeds, both dtypes.
+"""Does bfloat16 in the frozen towers change NDCG@20? Compares both dtypes over seeds.
 
     python studies/bfloat16.py                     # two seeds, four minutes on one core
     python studies/bfloat16.py --seeds 0 1 2 3 4   # five
 
-PerPEFT with LoRA on toyshop and its encoder, the same seeds in float32 and in bfloat16. One seed's
-two trainings part after a few steps, as those of two seeds do: what the dtype does is their mean.
+PerPEFT with LoRA on toyshop and its encoder, the same seeds in float32 and in bfloat16. The two
+trainings of a seed diverge after a few steps, like two seeds; the mean shows the dtype's effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Dtypes:
-    """How often."""
+    """Options."""
 
     seeds: tuple[int, ...] = (0, 1)
     """Training seeds."""

@@ -1,4 +1,4 @@
-"""Who serves users and items best that first appear after training? The paper does not measure it.
+"""Which method serves users and items that first appear after training? Not in the paper.
 
 Small (one catalogue, the figures in results/findings/cold_start.md):
 
@@ -9,14 +9,14 @@ Full:
     python studies/cold_start.py --datasets toyshop:101 toyshop:102 toyshop:103 --seeds 0 1 2
         --train.epochs 12 --train.personal-epochs 12 --train.validate-every 3
 
-Protocol (perpeft_ray/models/cold_start.py). The interactions are divided in time, at a quantile.
-What is before the cut is a data set of its own, with only the items that it names: an ordinary
-study trains every method on it, each with the same learning rates, of which it takes its own best
-by leave-one-out validation before the cut. Each method's model is then exported and loaded, and new
-items are added to it by title and image; they have no id embedding. A new user's group is that of
-the nearest centroid, for every event from the history up to it. Events are the first five
-interactions of each user after the cut that have a history; a user counts once in each slice, with
-the mean over their events and seeds. Intervals and tests are those of all studies, over users.
+Protocol (perpeft_ray/models/cold_start.py). A quantile in time divides the interactions. Those
+before the cut, with only their items, form a data set. An ordinary study trains every method on it
+with the same learning rates, and each method takes its best by leave-one-out validation before the
+cut. Each model is then exported and loaded, and new items are added by title and image, without an
+id embedding. A new user gets the group of the nearest centroid, again for every event, from the
+history up to it. Events are each user's first five interactions after the cut that have a history.
+A user counts once per slice, with the mean over events and seeds. Intervals and tests are over
+users, as in all studies.
 
 Scientific: the method. Nuisance: the learning rate, the seed. Fixed: the rest; groups and
 conditioning weight are what a search found on the former toyshop:0.
@@ -50,20 +50,20 @@ METHODS: tuple[Method, ...] = ("without_mm", "global", "perpeft")
 
 @dataclass(frozen=True)
 class ColdStart:
-    """Which data, how it is divided, and how long training is."""
+    """Data, cut and training."""
 
     datasets: tuple[str, ...] = ("toyshop",)
-    """Data sources; each is divided and studied on its own."""
+    """Data sources; each gets its own cut and study."""
     encoder: str = "toyshop-clip"
-    """As of a study."""
+    """As in `perpeft study`."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds."""
     quantile: float = 0.7
-    """Share of the interactions that are before the cut."""
+    """Share of interactions before the cut."""
     events: int = 5
-    """Events of each user at most."""
+    """Maximum events per user."""
     methods: tuple[Method, ...] = METHODS
-    """What is compared; perpeft with each of the others."""
+    """Methods; perpeft is compared with each of the others."""
     variant: Variant = "lora"
     """PEFT variant."""
     rank: int = 4
@@ -71,7 +71,7 @@ class ColdStart:
     groups: int = 6
     """Groups of PerPEFT."""
     conditioning_weight: float = 0.75
-    """Of PerPEFT."""
+    """λ of PerPEFT."""
     learning_rates: tuple[float, ...] = StudyConfig().search.learning_rates
     """Tried by every method."""
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -96,7 +96,7 @@ def main() -> None:
 def ranks_of(cold: ColdStart, dataset: str, seed: int) -> pd.DataFrame:
     """Ranks of all events under every method; columns dataset, seed, method, slice, user_id, rank.
 
-    The study of the part before the cut is <storage>/cold_start_…; run again, it is read.
+    The study before the cut is <storage>/cold_start_…; a rerun reads it.
     """
     from perpeft_ray.data.folders import new_folder
     from perpeft_ray.data.sources import open_dataset
@@ -133,7 +133,7 @@ def ranks_of(cold: ColdStart, dataset: str, seed: int) -> pd.DataFrame:
 
 
 def print_comparison(ranks: pd.DataFrame, variant: str, metric: str = "ndcg@20") -> None:
-    """Each slice's means, and PerPEFT against the others with intervals over users."""
+    """Print each slice's means, and PerPEFT against the others with intervals over users."""
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -156,11 +156,10 @@ def print_comparison(ranks: pd.DataFrame, variant: str, metric: str = "ndcg@20")
 
 
 def comparison(ranks: pd.DataFrame, variant: str, metric: str) -> pd.DataFrame:
-    """One row a slice and method.
+    """One row per slice and method.
 
     Columns: slice, method, users, events, mean, and PerPEFT minus the method: difference, low and
-    high (of the interval; null where the method has nothing at all), p_value (null for PerPEFT
-    itself).
+    high (of the interval; null if the method's mean is 0), p_value (null for PerPEFT itself).
     """
     from perpeft_ray.models.cold_start import SLICES
     from perpeft_ray.report.statistics import compare_users, user_metric

@@ -9,11 +9,10 @@ Full:
     python studies/efficiency.py --search.ranks 1 4 16 64 --grouping.groups 8 --train.epochs 5
         --train.personal-epochs 5 --seeds 0 1 2 --dataset parquet:PATH --encoder PATH
 
-Nothing is searched: each method and variant is trained at every rank with the first value of every
-other setting, alone on the machine, in a fresh process and without what other studies have left
-(hidden states and frozen features excepted). Few epochs are enough for times, so accuracy here says
-nothing. Scientific: method, variant, rank. Nuisance: the seed, over which medians are taken. Fixed:
-the rest.
+There is no search: each method and variant trains at every rank with the first value of every other
+setting, alone on the machine, in a fresh process and without other studies' trained results (but
+with their hidden states and frozen features). Few epochs suffice for times, so accuracy means
+nothing here. Scientific: method, variant, rank. Nuisance: the seed (medians). Fixed: the rest.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from perpeft_ray.config import METHODS, SIMPLE_METHODS, StudyConfig
 
 
 def defaults(preset: StudyConfig) -> StudyConfig:
-    """Every method that costs something of its own, for two epochs a stage, one at a time."""
-    same = {"random_grouping", "without_group_negatives", *SIMPLE_METHODS}  # as perpeft; nothing
+    """Every method with a cost of its own, for two epochs per stage, one at a time."""
+    same = {"random_grouping", "without_group_negatives", *SIMPLE_METHODS}  # cost as perpeft or 0
     return replace(
         preset,
         study="efficiency",

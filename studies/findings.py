@@ -19,12 +19,12 @@ from perpeft_ray.cli import parse, run
 
 @dataclass(frozen=True)
 class Findings:
-    """Which studies."""
+    """Options."""
 
     studies: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of finished studies, of any data sets."""
+    """Folders of finished studies on any data sets."""
     out: Path = Path("results/reference")
-    """Where the tables go."""
+    """Folder for the tables."""
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ Full:
     python studies/sensitivity.py --preset full --search.ranks 1 2 4 8 16 --search.groups 1 2 4 8 16
         --search.conditioning-weights 0 0.25 0.5 0.75 1 --search.learning-rates 5e-4 1e-3 2e-3 4e-3
 
-A search finds the best setting of each variant by validation. About it, one setting at a time takes
-each of its values, the others are held, and test is read for every seed; no value is chosen by it.
+A search finds the best setting of each variant by validation. Then each setting in turn takes all
+of its values while the others stay fixed. Test is read for every seed, but chooses no value.
 Scientific: groups, rank, conditioning weight, learning rate. Nuisance: the seed. Fixed: the rest.
 """
 

@@ -8,10 +8,10 @@ Full (the figures in results/reference/toyshop_order.md):
 
     python studies/toyshop_order.py --out results/reference/toyshop_order.md
 
-Every seed s is generated and trained with s, at the settings of the toyshop preset. Each method
-is tried with the preset's learning rates, PerPEFT also with each conditioning weight above 0; the
-best by validation reads test. PerPEFT's ablations take its settings. Trials run one after another
-in this process, without Ray; those that were trained before are read from the cache.
+Seed s generates and trains toyshop:s with the settings of the toyshop preset. Each method tries the
+preset's learning rates, PerPEFT also each conditioning weight above 0; the best by validation reads
+test. PerPEFT's ablations take its settings. Trials run one after another in this process, without
+Ray; trained ones are read from the cache.
 
 Scientific: method. Nuisance: learning rate, conditioning weight, seed. Fixed: the rest.
 """
@@ -43,10 +43,10 @@ ORDERINGS: tuple[tuple[Method, Method], ...] = (
 
 @dataclass(frozen=True)
 class Order:
-    """Which catalogues, and what the methods may choose from."""
+    """Catalogues, and the methods' choices."""
 
     seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
-    """Of catalogues and training alike; none was used while toyshop was designed."""
+    """Seeds of catalogues and training; none was used to design the toyshop."""
     variant: Variant = "lora"
     """PEFT variant."""
     rank: int = 4
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def one_catalogue(order: Order, seed: int) -> tuple[pd.DataFrame, dict[str, object]]:
-    """Test NDCG@20 of every user, a column for each method; and the row of this catalogue."""
+    """Test NDCG@20 of every user, one column per method; and this catalogue's row."""
     import torch
     from sklearn.metrics import adjusted_rand_score
 

@@ -30,8 +30,8 @@ class _Common:
     trial: str = "best"
     """A trial's id, or best: PerPEFT's highest validation NDCG@20 in the ablation."""
     out: Path | None = None
-    """The page; by default <study>/explain/<item or user>-<id>.html (ids that are
-    no plain file names are shortened, with a hash)."""
+    """The page; by default <study>/explain/<item or user>-<id>.html (an id that is not a
+    plain file name is shortened, with a hash)."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Item(_Common):
     """`perpeft explain item STUDY ITEM_ID`."""
 
     groups: tuple[int, int] | None = None
-    """The groups; by default, of those with users, the two that see the item most differently."""
+    """The two groups; by default those with users that see the item most differently."""
     neighbours: int = 5
-    """Nearest items shown; 0 spares encoding the catalogue."""
+    """Nearest items to show; 0 skips encoding the catalogue."""
 
     def run(self) -> None:
         """Print what there is to see, and write the page."""
@@ -53,7 +53,7 @@ class User(_Common):
     """`perpeft explain user STUDY USER_ID`."""
 
     other: int | None = None
-    """The other group; by default, of the groups with users, the one farthest from the user's."""
+    """The other group; by default the group with users that is farthest from the user's."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items recommended by each."""
 
@@ -103,7 +103,7 @@ def _place(name: str, names: Sequence[str], kind: str, study: str) -> int:
 
 
 def _kept(folder: StudyFolder, page: Path) -> str:
-    """Send a page that lies in the study's folder to where the study is kept; where it then is."""
+    """Upload a page inside the study's folder if the study is at a URI; returns its place."""
     if not page.is_relative_to(folder.path):
         return str(page)
     folder.keep()
@@ -119,7 +119,7 @@ def print_item(explanation: ItemExplanation, dataset: Dataset) -> None:
     console = _console()
     views = explanation.views
     columns = [f"group {view.group}" for view in views]
-    compared = f"seen by {columns[0]} alone: no other group has users"
+    compared = f"seen by {columns[0]} only: no other group has users"
     if explanation.cosine is not None:
         between = " and ".join(columns)
         compared = f"cosine {explanation.cosine:.2f} between its embeddings under {between}"
@@ -131,7 +131,7 @@ def print_item(explanation: ItemExplanation, dataset: Dataset) -> None:
             table.add_row(_plain(word), *(f"{100 * share:.0f}" for share in of_word))
         console.print(table)
     if not explanation.has_attention:
-        console.print("this variant leaves the towers' attention as it is, the same for all groups")
+        console.print("this variant leaves attention unchanged: it is the same for all groups")
     if views[0].neighbours:
         table = Table(*(f"nearest for {name}" for name in columns), box=None, pad_edge=False)
         for row in zip(*(view.neighbours for view in views), strict=True):

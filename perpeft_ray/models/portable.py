@@ -2,7 +2,7 @@
 
 STUDY/
   data/      the data folder, after `perpeft pack`
-  encoder/   the foundation model, after `perpeft pack`, where it is a local folder
+  encoder/   the foundation model, after `perpeft pack`, if it is a local folder
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ DATA = "data"
 
 
 def open_workspace(folder: StudyFolder) -> tuple[Dataset, Workspace]:
-    """The data set of a study, and what its trials share; prepared where it is not cached.
+    """A study's data set and its trials' workspace, prepared unless cached.
 
-    Data and encoder are those in the study's folder, else those that the study names. Raises
-    InputError, with what to do about a copied study, where either is not there.
+    Takes data and encoder from the study's folder, else those that the study names. Raises
+    InputError if either is missing, with what to do about a copied study.
     """
     packed, config = folder.path / DATA, folder.config
     try:

@@ -261,7 +261,7 @@ def test_an_item_that_one_group_alone_sees_is_printed_and_has_a_page(
     changed = replace(trial, grouping=replace(trial.grouping, valid=nobody, test=nobody))
     found = explain_item(changed, 5)
     print_item(found, changed.dataset)
-    assert "seen by group 0 alone: no other group has users" in capsys.readouterr().out
+    assert "seen by group 0 only: no other group has users" in capsys.readouterr().out
     write_item_page(found, changed, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert "no other group has users" in text
