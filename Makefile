@@ -28,7 +28,7 @@ study: $(VENV)/runtime.stamp
 	$(BIN)/python studies/ablation_peft.py $(ARGS)
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import urllib.request
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,17 +27,27 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One process runs all tests with Ray: first where others run the rest, else last."""
-    shared = hasattr(config, "workerinput")  # a worker of pytest-xdist
-    items.sort(key=lambda item: _needs_ray(item) != shared)
-    if shared:  # a file's tests share its fixtures
-        for item in items:
-            name = "ray" if _needs_ray(item) else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(name))
+    """Tests with Ray run last; with `-n` one process begins with them, beside the others."""
+    beside_others = hasattr(config, "workerinput")  # a worker of pytest-xdist
+    items.sort(key=lambda item: _uses_ray(item.path) != beside_others)
 
 
-def _needs_ray(item: pytest.Item) -> bool:
-    return "one_ray" in getattr(item, "fixturenames", ())
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process has all files with Ray; a file's tests stay together and share fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if _uses_ray(config.rootpath / file) else file
+
+    return OneRay(config, log)
+
+
+@functools.cache
+def _uses_ray(file: Path) -> bool:
+    return re.search(r"\b(one_ray|ray_runtime)\b", file.read_text()) is not None
 
 
 @pytest.fixture(scope="session")
