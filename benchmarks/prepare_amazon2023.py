@@ -54,7 +54,6 @@ def main(sizes: Sizes) -> None:
 
 def measure(scratch: Path, items: int, memory_gb: float) -> Row:
     """Prepare the category and check the result, in this process."""
-    from perpeft_ray.data.interactions import load_folder
     from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
     from perpeft_ray.data.prepare.report import findings, report_on
 
@@ -63,7 +62,7 @@ def measure(scratch: Path, items: int, memory_gb: float) -> Row:
     started, busy = time.perf_counter(), time.process_time()
     prepare_amazon2023(raw, "Made_Up", out, Selection(), images=False, memory_gb=memory_gb)
     peak = _peak_mb()
-    kept = findings(report_on(load_folder(out, "")))[0]
+    kept = findings(report_on(out))[0]
     seconds, cpu = time.perf_counter() - started, time.process_time() - busy
     reviews = items * REVIEWS_PER_ITEM
     note = f"{reviews:,} reviews in {megabytes:,.0f} MB; kept {kept}"

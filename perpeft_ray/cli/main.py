@@ -109,6 +109,10 @@ COMMANDS: Mapping[str, Command | Commands] = {
                 "A folder of your own: checked, and repaired where that can be done.",
                 "perpeft_ray.cli.prepare:Parquet",
             ),
+            "table": Command(
+                "CSV, TSV, JSON lines or Parquet tables of a shop, and its photos.",
+                "perpeft_ray.cli.prepare:Table",
+            ),
         },
     ),
 }

@@ -1,4 +1,4 @@
-"""`perpeft prepare amazon2023|release|parquet`: raw data into a folder for `parquet:PATH`."""
+"""`perpeft prepare amazon2023|release|parquet|table`: raw data into a folder for `parquet:PATH`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Annotated
 
 import tyro
 
-from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.download import Limits
 from perpeft_ray.data.prepare.images import FAILURES_FILE, read_failures
@@ -21,6 +20,7 @@ from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.paper import PAPER_DATASETS
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
 from perpeft_ray.data.prepare.report import findings, report_on, table_1
+from perpeft_ray.data.prepare.table import TableSource, prepare_table
 from perpeft_ray.screen import console as console_on
 from perpeft_ray.screen import note
 
@@ -97,17 +97,31 @@ class Parquet:
         _prepare(self, self._make)
 
     def _make(self) -> list[str]:
-        repairs = prepare_parquet(self.source, self.out, memory_gb=self.memory_gb)
-        return [
-            f"{repairs.incomplete_interactions:,} interactions without user, item or time left out",
-            f"{repairs.unknown_items:,} interactions with unknown items left out",
-            f"{repairs.incomplete_items:,} items without id left out",
-            f"{repairs.duplicate_items:,} items with an id that was there before left out",
-            f"{repairs.blank_titles:,} blank titles made null",
-        ]
+        return prepare_parquet(self.source, self.out, memory_gb=self.memory_gb).lines()
 
 
-def _prepare(command: Amazon2023 | Release | Parquet, make: Callable[[], list[str]]) -> None:
+@dataclass(frozen=True)
+class Table:
+    """`perpeft prepare table`."""
+
+    source: Annotated[TableSource, tyro.conf.arg(name="")]
+    out: Path
+    """The new folder."""
+    memory_gb: float = 1.0
+    """What DuckDB may hold in memory; the rest lies on disk beside the new folder."""
+
+    def run(self) -> None:
+        """Make the folder and print what is in it."""
+        _prepare(self, self._make)
+
+    def _make(self) -> list[str]:
+        return prepare_table(self.source, self.out, memory_gb=self.memory_gb).lines()
+
+
+_Command = Amazon2023 | Release | Parquet | Table
+
+
+def _prepare(command: _Command, make: Callable[[], list[str]]) -> None:
     """Make the folder, then print what is in it and what there is to tell of how it was made."""
     started = time.perf_counter()
     with _telling():
@@ -129,9 +143,9 @@ def _telling() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], started: float) -> None:
-    dataset = load_folder(command.out, f"parquet:{command.out}")
-    report = report_on(dataset)
+def _print_result(command: _Command, told: list[str], started: float) -> None:
+    memory_gb = 1.0 if isinstance(command, Release) else command.memory_gb
+    report = report_on(command.out, memory_gb=memory_gb)
     console = console_on()
     for line in (*findings(report), *told):
         console.print(line, highlight=False, markup=False)
@@ -144,9 +158,10 @@ def _print_result(command: Amazon2023 | Release | Parquet, told: list[str], star
             highlight=False,
             markup=False,
         )
-    if not isinstance(command, Parquet):
+    if isinstance(command, Amazon2023 | Release):
         name = command.category if isinstance(command, Amazon2023) else command.name
         console.print(table_1(report, name, PAPER_DATASETS.get(name)))
     seconds = time.perf_counter() - started
-    print(f"{dataset.uri}, fingerprint {dataset.fingerprint}")
-    note(f"{seconds:.0f} s; next: perpeft study --dataset {shlex.quote(dataset.uri)}")
+    uri = f"parquet:{command.out}"
+    print(uri)
+    note(f"{seconds:.0f} s; next: perpeft study --dataset {shlex.quote(uri)}")

@@ -100,7 +100,7 @@ def open_table(
     files or folders among the parts, columns that are missing, doubled or of another type, and a
     table without rows.
     """
-    files = _parts(where, path.absolute())  # Arrow expands a leading `s3:` or `~`
+    files = parts(where, path.absolute())  # Arrow expands a leading `s3:` or `~`
     rows, units = 0, {"s"}
     forms: dict[str, Path] = {}
     for file in files:
@@ -142,7 +142,8 @@ def _schema(columns: Mapping[str, Kind]) -> pa.Schema:
     )
 
 
-def _parts(where: str, path: Path) -> list[Path]:
+def parts(where: str, path: Path) -> list[Path]:
+    """A file, or the Parquet files of a folder in the order of their numbers."""
     if path.is_file():
         return [path]
     if not path.is_dir():

@@ -55,6 +55,7 @@ class Database:
                 "temp_directory": str(file.absolute().with_suffix(".spill")),
             },
         )
+        self._connection.execute("SET TimeZone = 'UTC'")
         # Its bar goes to standard output, where Python seems interactive.
         self._connection.execute("SET enable_progress_bar = false")
 
@@ -127,6 +128,15 @@ class Database:
         """Rows of a table that the query makes new, perhaps from its own old rows."""
         self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
         return self.count(name)
+
+    def delete(self, name: str, condition: str) -> None:
+        """Remove the rows of a table for which a condition holds."""
+        self._execute(f"DELETE FROM {name} WHERE {condition}")
+
+    def drop(self, *names: str) -> None:
+        """Remove tables, where they are there."""
+        for name in names:
+            self._execute(f"DROP TABLE IF EXISTS {name}")
 
     def fill(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Make or replace a table of texts from rows in memory."""

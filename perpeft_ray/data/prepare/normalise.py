@@ -8,7 +8,8 @@ items go; images that are missing or broken become null.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from perpeft_ray.data.interactions import (
@@ -17,7 +18,7 @@ from perpeft_ray.data.interactions import (
     check_inside,
     open_tables,
 )
-from perpeft_ray.data.prepare.database import Database, clean_text
+from perpeft_ray.data.prepare.database import Database, clean_text, quoted
 from perpeft_ray.data.prepare.images import (
     FAILURES_FILE,
     Copy,
@@ -56,6 +57,28 @@ class Repairs:
     """Titles of nothing but spaces, now null."""
     failed_images: int
     """Images missing or broken, now null and listed in images_failed.csv."""
+    examples: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """An id for each of the above that has one."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """How the source was understood, and what of it could not be read; a line each."""
+
+    def lines(self) -> list[str]:
+        """All of it for people; every count is there, also where it is 0."""
+        words = {
+            "incomplete_interactions": "interactions without user, item or time left out",
+            "unknown_items": "interactions with unknown items left out",
+            "incomplete_items": "items without id left out",
+            "duplicate_items": "items with an id that was there before left out",
+            "blank_titles": "blank titles made null",
+        }
+        return [
+            *self.notes,
+            *(
+                f"{getattr(self, name):,} {text}"
+                + (f", such as {self.examples[name]!r}" if name in self.examples else "")
+                for name, text in words.items()
+            ),
+        ]
 
 
 def prepare_parquet(source: Path, out: Path, *, memory_gb: float = 1.0) -> Repairs:
@@ -79,9 +102,16 @@ def prepare_parquet(source: Path, out: Path, *, memory_gb: float = 1.0) -> Repai
     with preparing(out, recipe) as working:
         if working is not None:
             with Database(working / SCRATCH / "tables.duckdb", memory_gb) as database:
-                repairs = _normalise(database, *tables, source, working)
-            (working / REPAIRS_FILE).write_text(json.dumps(asdict(repairs), indent=1) + "\n")
-    return Repairs(**json.loads((out / REPAIRS_FILE).read_text()))
+                database.load("raw_interactions", tables[0].batches(nulls=True))
+                database.load("raw_items", tables[1].batches(nulls=True))
+                normalise(database, working, source)
+    return read_repairs(out)
+
+
+def read_repairs(out: Path) -> Repairs:
+    """What `normalise` wrote to a folder that it made."""
+    values = json.loads((out / REPAIRS_FILE).read_text(encoding="utf-8"))
+    return Repairs(**{**values, "notes": tuple(values["notes"])})
 
 
 def _image_names(source: Path, items: ParquetTable) -> list[str]:
@@ -98,15 +128,20 @@ def _image_names(source: Path, items: ParquetTable) -> list[str]:
     return list(names)
 
 
-def _normalise(
+def normalise(
     database: Database,
-    interactions: ParquetTable,
-    items_table: ParquetTable,
-    source: Path,
     working: Path,
-) -> Repairs:
-    raw_interactions = database.load("raw_interactions", interactions.batches(nulls=True))
-    raw_items = database.load("raw_items", items_table.batches(nulls=True))
+    images: Path | None,
+    *,
+    prefix: str = "",
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the tables, images and repairs of a data folder from two tables of the database.
+
+    `raw_interactions` has user_id, item_id, timestamp and row; `raw_items` has item_id, title,
+    image and row. Images are checked paths relative to `images`, and in the new folder below
+    `prefix`. Raises InputError where no interaction is left.
+    """
     with_id = database.table(
         "with_id",
         "SELECT item_id, title, CASE WHEN trim(image) <> '' THEN image END AS image, row "
@@ -116,55 +151,84 @@ def _normalise(
         "items",
         "SELECT * FROM with_id QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY row) = 1",
     )
-    complete = database.table(
-        "complete",
-        "SELECT * FROM raw_interactions WHERE user_id IS NOT NULL AND item_id IS NOT NULL "
-        "AND timestamp IS NOT NULL",
+    whole = "user_id IS NOT NULL AND item_id IS NOT NULL AND timestamp IS NOT NULL"
+    among = "item_id IN (SELECT item_id FROM items)"
+    raw_interactions, complete = database.row(
+        f"SELECT count(*), count(*) FILTER ({whole}) FROM raw_interactions"
     )
     known = database.table(
-        "interactions", "SELECT * FROM complete WHERE item_id IN (SELECT item_id FROM items)"
+        "interactions",
+        f"SELECT user_id, item_id, timestamp, row FROM raw_interactions WHERE {whole} AND {among}",
     )
+    raw_items = database.count("raw_items")
+    examples = {
+        "unknown_items": _first(database, f"item_id FROM raw_interactions WHERE NOT {among}"),
+        "duplicate_items": _first(
+            database, "item_id FROM with_id GROUP BY item_id HAVING count(*) > 1"
+        ),
+    }
     if not known:
+        ours = _first(database, "item_id FROM items")
         raise InputError(
             f"the folder must have interactions with its items, but of {raw_interactions:,} rows "
             f"and {raw_items:,} items none is left"
+            + (
+                f" (items such as {ours!r}, interactions with {examples['unknown_items']!r})"
+                if ours is not None and examples["unknown_items"] is not None
+                else ""
+            )
         )
     (blank,) = database.row(
         f"SELECT count(*) FROM items WHERE title IS NOT NULL AND {clean_text('title')} IS NULL"
     )
-    failed_images = _copy_images(database, source, working)
+    failed_images = 0 if images is None else _copy_images(database, images, working, prefix)
     database.write_parquet(
         "SELECT user_id, item_id, timestamp FROM interactions ORDER BY row",
         working / INTERACTIONS_FILE,
     )
+    image = (
+        "CAST(NULL AS VARCHAR)"
+        if images is None
+        else (
+            f"CASE WHEN image NOT IN (SELECT image FROM failed) THEN {quoted(prefix)} || image END"
+        )
+    )
     database.write_parquet(
-        f"SELECT item_id, {clean_text('title')} AS title, CASE WHEN image NOT IN "
-        "(SELECT image FROM failed) THEN image END AS image FROM items ORDER BY row",
+        f"SELECT item_id, {clean_text('title')} AS title, {image} AS image FROM items ORDER BY row",
         working / ITEMS_FILE,
     )
-    return Repairs(
+    repairs = Repairs(
         incomplete_interactions=raw_interactions - complete,
         unknown_items=complete - known,
         incomplete_items=raw_items - with_id,
         duplicate_items=with_id - items,
         blank_titles=blank,
         failed_images=failed_images,
+        examples={name: text for name, text in examples.items() if text is not None},
+        notes=tuple(notes),
     )
+    text = json.dumps(asdict(repairs), indent=1, ensure_ascii=False)
+    (working / REPAIRS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _copy_images(database: Database, source: Path, working: Path) -> int:
+def _first(database: Database, query: str) -> str | None:
+    found = database.rows(f"SELECT {query} LIMIT 1")
+    return found[0][0] if found else None
+
+
+def _copy_images(database: Database, source: Path, working: Path, prefix: str) -> int:
     """Copy the items' images; those that failed, also left in the table `failed` (image)."""
     copies: dict[Path, Copy] = {}
     spelled: dict[str, Path] = {}
     for item_id, image in database.rows(
         "SELECT item_id, image FROM items WHERE image IS NOT NULL ORDER BY row"
     ):
-        target = working / image
+        target = working / prefix / image
         spelled[image] = target
         copies.setdefault(target, Copy(item_id, source / image, target))
     with image_progress(len(copies)) as advance:
         failures = copy_images(copies.values(), working / SCRATCH, advance)
     write_failures(working, failures)
-    lost = {working / Path(failure.image).relative_to(source) for failure in failures}
+    lost = {working / prefix / Path(failure.image).relative_to(source) for failure in failures}
     database.fill("failed", ["image"], [[image] for image, at in spelled.items() if at in lost])
     return len(failures)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 
-from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE
+from perpeft_ray.data.prepare.database import Database, clean_text, quoted
 from perpeft_ray.data.prepare.paper import PaperDataset
 from perpeft_ray.data.split import MIN_INTERACTIONS
 
@@ -40,20 +43,32 @@ class Report:
         return self.interactions / (self.users * self.items)
 
 
-def report_on(dataset: Dataset) -> Report:
-    """Count what is in a dataset."""
-    interactions, items = dataset.interactions, dataset.items
-    lengths = interactions["user_id"].value_counts()
-    return Report(
-        users=len(lengths),
-        items=len(items),
-        interactions=len(interactions),
-        repeats=int(interactions.duplicated(["user_id", "item_id"]).sum()),
-        ties=int(interactions.duplicated(["user_id", "timestamp"]).sum()),
-        short_users=int((lengths < MIN_INTERACTIONS).sum()),
-        without_title=int((items["title"].fillna("").str.strip() == "").sum()),
-        without_image=int(items["image"].isna().sum()),
-    )
+def report_on(folder: Path, *, memory_gb: float = 1.0) -> Report:
+    """Count what is in a prepared folder, within so much memory."""
+    with (
+        tempfile.TemporaryDirectory(prefix=".report-", dir=folder.absolute().parent) as scratch,
+        Database(Path(scratch) / "report.duckdb", memory_gb) as database,
+    ):
+        rows, items = (
+            f"read_parquet({quoted(database.plain_path(folder / name))})"
+            for name in (INTERACTIONS_FILE, ITEMS_FILE)
+        )
+
+        def count(query: str) -> int:
+            return int(database.row(f"SELECT count(*) FROM {query}")[0])
+
+        interactions = count(rows)
+        users = f"(SELECT count(*) AS length FROM {rows} GROUP BY user_id)"
+        return Report(
+            users=count(users),
+            items=count(items),
+            interactions=interactions,
+            repeats=interactions - count(f"(SELECT DISTINCT user_id, item_id FROM {rows})"),
+            ties=interactions - count(f"(SELECT DISTINCT user_id, timestamp FROM {rows})"),
+            short_users=count(f"{users} WHERE length < {MIN_INTERACTIONS}"),
+            without_title=count(f"{items} WHERE {clean_text('title')} IS NULL"),
+            without_image=count(f"{items} WHERE image IS NULL"),
+        )
 
 
 def table_1(report: Report, name: str, paper: PaperDataset | None) -> Table:

@@ -102,7 +102,7 @@ def test_faults_are_repaired_and_counted(tmp_path):
         ["c", "missing"],
         ["d", "not a readable image"],
     ]
-    assert findings(report_on(dataset)) == [
+    assert findings(report_on(out)) == [
         "4 interactions of 2 users with 5 items",
         "1 repeats of an item by a user",
         "1 ties in a user's times",

@@ -1,0 +1,385 @@
+"""Any table of interactions, and one of items, into a data folder; columns by name or by guess."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from perpeft_ray.data.interactions import check_inside
+from perpeft_ray.data.prepare.database import Database, quoted
+from perpeft_ray.data.prepare.normalise import Repairs, normalise, read_repairs
+from perpeft_ray.data.prepare.recipe import SCRATCH, contents, contents_hash, preparing
+from perpeft_ray.data.prepare.text_tables import TextTable, open_text_table
+from perpeft_ray.data.prepare.times import Times, understand
+from perpeft_ray.data.tables import parts
+from perpeft_ray.errors import InputError
+
+MOST_UNREADABLE = 0.1
+"""A larger share of unreadable times stops the preparation: the form is another."""
+
+_GUESSES = {
+    "user": (
+        "user_id user uid customer_id customer client_id client member_id member visitor_id "
+        "visitor account_id account buyer_id buyer reviewer_id person_id"
+    ),
+    "item": (
+        "item_id item iid product_id product sku asin parent_asin article_id article movie_id "
+        "movie book_id book isbn track_id song_id stock_code news_id video_id"
+    ),
+    "time": (
+        "timestamp datetime date_time time date unix_time ts created_at order_date order_time "
+        "purchase_date purchased_at invoice_date event_time event_date review_time"
+    ),
+    "title": "title name item_name product_name item_title product_title description",
+    "image": "image image_path image_file img photo picture file_name file",
+    "key": "id key code",
+}
+"""Names that a column may have, the likeliest first; case and `_` do not matter."""
+_SPACE = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
+_NOTHING = "('', 'NULL', 'null', 'NaN', 'nan', 'None', '\\N', '#N/A')"
+_IMAGES = "images/"
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Tables and photos as a shop has them."""
+
+    interactions: Path
+    """CSV, TSV, JSON lines (all perhaps .gz) or Parquet: a row for each order, view or rating."""
+    items: Path | None = None
+    """A table with a row for each item. None: the items are those of the interactions."""
+    images: Path | None = None
+    """Folder of the items' images. None: no images."""
+    user: str | None = None
+    """Column of users; this and the next are guessed where they are not given."""
+    item: str | None = None
+    """Column of items, in both tables."""
+    key: str | None = None
+    """Column of ids in the table of items, where it is called otherwise than in the other."""
+    time: str | None = None
+    """Column of times, or two with a comma between: "date, hour"."""
+    title: str | None = None
+    """Column of titles, or several, which are joined: "name, brand, price"."""
+    image: str | None = None
+    """Column of image paths below `images`. Without one, files are named after items."""
+    date_format: str | None = None
+    """Form of the times as of strptime, such as %d/%m/%Y, where the data do not show it."""
+    delimiter: str | None = None
+    """What separates the columns, where it is none of , ; | and tab."""
+    encoding: str | None = None
+    """Encoding of the files, where it is none of UTF-8, UTF-16 and Windows-1252."""
+
+
+def prepare_table(source: TableSource, out: Path, *, memory_gb: float = 1.0) -> Repairs:
+    """Make the folder `out`; how the tables were understood, and what was left out.
+
+    Ids are the texts of the files without surrounding space; where a whole column ends in `.0`, as
+    pandas writes numbers with gaps, that goes too. After a kill, tables are read again and images
+    that are copied stay. Raises InputError for files that cannot be read, columns that are not
+    there or cannot be guessed, times of no one form, ids that have lost digits, image paths that
+    leave their folder, where more than 1 in 10 rows cannot be read, and where none is left.
+    """
+    if source.delimiter is not None and len(source.delimiter) != 1:
+        raise InputError(f"`delimiter` must be one character, but is {source.delimiter!r}")
+    tables = [table for table in (source.interactions, source.items) if table is not None]
+    names = None if source.images is None else _image_files(source.images)
+    options = {k: v for k, v in asdict(source).items() if not isinstance(v, Path)}
+    recipe = {
+        "source": "table",
+        "raw": contents(*(file for table in tables for file in _files(table))),
+        "options": options,
+        "images": source.images and contents_hash(source.images, names or ()),
+    }
+    with preparing(out, recipe) as working:
+        if working is not None:
+            scratch = working / SCRATCH
+            for left in scratch.glob("tables.*"):
+                left.unlink() if left.is_file() else None
+            with Database(scratch / "tables.duckdb", memory_gb) as database:
+                notes = _load(database, source, scratch)
+                if source.images is not None:
+                    notes += _locate_images(database, source.images, names or ())
+                normalise(database, working, source.images, prefix=_IMAGES, notes=notes)
+    return read_repairs(out)
+
+
+def _files(table: Path) -> list[Path]:
+    return parts(f"{str(table)!r}", table) if table.is_dir() else [table]
+
+
+def _image_files(images: Path) -> list[str]:
+    if not images.is_dir():
+        raise InputError(f"`images` must be a folder, but is {str(images)!r}")
+    return sorted(str(f.relative_to(images)) for f in images.rglob("*") if f.is_file())
+
+
+def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
+    """Make `raw_interactions` and `raw_items`; what to tell."""
+
+    def opened(path: Path) -> TextTable:
+        return open_text_table(
+            database, path, scratch, delimiter=source.delimiter, encoding=source.encoding
+        )
+
+    orders = opened(source.interactions)
+    chosen = _Columns(orders)
+    user, item = chosen.one("user", source.user), chosen.one("item", source.item)
+    moment = chosen.several("time", source.time, needed=True)
+    products = orders if source.items is None else opened(source.items)
+    of_items = chosen if source.items is None else _Columns(products)
+    title = of_items.several("title", source.title)
+    image = of_items.several("image", source.image) if source.images is not None else []
+    content = f"{_joined(title, ', ')} AS title, {_joined(image, '/')} AS image"
+    key = item
+    if source.items is not None:
+        given = source.key or (chosen.name(item) if source.key is None else None)
+        key = of_items.key(given, source)
+    notes = [chosen.told(), *([of_items.told()] if source.items is not None else [])]
+
+    own = f", {content}" if source.items is None else ""
+    notes += orders.read(
+        database,
+        "read_interactions",
+        f"{_present(user)} AS user_id, {_present(item)} AS item_id, "
+        f"{_joined(moment, ' ')} AS time_text, {_spaced(user)} OR {_spaced(item)} AS spaced{own}",
+    )
+    if source.items is not None:
+        notes += products.read(
+            database,
+            "read_items",
+            f"{_present(key)} AS item_id, {content}, {_spaced(key)} AS spaced",
+        )
+        items = "SELECT {} AS item_id, title, image, rowid AS row FROM read_items"
+    else:
+        items = (
+            "SELECT {} AS item_id, arg_min(title, rowid) AS title, arg_min(image, rowid) AS image, "
+            "min(rowid) AS row FROM read_interactions WHERE item_id IS NOT NULL GROUP BY 1"
+        )
+    ids = [("read_interactions", "user_id"), ("read_interactions", "item_id")]
+    user_id, item_id = (
+        _exact(database, table, column, f"{str(source.interactions)!r} column {name!r}", notes)
+        for (table, column), name in zip(ids, (chosen.name(user), chosen.name(item)), strict=True)
+    )
+    key_id = item_id
+    if source.items is not None:
+        where = f"{str(source.items)!r} column {of_items.name(key)!r}"
+        key_id = _exact(database, "read_items", "item_id", where, notes)
+    database.replace("raw_items", items.format(key_id))
+    where = f"{str(source.interactions)!r} column {chosen.names(moment)!r}"
+    times = understand(database, "read_interactions", "time_text", where, source.date_format)
+    notes.append(f"times: {times.words}")
+    database.replace(
+        "raw_interactions",
+        f"SELECT {user_id} AS user_id, {item_id} AS item_id, {times.value} AS timestamp, "
+        "CASE WHEN timestamp IS NULL THEN time_text END AS unreadable, spaced, rowid AS row "
+        "FROM read_interactions",
+    )
+    database.drop("read_interactions")
+    notes += _check_times(database, times, where)
+    (spaced,) = database.row("SELECT count(*) FILTER (spaced) FROM raw_interactions")
+    if spaced:
+        notes.append(f"{spaced:,} interactions with space around an id, now without")
+    return notes
+
+
+class _Columns:
+    """The columns of a table that were chosen, by their names or by guess."""
+
+    def __init__(self, table: TextTable) -> None:
+        self._table = table
+        self._chosen: dict[str, tuple[list[int], bool]] = {}
+
+    def name(self, column: int) -> str:
+        return self._table.columns[column]
+
+    def names(self, columns: Sequence[int]) -> str:
+        return ", ".join(self.name(column) for column in columns)
+
+    def one(self, role: str, given: str | None) -> int:
+        (column,) = self.several(role, given, needed=True, join=False)
+        return column
+
+    def key(self, given: str | None, source: TableSource) -> int:
+        """The column of ids of items: as it is called there, else by guess."""
+        if source.key is None and given not in self._table.columns:
+            given = None
+        return self.one("item", given) if given is not None else self._guess_key()
+
+    def _guess_key(self) -> int:
+        found = self._guess("item") if self._guess("item") is not None else self._guess("key")
+        if found is None:
+            raise InputError(
+                f"{str(self._table.file)!r} must have a column of item ids, but its columns are "
+                f"{self._listed()}; name it with --key"
+            )
+        self._chosen["item"] = [found], True
+        return found
+
+    def several(
+        self, role: str, given: str | None, *, needed: bool = False, join: bool = True
+    ) -> list[int]:
+        """The columns of a role; raises InputError where they are not there."""
+        if given is None:
+            found = self._guess(role)
+            if found is None and needed:
+                raise InputError(
+                    f"{str(self._table.file)!r} must have a column of {role}s, but its columns are "
+                    f"{self._listed()}; name it with --{role}"
+                )
+            columns = [] if found is None else [found]
+        elif given in self._table.columns or not join:
+            columns = [self._index(role, given)]
+        else:
+            columns = [self._index(role, name.strip()) for name in given.split(",")]
+        self._chosen[role] = columns, given is None
+        return columns
+
+    def told(self) -> str:
+        """How the table was understood."""
+        roles = ", ".join(
+            f"{role} = {self.names(columns) or 'none'}" + (" (guessed)" if guessed else "")
+            for role in _GUESSES
+            if role in self._chosen
+            for columns, guessed in [self._chosen[role]]
+        )
+        return f"{self._table.file.name}: {self._table.words}; {roles}"
+
+    def _index(self, role: str, name: str) -> int:
+        count = self._table.columns.count(name)
+        if count == 1:
+            return self._table.columns.index(name)
+        if count > 1:
+            raise InputError(
+                f"{str(self._table.file)!r} must have one column {name!r}, but has {count}"
+            )
+        close = difflib.get_close_matches(name, self._table.columns, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(
+            f"`{role}` must name a column of {str(self._table.file)!r}, but is {name!r} and the "
+            f"columns are {self._listed()}{hint}"
+        )
+
+    def _guess(self, role: str) -> int | None:
+        plain = [_plain_name(name) for name in self._table.columns]
+        for guess in map(_plain_name, _GUESSES[role].split()):
+            if guess in plain:
+                return self._index(role, self._table.columns[plain.index(guess)])
+        return None
+
+    def _listed(self) -> str:
+        listed = ", ".join(name or "''" for name in self._table.columns)
+        return listed if len(listed) <= 300 else f"{listed[:300]} …"
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def _present(column: int) -> str:
+    """SQL of a text without surrounding space, null where it says that there is none."""
+    return f"CASE WHEN trim(c{column}, {_SPACE}) IN {_NOTHING} THEN NULL ELSE trim(c{column}, {_SPACE}) END"  # noqa: E501
+
+
+def _spaced(column: int) -> str:
+    return f"coalesce(c{column} <> trim(c{column}, {_SPACE}), false)"
+
+
+def _joined(columns: Sequence[int], between: str) -> str:
+    """SQL of several texts as one; those that are missing are left out."""
+    if not columns:
+        return "CAST(NULL AS VARCHAR)"
+    if len(columns) == 1:
+        return _present(columns[0])
+    texts = ", ".join(_present(column) for column in columns)
+    return f"nullif(concat_ws({quoted(between)}, {texts}), '')"
+
+
+def _exact(database: Database, table: str, column: str, where: str, notes: list[str]) -> str:
+    """SQL of the ids of a column as they were before a program made floats of them."""
+    whole = f"{column} LIKE '%.0' AND regexp_full_match({column}, '-?\\d+\\.0')"
+    power = f"{column} LIKE '%+__' AND regexp_full_match({column}, '-?\\d([.,]\\d+)?[eE]\\+\\d\\d')"
+    every, floats, most, example = database.row(
+        f"SELECT count({column}), count(*) FILTER ({whole}), "
+        f"max(abs(try_cast({column} AS DOUBLE))) FILTER ({whole}), "
+        f"first({column}) FILTER ({power}) FROM {table}"
+    )
+    if example is not None:
+        raise InputError(
+            f"{where} must have ids as they are, but {example!r} has lost its last digits in a "
+            "spreadsheet; write the column as text"
+        )
+    if not floats or floats < every:
+        return column
+    if most >= 2**53:
+        raise InputError(
+            f"{where} must have texts or integers for ids from {2**53} on, which floats merge"
+        )
+    notes.append(f"{where}: every id ends in .0, which is left away")
+    return f"{column}[:-3]"
+
+
+def _check_times(database: Database, times: Times, where: str) -> list[str]:
+    """Leave out rows whose time cannot be read; what to tell of the times."""
+    every, wrong, example, first, last = database.row(
+        "SELECT count(timestamp) + count(unreadable), count(unreadable), first(unreadable) FILTER "
+        "(unreadable IS NOT NULL), min(timestamp), max(timestamp) FROM raw_interactions"
+    )
+    if wrong > MOST_UNREADABLE * every:
+        raise InputError(
+            f"{where} must have times of one form, but {wrong:,} of {every:,} are not as "
+            f"{times.words}, such as {example[:60]!r}; give --date-format or mend them"
+        )
+    told = [f"from {times.shown(first)} to {times.shown(last)}"]
+    if wrong:
+        told.append(
+            f"{wrong:,} interactions with an unreadable time left out, such as {example[:60]!r}"
+        )
+        database.delete("raw_interactions", "unreadable IS NOT NULL")
+    if times.unit is not None:
+        limit = int((time.time() + 86_400) * 1e9) // times.unit
+        (future,) = database.row(f"SELECT count(*) FROM raw_interactions WHERE timestamp > {limit}")
+        if future:
+            told.append(f"{future:,} interactions in the future")
+    return told
+
+
+def _locate_images(database: Database, images: Path, names: Sequence[str]) -> list[str]:
+    """Give `raw_items` checked image paths below `images`."""
+    rows = database.rows("SELECT DISTINCT image FROM raw_items WHERE image IS NOT NULL")
+    if rows:
+        paths = [[image, _inside(images, image)] for (image,) in rows]
+        database.fill("located", ["image", "path"], paths)
+        database.replace(
+            "raw_items",
+            "SELECT item_id, title, path AS image, row FROM raw_items LEFT JOIN located "
+            "USING (image)",
+        )
+        return []
+    stems = {Path(name).stem: name for name in reversed(names)}
+    database.fill("located", ["item_id", "path"], [list(pair) for pair in stems.items()])
+    database.replace(
+        "raw_items",
+        "SELECT item_id, title, path AS image, row FROM raw_items LEFT JOIN located "
+        "USING (item_id)",
+    )
+    (found,) = database.row("SELECT count(image) FROM raw_items")
+    if not found:
+        raise InputError(
+            f"`images` must have files named after items, or the items a column of images "
+            f"(--image), but none of the {len(names):,} files of {str(images)!r} is"
+        )
+    return [f"{found:,} items have an image that is named after them"]
+
+
+def _inside(images: Path, image: str) -> str:
+    """The path below `images` that a text means; also one with `\\`, or with the folder's name."""
+    path = image if "\0" in image or (images / image).is_file() else image.replace("\\", "/")
+    own = f"{images.resolve().name}/"
+    if path.startswith(own) and not (images / own).exists():
+        path = path.removeprefix(own)
+    check_inside(f"images must lie in {str(images)!r}", images, path)
+    return path

@@ -1,0 +1,298 @@
+"""CSV, TSV, JSON lines and Parquet as columns of texts, read by DuckDB within its memory."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import shutil
+import zlib
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from perpeft_ray.data.prepare.database import Database, quoted
+from perpeft_ray.data.tables import parts
+from perpeft_ray.errors import InputError
+
+MOST_REJECTED = 0.1
+"""A larger share of lines that are no rows stops the preparation: the form is another."""
+
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_SAMPLE_BYTES = 1 << 20
+_SAMPLE_ROWS = 200
+_CHUNK = 1 << 22
+_NOT_IN_1252 = b"\x81\x8d\x8f\x90\x9d"
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_REJECTED = """
+    SELECT CASE WHEN bool_or(error_type = 'UNQUOTED VALUE') THEN 'quotes that do not match'
+    ELSE lower(first(error_type)::VARCHAR) END AS reason, line, first(csv_line) AS text
+    FROM rejected GROUP BY line"""
+_OTHER_FILES = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: save the sheet as CSV",
+    b"\x28\xb5\x2f\xfd": "a zstd archive: unpack it",
+    b"BZh": "a bzip2 archive: unpack it",
+}
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose columns are texts, not yet read (`open_text_table`)."""
+
+    file: Path
+    words: str
+    """How the file was understood."""
+    columns: tuple[str, ...]
+    """Names as in the file, perhaps doubled; SQL has them as c0, c1, …"""
+    source: str
+    """What stands behind FROM."""
+    bad_lines: str | None
+    """SQL of (reason, line, text) of the lines that are no rows, after `source` was read; None
+    where there cannot be any."""
+
+    def read(self, database: Database, name: str, columns: str) -> list[str]:
+        """Make a table of SQL columns over c0, c1, …; what to tell of lines that are no rows.
+
+        Raises InputError where there is no row, or where more lines are none than 1 in 10.
+        """
+        database.drop("rejected", "rejected_scan")
+        with database.reading(f"{str(self.file)!r}"):
+            rows = database.replace(name, f"SELECT {columns} FROM {self.source}")
+        told, lost = [], 0
+        for reason, lines, line, text in self._rejected(database):
+            lost += lines
+            told.append(
+                f"{lines:,} lines of {self.file.name} left out: {reason} (line {line}: {text!r})"
+            )
+        if lost > MOST_REJECTED * (rows + lost):
+            raise InputError(
+                f"{str(self.file)!r} ({self.words}) must have rows like its header, but of "
+                f"{rows + lost:,} lines " + "; ".join(told)
+            )
+        if not rows:
+            raise InputError(f"{str(self.file)!r} must have at least one row, but has none")
+        return told
+
+    def _rejected(self, database: Database) -> list[tuple[str, int, int, str]]:
+        """By reason: lines, with those that quotes have swallowed, and the first line's text."""
+        if self.bad_lines is None:
+            return []
+        lines = "length(text) - length(replace(text, chr(10), '')) + 1"
+        return database.rows(
+            f"SELECT reason, CAST(sum({lines}) AS BIGINT), min(line), "
+            "arg_min(text[:60], line) FROM "
+            f"(SELECT reason, line, rtrim(text, chr(10)) AS text FROM ({self.bad_lines})) "
+            "GROUP BY reason ORDER BY min(line)"
+        )
+
+
+def open_text_table(
+    database: Database,
+    path: Path,
+    scratch: Path,
+    *,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> TextTable:
+    """Look at the beginning of a file: what it is, and what columns it has.
+
+    CSV is separated by commas, semicolons, tabs or bars, with double quotes, perhaps compressed by
+    gzip; its encoding is UTF-8, UTF-16 or Windows-1252, whichever fits all of its bytes. Where it
+    is not plain UTF-8, a copy that is goes to the folder `scratch`. Raises InputError for a file
+    that is missing, empty or of another kind.
+    """
+    if path.is_dir() or _begins(path, b"PAR1"):
+        return _parquet(database, path)
+    if not path.is_file():
+        raise InputError(f"{str(path)!r} must be a table, but is missing")
+    for mark, words in _OTHER_FILES.items():
+        if _begins(path, mark):
+            raise InputError(
+                f"{str(path)!r} must be CSV, TSV, JSON lines or Parquet, but is {words}"
+            )
+    try:
+        plain, words = _plain(path, scratch, encoding)
+        with _opened(plain) as stream:
+            sample = stream.read(_SAMPLE_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{str(path)!r} must be a readable file, but {error}") from error
+    text = sample.decode("utf-8", "replace").removeprefix("\ufeff")
+    if not text.strip():
+        raise InputError(f"{str(path)!r} must have a header and rows, but is empty")
+    link = str(database.plain_path(plain))
+    packed = ", compression='gzip'" if _begins(plain, b"\x1f\x8b") else ""
+    if text.lstrip()[0] in "{[":
+        return _json_lines(database, path, words, text, f"{quoted(link)}{packed}")
+    return _csv(path, words, text, f"{quoted(link)}{packed}", delimiter)
+
+
+def _csv(path: Path, encoding: str, text: str, file: str, delimiter: str | None) -> TextTable:
+    """The CSV in `file`, which begins with `text`."""
+    skipped = 0
+    if mark := re.match(r"sep=(.)\r?\n", text):  # a line of Excel's
+        delimiter, text, skipped = mark[1], text[mark.end() :], 1
+    escape = "\\" if re.search(r'\\"[^,;|\t\r\n]', text) and '""' not in text else '"'
+    marks = [delimiter] if delimiter else list(_DELIMITERS)
+    samples = {mark: _records(text, mark, escape) for mark in marks}
+
+    def fits(mark: str) -> tuple[float, int]:
+        header, *rows = samples[mark][0]
+        width = len(header)
+        same = sum(len(row) == width for row in rows)
+        return (width > 1) * (same + 1) / (len(rows) + 1), width
+
+    best = max(samples, key=fits)
+    (header, *rows), lines = samples[best]
+    if rows and all(len(row) == len(header) + 1 and not row[-1] for row in rows):
+        header = [*header, ""]  # every row ends with a separator
+    columns = ", ".join(f"'c{at}': 'VARCHAR'" for at in range(len(header)))
+    source = (
+        f"read_csv({file}, delim={quoted(best)}, quote='\"', escape={quoted(escape)}, "
+        f"header=false, skip={skipped + lines}, columns={{{columns}}}, auto_detect=false, "
+        "strict_mode=true, store_rejects=true, rejects_table='rejected', "
+        "rejects_scan='rejected_scan')"
+    )
+    words = f"CSV in {encoding}, separated by {_DELIMITERS.get(best, best)}"
+    return TextTable(path, words, tuple(name.strip() for name in header), source, _REJECTED)
+
+
+def _records(text: str, delimiter: str, escape: str) -> tuple[list[list[str]], int]:
+    """The first records that are not empty, and the lines up to the end of the first."""
+    doubled = escape == '"'
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        doublequote=doubled,
+        escapechar=None if doubled else escape,
+    )
+    records: list[list[str]] = []
+    lines = 0
+    try:
+        for record in islice(reader, _SAMPLE_ROWS):
+            if record:
+                records.append(record)
+                lines = lines or reader.line_num
+    except csv.Error:  # a field that is too long for Python, not for DuckDB
+        pass
+    if len(text) >= _SAMPLE_BYTES // 2 and len(records) > 1:
+        records.pop()  # it may be cut
+    return records or [[text[:80]]], lines
+
+
+def _json_lines(database: Database, path: Path, encoding: str, text: str, file: str) -> TextTable:
+    if text.lstrip()[0] == "[":
+        raise InputError(f"{str(path)!r} must have a JSON object in each line, but is a JSON array")
+    lines = (
+        f"(SELECT line, row_number() OVER () AS number FROM read_csv({file}, delim='', quote='', "
+        "escape='', header=false, columns={'line': 'VARCHAR'}, auto_detect=false, "
+        "max_line_size=16000000) WHERE trim(line) <> '')"
+    )
+    object_ = "(json_valid(line) AND json_type(line) = 'OBJECT')"
+    with database.reading(f"{str(path)!r}"):
+        keys = database.rows(
+            f"SELECT unnest(json_keys(line)) AS key FROM (FROM {lines} LIMIT 1000) WHERE {object_}"
+        )
+    columns = tuple(dict.fromkeys(key for (key,) in keys))
+    if not columns:
+        raise InputError(f"{str(path)!r} must have a JSON object in each line, but has none")
+    fields = ", ".join(
+        f"json_extract_string(line, {quoted('$.' + json.dumps(name, ensure_ascii=False))}) AS c{at}"
+        for at, name in enumerate(columns)
+    )
+    source = f"(SELECT {fields} FROM {lines} WHERE {object_})"
+    bad = (
+        "SELECT 'no JSON object' AS reason, number AS line, line AS text "
+        f"FROM {lines} WHERE NOT {object_}"
+    )
+    return TextTable(path, f"JSON lines in {encoding}", columns, source, bad)
+
+
+def _parquet(database: Database, path: Path) -> TextTable:
+    files = parts(f"{str(path)!r}", path)
+    listed = ", ".join(quoted(database.plain_path(file)) for file in files)
+    source = f"read_parquet([{listed}], union_by_name=true, hive_partitioning=false)"
+    with database.reading(f"{str(path)!r}"):
+        names = [row[0] for row in database.rows(f"DESCRIBE FROM {source}")]
+    fields = ", ".join(
+        f'CAST("{name.replace(chr(34), 2 * chr(34))}" AS VARCHAR) AS c{at}'
+        for at, name in enumerate(names)
+    )
+    return TextTable(path, "Parquet", tuple(names), f"(SELECT {fields} FROM {source})", None)
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(mark)) == mark
+
+
+def _opened(path: Path) -> BinaryIO:
+    opened = gzip.open if _begins(path, b"\x1f\x8b") else open
+    return cast(BinaryIO, opened(path, "rb"))
+
+
+def _plain(path: Path, scratch: Path, encoding: str | None) -> tuple[Path, str]:
+    """The file, or its copy in UTF-8 with one kind of line end; and how its encoding is called."""
+    encoding = encoding or _encoding(path)
+    if encoding == "utf-8":
+        return path, "UTF-8"
+    try:
+        name = codecs.lookup(encoding.removesuffix("*")).name
+    except LookupError:
+        raise InputError(f"`encoding` must be one that Python knows, but is {encoding!r}") from None
+    copy = scratch / f"{path.name}.utf-8"
+    errors = "surrogateescape" if name == "utf-8" else "strict"  # DuckDB rejects such lines
+    try:
+        with (
+            _opened(path) as stream,
+            io.TextIOWrapper(stream, name, errors, newline=None) as text,
+            copy.open("w", encoding="utf-8", errors=errors, newline="") as out,
+        ):
+            shutil.copyfileobj(text, out, _CHUNK)
+    except UnicodeError as error:
+        raise InputError(
+            f"{str(path)!r} must be text in {name}, but {error}; give --encoding"
+        ) from error
+    return copy, {"utf-8-sig": "UTF-8", "utf-8": "UTF-8", "utf-16": "UTF-16"}.get(
+        name, name.replace("cp1252", "windows-1252")
+    )
+
+
+def _encoding(path: Path) -> str:
+    """The encoding that fits the bytes; `utf-8` alone where no copy is needed, else `utf-8*`."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    good = bad = crlf = lf = cr = 0
+    only_latin_1 = False
+    with _opened(path) as stream:
+        head = stream.read(4096)
+        for mark, name in _MARKS.items():
+            if head.startswith(mark):
+                return name
+        zeros = [head[at::2].count(0) for at in (0, 1)]
+        if max(zeros) > len(head) // 5:
+            return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+        chunk = head
+        while chunk:
+            crlf += chunk.count(b"\r\n")
+            lf += chunk.count(b"\n")
+            cr += chunk.count(b"\r")
+            if not chunk.isascii():
+                text = decoder.decode(chunk)
+                escaped = len(re.findall("[\udc80-\udcff]", text))
+                bad += escaped
+                good += len(re.findall("[^\x00-\x7f]", text)) - escaped
+                only_latin_1 |= any(byte in chunk for byte in _NOT_IN_1252)
+            chunk = stream.read(_CHUNK)
+    if bad > good:
+        return "latin-1" if only_latin_1 else "cp1252"
+    return "utf-8" if crlf in (0, lf) and cr == crlf else "utf-8*"

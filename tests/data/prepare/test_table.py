@@ -1,0 +1,475 @@
+"""prepare_table: whatever a table is like, a right result or one clear line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from perpeft_ray.cli.main import perpeft
+from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.data.prepare.normalise import Repairs
+from perpeft_ray.data.prepare.table import TableSource, prepare_table
+from perpeft_ray.errors import InputError
+from tests.data.prepare.conftest import jpeg
+
+DAY = 86_400 * 10**9
+HOUR = 3600 * 10**9
+JAN_2 = 19_724 * DAY
+"""2024-01-02 in nanoseconds since 1970."""
+
+Row = tuple[str, str, int]
+
+
+def prepare(folder: Path, orders: bytes | str, name: str = "orders.csv", **options: Any) -> Repairs:
+    """Write a file of interactions, and prepare it into `folder / "out"`."""
+    data = orders.encode() if isinstance(orders, str) else orders
+    (folder / name).write_bytes(data)
+    return prepare_table(TableSource(folder / name, **options), folder / "out")
+
+
+def rows(folder: Path) -> list[Row]:
+    table = load_folder(folder / "out", "").interactions
+    return list(table.itertuples(index=False, name=None))
+
+
+def items(folder: Path) -> list[list[Any]]:
+    return load_folder(folder / "out", "").items.values.tolist()  # type: ignore[no-any-return]
+
+
+PLAIN = "user,item,time\nu,a,2024-01-02\nv,b,2024-01-03\n"
+EXPECTED: list[Row] = [("u", "a", JAN_2), ("v", "b", JAN_2 + DAY)]
+
+SAME = {
+    "plain": PLAIN,
+    "windows line ends": PLAIN.replace("\n", "\r\n"),
+    "mixed line ends": PLAIN.replace("\n", "\r\n", 2),
+    "old Mac line ends": PLAIN.replace("\n", "\r"),
+    "no line end at the end": PLAIN.rstrip(),
+    "empty lines": PLAIN.replace("\n", "\n\n"),
+    "byte order mark": PLAIN.encode("utf-8-sig"),
+    "utf-16 with mark": PLAIN.encode("utf-16"),
+    "utf-16 little end without mark": PLAIN.encode("utf-16-le"),
+    "utf-16 big end without mark": PLAIN.encode("utf-16-be"),
+    "gzip": gzip.compress(PLAIN.encode()),
+    "gzip of utf-16": gzip.compress(PLAIN.encode("utf-16")),
+    "semicolons": PLAIN.replace(",", ";"),
+    "bars": PLAIN.replace(",", "|"),
+    "tabs": PLAIN.replace(",", "\t"),
+    "Excel's first line": "sep=;\n" + PLAIN.replace(",", ";"),
+    "quotes": 'user,item,time\n"u","a","2024-01-02"\n"v","b","2024-01-03"\n',
+    "space around values": PLAIN.replace(",", " , "),
+    "columns in another order": "time,x,item,user\n2024-01-02,,a,u\n2024-01-03,,b,v\n",
+    "other names": PLAIN.replace("user,item,time", "Customer ID,productId,ORDER_DATE"),
+    "a separator at each end": PLAIN.replace("\n", ",\n").replace("time,", "time"),
+    "commas in other columns": "user;item;price;time\nu;a;1,50;2024-01-02\nv;b;2;2024-01-03\n",
+    "a column twice that is not used": "x,user,item,x,time\n1,u,a,2,2024-01-02\n1,v,b,2,2024-01-03",
+    "json lines": '{"user": "u", "item": "a", "time": "2024-01-02"}\n'
+    '{"time": "2024-01-03", "item": "b", "user": "v", "more": {"x": [1]}}\n',
+}
+
+
+@pytest.mark.parametrize("data", SAME.values(), ids=SAME)
+def test_the_same_table_in_many_forms(tmp_path, data):
+    repairs = prepare(tmp_path, data)
+    assert rows(tmp_path) == EXPECTED
+    assert not any("left out" in note for note in repairs.notes)
+    assert repairs == Repairs(0, 0, 0, 0, 0, 0)
+
+
+def test_parquet_of_any_types(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "user": [7, 8],
+            "item": ["007", "b"],
+            "time": pd.to_datetime(
+                ["2024-01-02", "2024-01-03T00:00:00.123456789"], format="ISO8601"
+            ),
+            "price": [1.5, np.nan],
+        }
+    )
+    frame.to_parquet(tmp_path / "in.parquet")
+    prepare_table(TableSource(tmp_path / "in.parquet", title="item, price"), tmp_path / "out")
+    assert rows(tmp_path) == [("7", "007", JAN_2), ("8", "b", JAN_2 + DAY + 123_456_789)]
+    assert items(tmp_path) == [["007", "007, 1.5", None], ["b", "b", None]]
+
+
+def test_parquet_in_parts(tmp_path):
+    (tmp_path / "in").mkdir()
+    for at, day in enumerate(["2024-01-02", "2024-01-03"]):
+        frame = pd.DataFrame({"user": ["uv"[at]], "item": ["ab"[at]], "time": [day]})
+        frame.to_parquet(tmp_path / "in" / f"part-{at}.parquet")
+    prepare_table(TableSource(tmp_path / "in"), tmp_path / "out")
+    assert rows(tmp_path) == EXPECTED
+
+
+TIMES: dict[str, tuple[list[str], list[int]]] = {
+    "iso": (["2024-01-02T03:00:00", "2024-01-02"], [JAN_2 + 3 * HOUR, JAN_2]),
+    "time zones": (
+        ["2024-01-02T03:00:00+02:00", "2024-01-02 03:00:00Z", "2024-01-02 03:00 Europe/Berlin"],
+        [JAN_2 + HOUR, JAN_2 + 3 * HOUR, JAN_2 + 2 * HOUR],
+    ),
+    "zone without colon": (["2024-01-02 03:00:00 +0230"], [JAN_2 + HOUR // 2]),
+    "nanoseconds": (["2024-01-02 00:00:00.123456789"], [JAN_2 + 123_456_789]),
+    "decimal comma": (["2024-01-02 00:00:00,5"], [JAN_2 + 500_000_000]),
+    "slashes, year first": (["2024/01/02", "2024/1/3"], [JAN_2, JAN_2 + DAY]),
+    "day first": (["02/01/2024", "13/01/2024 05:00"], [JAN_2, JAN_2 + 11 * DAY + 5 * HOUR]),
+    "day first, dots": (["2.1.2024", "13.1.2024"], [JAN_2, JAN_2 + 11 * DAY]),
+    "month first": (["01/02/2024", "01/13/24"], [JAN_2, JAN_2 + 11 * DAY]),
+    "am and pm": (
+        ["1/2/2024 1:05 PM", "1/13/2024 12:00 am"],
+        [JAN_2 + 13 * HOUR + HOUR // 12, JAN_2 + 11 * DAY],
+    ),
+    "name of the month": (["2 Jan 2024", "03-January-2024 01:00"], [JAN_2, JAN_2 + 25 * HOUR]),
+    "name first": (["Jan 2, 2024", "January 3, 2024"], [JAN_2, JAN_2 + DAY]),
+    "mail": (["Tue, 02 Jan 2024 03:00:00 +0200"], [JAN_2 + HOUR]),
+    "compact": (["20240102", "20240102030000"], [JAN_2, JAN_2 + 3 * HOUR]),
+    "compact with zone": (["20240102T030000Z"], [JAN_2 + 3 * HOUR]),
+    "seconds": (["1704153600", "1704153601"], [1_704_153_600, 1_704_153_601]),
+    "fractions": (["1704153600.25", "1704153600"], [1_704_153_600_250_000, 1_704_153_600_000_000]),
+    "fractions with comma": (["1704153600,5"], [1_704_153_600_500_000]),
+    "milliseconds": (["1704153600123"], [1_704_153_600_123]),
+    "powers of ten": (["1.7041536e9"], [1_704_153_600]),
+    "floats": (["1704153600.0"], [1_704_153_600]),
+    "before 1970": (["1969-12-31"], [-DAY]),
+    "steps": (["3", "1", "-2"], [3, 1, -2]),
+}
+
+
+@pytest.mark.parametrize(("texts", "expected"), TIMES.values(), ids=TIMES)
+def test_times(tmp_path, texts, expected):
+    more = [texts[0]] * 10  # one in ten may be unreadable
+    lines = [f"u;{at};{text}" for at, text in enumerate([*texts, *more])]
+    prepare(tmp_path, "user;item;time\n" + "\n".join(lines))
+    found = [time for _, _, time in rows(tmp_path)]
+    assert found == [*expected, *([expected[0]] * 10)]
+
+
+def test_a_date_format_is_taken_at_its_word(tmp_path):
+    prepare(tmp_path, "user,item,time\nu,a,01/02/2024\n", date_format="%m/%d/%Y")
+    assert rows(tmp_path) == [("u", "a", JAN_2)]
+
+
+def test_date_and_hour_in_two_columns(tmp_path):
+    prepare(tmp_path, "user,item,day,hour\nu,a,2024-01-02,03:00\n", time="day, hour")
+    assert rows(tmp_path) == [("u", "a", JAN_2 + 3 * HOUR)]
+
+
+IDS = {
+    "leading zeros": ["007", "07", "7"],
+    "huge": ["123456789012345678901234567890", "9007199254740993", "9007199254740992"],
+    "letters of many scripts": ["é", "e\u0301", "商品", "\U0001f9e6"],
+    "zero bytes": ["a\0", "a", "a\0b"],
+    "numbers with a point": ["1.50", "1.5", "1"],
+    "half of them floats": ["1.0", "a"],
+    "minus and plus": ["-1", "+1"],
+    "words that are not nothing": ["na", "none", "Null"],
+}
+
+
+@pytest.mark.parametrize("ids", IDS.values(), ids=IDS)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_ids_are_exact(tmp_path, ids, form):
+    if form == "csv":
+        text = "user,item,time\n" + "".join(f"{i},{i},1\n" for i in ids)
+    else:
+        lines = [json.dumps({"user": i, "item": i, "time": 1}, ensure_ascii=False) for i in ids]
+        text = "\n".join(lines)
+    prepare(tmp_path, text, f"orders.{form}")
+    assert rows(tmp_path) == [(i, i, 1) for i in ids]
+
+
+def test_floats_that_were_numbers_lose_their_zero(tmp_path):
+    """As pandas writes whole numbers with gaps; the items have them as they were."""
+    (tmp_path / "items.csv").write_text("item,name\n12,Ant\n7,Bee\n")
+    text = "user,item,time\n1.0,12.0,1\n,12.0,1\n2.0,7.0,2\n"
+    repairs = prepare(tmp_path, text, items=tmp_path / "items.csv")
+    assert rows(tmp_path) == [("1", "12", 1), ("2", "7", 2)]
+    assert sum("every id ends in .0" in note for note in repairs.notes) == 2
+    assert repairs.incomplete_interactions == 1
+
+
+def test_json_numbers_are_as_they_are_written(tmp_path):
+    lines = '{"user": 9007199254740993, "item": 12345678901234567890123, "time": 17e8}\n'
+    prepare(tmp_path, lines, "orders.jsonl")
+    assert rows(tmp_path) == [("9007199254740993", "12345678901234567890123", 1_700_000_000)]
+
+
+ROWS = "".join(f"u,a,{at}\n" for at in range(20))
+LEFT_OUT = {
+    "too few": ("u,a\n", "1 lines of orders.csv left out: missing columns (line 2: 'u,a')"),
+    "too many": ("u,a,1,x\n", "orders.csv left out: too many columns (line 2: 'u,a,1,x')"),
+    "broken quotes": ('"u"x,a,1\n', "quotes that do not match (line 2: '\"u\"x,a,1')"),
+    "broken encoding": (b"\xff\xc3\xa9\xc3\xa9,a,1\n", "left out: invalid encoding (line 2"),
+    "no time": ("u,a,\n", None),
+    "no user": (",a,1\n", None),
+    "no item": ("u, ,1\n", None),
+    "words for nothing": ("NULL,a,1\nu,NaN,1\nu,a,\\N\n", None),
+    "a time that is none": (
+        "u,a,soon\n",
+        "1 interactions with an unreadable time left out, such as 'soon'",
+    ),
+    "a line of commas": (",,\n", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "note"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_bad_rows_are_counted_and_shown(tmp_path, line, note):
+    data = line if isinstance(line, bytes) else line.encode()
+    repairs = prepare(tmp_path, b"user,item,time\n" + data + ROWS.encode())
+    assert rows(tmp_path) == [("u", "a", at) for at in range(20)]
+    if note is None:
+        assert repairs.incomplete_interactions == data.count(b"\n")
+    else:
+        assert repairs.incomplete_interactions == 0
+        assert any(note in found for found in repairs.notes), repairs.notes
+
+
+def test_future_times_are_told(tmp_path):
+    repairs = prepare(tmp_path, "user,item,time\nu,a,2024-01-02\nu,b,2199-01-01\n")
+    assert "1 interactions in the future" in repairs.notes
+    assert "from 2024-01-02 00:00:00 to 2199-01-01 00:00:00" in repairs.notes
+    assert len(rows(tmp_path)) == 2
+
+
+REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
+    "empty": ("", {}, "orders.csv' must have a header and rows, but is empty"),
+    "blank": (" \n\n", {}, "orders.csv' must have a header and rows, but is empty"),
+    "header only": ("user,item,time\n", {}, "orders.csv' must have at least one row, but has none"),
+    "missing column": (
+        "user,item\nu,a\n",
+        {},
+        "must have a column of times, but its columns are user, item; name it with --time",
+    ),
+    "no such column": (
+        PLAIN,
+        {"user": "usr"},
+        "`user` must name a column of .* but is 'usr' and the columns are user, item, time; "
+        "did you mean 'user'?",
+    ),
+    "a column twice": ("user,item,time,item\nu,a,1,b\n", {}, "one column 'item', but has 2"),
+    "no header": ("u,a,1\nv,b,2\n", {}, "must have a column of users, but its columns are u, a, 1"),
+    "one column": ("nothing here\nx\n", {}, "but its columns are nothing here"),
+    "ambiguous dates": (
+        "user,item,time\nu,a,01/02/2024\nu,a,03/04/2024\n",
+        {},
+        "none like '01/02/2024' does; give --date-format, such as %d/%m/%Y",
+    ),
+    "day first and month first": (
+        "user,item,time\nu,a,31/01/2024\nu,a,01/31/2024\n",
+        {},
+        "must have dates of one order, but '31/01/2024' has the day first and '01/31/2024' the",
+    ),
+    "no dates": ("user,item,time\nu,a,soon\n", {}, "times of a known form, but has 'soon'"),
+    "too many bad times": (
+        "user,item,time\nu,a,2024-01-02\nu,a,soon\n",
+        {},
+        "must have times of one form, but 1 of 2 are not as year first: .* such as 'soon'",
+    ),
+    "seconds and milliseconds": (
+        "user,item,time\nu,a,1704153600\nu,a,1704153600000\n",
+        {},
+        "times of one unit, but has 1704153600 (seconds) and 1704153600000 (milliseconds)",
+    ),
+    "all times missing": ("user,item,time\nu,a,\n", {}, "'time' must have times, but has none"),
+    "another date format": (
+        PLAIN,
+        {"date_format": "%d.%m.%Y"},
+        "2 of 2 are not as %d.%m.%Y, such as '2024-01-02'",
+    ),
+    "ids from a spreadsheet": (
+        "user,item,time\n1.23457E+11,a,1\n",
+        {},
+        "must have ids as they are, but '1.23457E+11' has lost its last digits",
+    ),
+    "floats that merge ids": (
+        "user,item,time\n9007199254740994.0,a,1\n",
+        {},
+        "must have texts or integers for ids from 9007199254740992 on, which floats merge",
+    ),
+    "rows of another width": (
+        "user,item,time\nu,a,1,x\nu,a,1,x,y\nu,b,2\n",
+        {},
+        "must have rows like its header, but of 3 lines 2 lines of orders.csv left out: too many",
+    ),
+    "a quote that never ends": (
+        'user,item,time\nu,"a,1\nu,b,2\nu,c,3\n',
+        {},
+        "of 3 lines 3 lines of orders.csv left out: quotes that do not match (line 2",
+    ),
+    "no delimiter of one character": (PLAIN, {"delimiter": "::"}, "must be one character"),
+    "an unknown encoding": (PLAIN, {"encoding": "utf-9"}, "must be one that Python knows"),
+    "an encoding that is another": (PLAIN + "é", {"encoding": "ascii"}, "must be text in ascii"),
+    "an Excel workbook": (b"PK\x03\x04...", {}, "is a zip archive or an Excel workbook"),
+    "a cut gzip": (gzip.compress(PLAIN.encode())[:-12], {}, "must be a readable file, but"),
+    "a JSON array": ('[{"user": "u"}]', {}, "a JSON object in each line, but is a JSON array"),
+    "broken JSON": ('{"user": \n}\n', {}, "a JSON object in each line, but has none"),
+    "broken Parquet": (b"PAR1 and no more", {}, "orders.csv' must have readable files, but"),
+    "nothing but nulls": ("user,item,time\n,,1\n", {}, "1 rows and 0 items none is left"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "options", "message"), REFUSED.values(), ids=REFUSED)
+def test_one_clear_line(tmp_path, data, options, message):
+    pattern = ".*".join(re.escape(part) for part in message.split(".*"))
+    with pytest.raises(InputError, match=pattern) as error:
+        prepare(tmp_path, data, **options)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+    assert [path.name for path in tmp_path.iterdir()] == ["orders.csv"]
+
+
+def shop(
+    folder: Path, products: str, orders: str = "user,item,time\nu,a,1\nu,b,2\n"
+) -> TableSource:
+    (folder / "orders.csv").write_text(orders)
+    (folder / "products.csv").write_text(products)
+    (folder / "photos" / "more").mkdir(parents=True)
+    for at, name in enumerate(["a.jpg", "b.JPG", "more/c.jpg"]):
+        (folder / "photos" / name).write_bytes(jpeg(at))
+    return TableSource(folder / "orders.csv", folder / "products.csv", folder / "photos")
+
+
+def with_(source: TableSource, **changes: Any) -> TableSource:
+    return TableSource(**{**source.__dict__, **changes})
+
+
+def test_titles_are_joined_and_quotes_kept(tmp_path):
+    source = shop(
+        tmp_path,
+        'item;name;brand;price\na;"A ""red""\nlamp";ACME;"12,50"\nb;Chair;;\n',
+    )
+    prepare_table(with_(source, title="name, brand,price"), tmp_path / "out")
+    assert [row[:2] for row in items(tmp_path)] == [
+        ["a", 'A "red" lamp, ACME, 12,50'],
+        ["b", "Chair"],
+    ]
+
+
+def test_an_item_with_two_titles_keeps_the_first(tmp_path):
+    source = shop(tmp_path, "item,name\na,First\nb,Bee\na,Second\n")
+    repairs = prepare_table(source, tmp_path / "out")
+    assert [row[:2] for row in items(tmp_path)] == [["a", "First"], ["b", "Bee"]]
+    assert repairs.duplicate_items == 1
+    assert "1 items with an id that was there before left out, such as 'a'" in repairs.lines()
+
+
+def test_unknown_items_are_shown(tmp_path):
+    source = shop(tmp_path, "item,name\na,Ant\n")
+    repairs = prepare_table(source, tmp_path / "out")
+    assert "1 interactions with unknown items left out, such as 'b'" in repairs.lines()
+
+
+def test_ids_of_items_that_are_others_are_shown_beside(tmp_path):
+    source = shop(tmp_path, "item,name\n0a,Ant\n")
+    with pytest.raises(InputError, match=r"items such as '0a', interactions with 'a'\)$"):
+        prepare_table(with_(source, images=None), tmp_path / "out")
+
+
+def test_the_items_may_call_their_ids_otherwise(tmp_path):
+    source = shop(tmp_path, "sku,name,nr\na,Ant,b\nb,Bee,a\n")
+    prepare_table(source, tmp_path / "out")
+    assert [row[:2] for row in items(tmp_path)] == [["a", "Ant"], ["b", "Bee"]]
+    prepare_table(with_(source, key="nr"), tmp_path / "out2")
+    assert load_folder(tmp_path / "out2", "").items.item_id.tolist() == ["b", "a"]
+
+
+IMAGES: dict[str, tuple[str, list[str | None]]] = {
+    "paths": ("a.jpg more/c.jpg", ["images/a.jpg", "images/more/c.jpg"]),
+    "with the folder's name": ("photos/a.jpg photos/b.JPG", ["images/a.jpg", "images/b.JPG"]),
+    "Windows paths": ("photos\\a.jpg more\\c.jpg", ["images/a.jpg", "images/more/c.jpg"]),
+    "missing": ("a.jpg none.jpg", ["images/a.jpg", None]),
+    "an address": ("a.jpg https://x/b.jpg", ["images/a.jpg", None]),
+    "twice the same": ("a.jpg a.jpg", ["images/a.jpg", "images/a.jpg"]),
+}
+
+
+@pytest.mark.parametrize(("texts", "expected"), IMAGES.values(), ids=IMAGES)
+def test_images(tmp_path, texts, expected):
+    first, second = texts.split()
+    source = shop(tmp_path, f"item,name,photo\na,Ant,{first}\nb,Bee,{second}\n")
+    repairs = prepare_table(source, tmp_path / "out")
+    assert [row[2] for row in items(tmp_path)] == expected
+    assert repairs.failed_images == expected.count(None)
+
+
+def test_images_that_are_named_after_items(tmp_path):
+    source = shop(tmp_path, "item,name\na,Ant\nb,Bee\nz,Zebra\n")
+    repairs = prepare_table(source, tmp_path / "out")
+    assert [row[2] for row in items(tmp_path)] == ["images/a.jpg", "images/b.JPG", None]
+    assert "2 items have an image that is named after them" in repairs.notes
+
+
+def test_a_broken_image_counts_as_missing(tmp_path):
+    source = shop(tmp_path, "item,name\na,Ant\nb,Bee\n")
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(1)[:40])
+    assert prepare_table(source, tmp_path / "out").failed_images == 1
+    assert [row[2] for row in items(tmp_path)] == [None, "images/b.JPG"]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("/etc/hostname", "is absolute"),
+        ("../orders.csv", "goes up with '..'"),
+        ("photos/../../orders.csv", "goes up with '..'"),
+        ("link.jpg", "is a link that leaves it"),
+    ],
+)
+def test_an_image_path_that_leaves_its_folder_is_refused(tmp_path, image, reason):
+    source = shop(tmp_path, f"item,name,photo\na,Ant,{image}\nb,Bee,\n")
+    (tmp_path / "photos" / "link.jpg").symlink_to(tmp_path / "orders.csv")
+    with pytest.raises(InputError, match=re.escape(reason)):
+        prepare_table(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_no_item_are_refused(tmp_path):
+    source = shop(tmp_path, "item,name\nA1,Ant\nB1,Bee\n", "user,item,time\nu,A1,1\n")
+    with pytest.raises(InputError, match=r"none of the 3 files of .*photos' is$"):
+        prepare_table(source, tmp_path / "out")
+
+
+def test_a_changed_table_or_image_needs_another_folder(tmp_path):
+    source = shop(tmp_path, "item,name\na,Ant\nb,Bee\n")
+    first = prepare_table(source, tmp_path / "out")
+    assert prepare_table(source, tmp_path / "out").lines() == first.lines()
+    for changed in ("orders.csv", "photos/a.jpg"):
+        with (tmp_path / changed).open("ab") as file:
+            file.write(b"\n")
+        with pytest.raises(InputError, match="was made from others"):
+            prepare_table(source, tmp_path / "out")
+
+
+def test_order_is_kept_over_many_rows(tmp_path):
+    lines = "".join(f"u{at % 7},i{at},{at // 10}\n" for at in range(300_000))
+    prepare(tmp_path, "user,item,time\n" + lines)
+    found = load_folder(tmp_path / "out", "").interactions
+    assert found.item_id.tolist() == [f"i{at}" for at in range(300_000)]
+
+
+def test_the_command_says_how_it_understood_the_tables(tmp_path, capsys):
+    source = shop(tmp_path, "sku;name;photo\na;Ant;a.jpg\nb;Bee;\n")
+    (tmp_path / "orders.csv").write_text("customer,sku,date\n1,a,13/01/2024\n1,b,14/01/2024\n")
+    options = ["--interactions", str(source.interactions), "--items", str(source.items)]
+    options += ["--images", str(source.images), "--user", "customer"]
+    perpeft(["prepare", "table", *options, "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out.replace("\n", " ")
+    for part in (
+        "2 interactions of 1 users with 2 items",
+        "1 items without image",
+        "orders.csv: CSV in UTF-8, separated by commas; user = customer, item = sku (guessed), "
+        "time = date (guessed)",
+        "products.csv: CSV in UTF-8, separated by semicolons; item = sku, "
+        "title = name (guessed), image = photo (guessed)",
+        "times: day first: '13/01/2024' is 2024-01-13 00:00:00 UTC",
+        "0 interactions with unknown items left out",
+        f"parquet:{tmp_path / 'out'}",
+    ):
+        assert part in printed
