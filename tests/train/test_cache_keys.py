@@ -33,11 +33,14 @@ def _changed(config: TrialConfig, field: str) -> TrialConfig:
         "last_layers": 1,
         "hidden_units": 64,
         "heads": 8,
+        "split": "time",
+        "sample_users": 5,
     }.get(field)
     if other is None:
         other = value + 1 if isinstance(value, int) else value * 0.5
     assert other != value
-    return dataclasses.replace(config, **{field: other})
+    with_it: Any = {"split": {"test_share": 0.1}, "sample_users": {"sample_seed": 0}}
+    return dataclasses.replace(config, **{field: other, **with_it.get(field, {})})
 
 
 @pytest.fixture(params=FIELDS)
@@ -45,6 +48,11 @@ def pair(request, make_trial):
     """A field, a trial, and the trial with another value of that field."""
     variant = "iisan" if request.param == "bottleneck" else "lora"
     config = make_trial("perpeft", variant)
+    needed: Any = {
+        "test_share": {"split": "time", "test_share": 0.1},
+        "sample_seed": {"sample_users": 5, "sample_seed": 0},
+    }
+    config = dataclasses.replace(config, **needed.get(request.param, {}))
     return request.param, config, _changed(config, request.param)
 
 
