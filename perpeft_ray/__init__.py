@@ -7,7 +7,7 @@
     study = perpeft_ray.open_study("results/first")
     model = perpeft_ray.load(...)  # a folder that study.export wrote
 
-torch and Ray are imported by what needs them, not with the package.
+The functions import torch and Ray when they need them, not the package.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __version__ = "0.1.0"
 
 
 def run_study(config: StudyConfig) -> OpenedStudy:
-    """Run an ablation study, or what is missing of it, and write its tables and report.
+    """Run or resume an ablation study, and write its tables and report.
 
-    It is what `perpeft study` runs. Raises InputError before anything is written, and
-    StudyStoppedError where a disk is full or Ray has no room.
+    `perpeft study` runs this. Raises InputError before anything is written, and StudyStoppedError
+    if a disk is full or Ray has no room.
     """
     from perpeft_ray.api.study import run_study
 
@@ -37,7 +37,7 @@ def run_study(config: StudyConfig) -> OpenedStudy:
 def open_study(place: str | PathLike[str]) -> OpenedStudy:
     """The study in a folder or at a URI, `<storage>/<study>`.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     from perpeft_ray.api.study import open_study
 

@@ -1,1 +1,1 @@
-"""What a notebook calls, and the command line: run a study, open one, plan one."""
+"""The Python API, for notebooks and the command line: run, open and plan a study."""

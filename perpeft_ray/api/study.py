@@ -1,4 +1,4 @@
-"""A study from Python: run it, open it, read what it found, export a model."""
+"""A study from Python: run it, open it, read its results, export a model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenedStudy:
-    """A study's folder. Every call reads what is in it now, also while the study runs.
+    """A study's folder. Every call reads its present content, also while the study runs.
 
-    A notebook that ends a cell with it shows the table and the verdict.
+    As the last value of a notebook cell it shows the table and the verdict.
     """
 
     folder: StudyFolder
@@ -51,13 +51,13 @@ class OpenedStudy:
         return {name: table.numbers for name, table in study_tables(self.results()).items()}
 
     def verdict(self) -> Verdict:
-        """Does PerPEFT pay here, how sure is that, and what to use."""
+        """Whether PerPEFT pays here, how sure that is, and what to use."""
         return self.results().verdict
 
     def best(self, method: str = "perpeft") -> pd.Series:
         """The row of the trial that `export` takes: the method's best by validation NDCG@20.
 
-        Raises InputError where the method has no COMPLETE trial in the ablation.
+        Raises InputError if the method has no COMPLETE trial in the ablation.
         """
         from perpeft_ray.models.trained import BEST, choose_trial
 
@@ -75,8 +75,8 @@ class OpenedStudy:
     ) -> str:
         """Write a trial to the new folder `out`, for `perpeft_ray.load`; returns the trial's id.
 
-        `trial`: an id, or best of `method`. The rest as in `ExportOptions`. Raises InputError where
-        `out` is there already, and where there is no such trial or its weights are gone.
+        `trial`: an id, or best of `method`. The rest as in `ExportOptions`. Raises InputError if
+        `out` exists, or if there is no such trial or its weights are gone.
         """
         from perpeft_ray.models.export import ExportOptions, export_trial
         from perpeft_ray.models.trained import choose_trial
@@ -92,7 +92,7 @@ class OpenedStudy:
         return page
 
     def results(self) -> StudyResults:
-        """What the study has found so far, read once: for several tables of the same state."""
+        """The study's results so far, read once, for several tables of the same state."""
         results = StudyResults.read(self.folder)
         if not self.k:
             return results
@@ -109,10 +109,10 @@ class OpenedStudy:
 
 
 def run_study(config: StudyConfig) -> OpenedStudy:
-    """Run what is missing of an ablation study, and write its tables, figures and report.
+    """Run or resume an ablation study, and write its tables, figures and report.
 
-    Raises InputError before anything is written, and StudyStoppedError where a disk is full or Ray
-    has no room.
+    Raises InputError before anything is written, and StudyStoppedError if a disk is full or Ray has
+    no room.
     """
     from perpeft_ray.study.run import run_study
 
@@ -122,7 +122,7 @@ def run_study(config: StudyConfig) -> OpenedStudy:
 
 
 def open_study(place: Path | str, k: tuple[int, ...] = ()) -> OpenedStudy:
-    """The study in a folder or at a URI, `<storage>/<study>`. Raises InputError where it is none.
+    """The study in a folder or at a URI, `<storage>/<study>`. Raises InputError if there is none.
 
     `k` as in `OpenedStudy`.
     """

@@ -1,4 +1,4 @@
-"""`perpeft explain item|user`: what a trial's modules do, on the terminal and as a page."""
+"""`perpeft explain item|user`: shows what a trial's modules do, in the terminal and as a page."""
 
 from __future__ import annotations
 

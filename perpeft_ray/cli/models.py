@@ -1,4 +1,4 @@
-"""`perpeft export`, `pack` and `recommend`: a model or a whole study to go, and a model's use."""
+"""`perpeft export`, `pack` and `recommend`: take a model or study elsewhere, and use a model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Export:
     trial: str = "best"
     """A trial's id, or best: the method's highest validation NDCG@20 in the ablation."""
     method: str = "perpeft"
-    """The method that best is chosen from."""
+    """The method whose best trial to take."""
     embeddings: Literal["float32", "float16"] = "float32"
     """Precision of the precomputed item embeddings; float16 rounds scores to three digits."""
     with_encoder: bool = False
-    """Copy the foundation model too, so that new items need nothing from elsewhere."""
+    """Copy the foundation model too, so that new items work offline."""
 
     def run(self) -> None:
         """Write the model."""
@@ -69,16 +69,16 @@ class Recommend:
     model: tyro.conf.Positional[Path]
     """Folder that `perpeft export` wrote."""
     history: tuple[str, ...] = ()
-    """Item ids of one user, oldest first; those that the model does not know are skipped."""
+    """Item ids of one user, oldest first; unknown ones are skipped."""
     users: Path | None = None
-    """Parquet file, or folder of its parts, with user_id, item_id and timestamp, for
-    recommendations to all its users."""
+    """Parquet file, or folder of its parts, with user_id, item_id and timestamp:
+    recommend to all its users."""
     out: Path | None = None
     """The new folder for the Parquet files of `users`."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items per user."""
     exclude_seen: bool = True
-    """Leave out what the history has."""
+    """Exclude items of the history."""
     workers: int = 1
     """Ray Data workers, for `users`."""
 
@@ -109,7 +109,7 @@ def _recommend_one(command: Recommend) -> None:
         )
     best = model.recommend(history, command.k, exclude_seen=command.exclude_seen)
     if skipped:
-        note(f"skipped {skipped} of {len(command.history)} items, which {command.model} has not")
+        note(f"skipped {skipped} of {len(command.history)} items, which are not in {command.model}")
     console = console_on()
     if model.config.trial.groups is not None:
         console.print(f"group {model.group_of(history)} of {model.config.groups}")
@@ -128,5 +128,5 @@ def _recommend_all(command: Recommend, users: Path, out: Path) -> None:
     if counts.skipped:
         note(
             f"skipped {counts.skipped:,} of {counts.interactions:,} interactions, with items that "
-            f"{command.model} has not"
+            f"are not in {command.model}"
         )

@@ -1,4 +1,4 @@
-"""`perpeft tables`, `report` and `power`: what a study found, from its Parquet files."""
+"""`perpeft tables`, `report` and `power`: a study's results from its Parquet files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Tables:
     all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print every table: HR, comparisons, best settings, learning rates and costs too."""
     k: tuple[int, ...] = ()
-    """Lengths of recommended lists in the table of metrics, in place of the study's metrics.k."""
+    """Lengths K of recommended lists in the table of metrics; default: the study's metrics.k."""
     paper: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print Tables 2 and 3 of the paper instead, with PerPEFT's wins counted."""
 
@@ -95,7 +95,7 @@ class Power:
 
 
 def show_results(study: OpenedStudy) -> None:
-    """Write a study's tables, figures and page, and print the table and verdict they open with."""
+    """Write a study's tables, figures and page, and print the first table and the verdict."""
     from perpeft_ray.report.page import empty_groups, write_report
 
     results = study.results()
@@ -108,7 +108,7 @@ def show_results(study: OpenedStudy) -> None:
 
 
 def _shown(folder: StudyFolder, path: Path) -> str:
-    """A path in the study's folder as short as it can be, or its URI."""
+    """The shortest path of a file in the study's folder, or its URI."""
     here = Path.cwd()
     if not folder.uri and path.is_relative_to(here):
         return str(path.relative_to(here))
@@ -135,5 +135,5 @@ def _print_answer(
 
 
 def _console() -> Console:
-    """Of a terminal as wide as it is, else of 100 characters."""
+    """A console as wide as the terminal, else 100 characters."""
     return console_on(width_elsewhere=100, highlight=False, markup=False, emoji=False)

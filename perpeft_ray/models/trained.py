@@ -1,6 +1,6 @@
-"""A finished trial with its weights in place, and what it says of its users and items.
+"""Opens a finished trial with its weights, and computes its users' and items' embeddings.
 
-The weights lie in the study's folder, else in the storage's cache (`store/weights.py`).
+The weights are in the study's folder, else in the storage's cache (`store/weights.py`).
 Letters: U users, I items (0 is padding), G groups, D hidden units.
 """
 
@@ -42,23 +42,23 @@ class TrainedTrial:
     workspace: Workspace
     split: Split
     model: Recommender
-    """In evaluation mode; SASRec's weights are those of the selected epoch."""
+    """In evaluation mode, with SASRec's weights of the selected epoch."""
     modules: dict[int, dict[str, nn.Parameter]]
-    """Each group's tensors of the selected epoch; 0 alone for methods with one module for all."""
+    """Each group's tensors of the selected epoch; only group 0 with one module for all."""
     grouping: Grouping | None
     """None for methods without groups."""
 
     def modules_of_users(self, part: Literal["valid", "test"] = "test") -> NDArray[np.int32]:
-        """The number of every user's module while `part` is predicted, int32 [U]."""
+        """Every user's module number for predicting `part`, int32 [U]."""
         if self.grouping is None or self.config.method not in PERSONAL_METHODS:
             return np.zeros(self.split.num_users, dtype=np.int32)
         return self.grouping.of(part)
 
 
 def groups_with_users(trial: TrainedTrial) -> list[int]:
-    """The groups that users were in while training and are in while test is predicted.
+    """The groups that have users in training and for predicting test.
 
-    K-means leaves groups empty where users are alike; the module of one was never trained.
+    K-means leaves groups empty if users are alike; their modules were never trained.
     """
     if trial.grouping is None:
         return list(trial.modules)
@@ -66,7 +66,7 @@ def groups_with_users(trial: TrainedTrial) -> list[int]:
 
 
 def check_group(trial: TrainedTrial, name: str, group: int) -> None:
-    """Raise InputError for a group that is not there or has no users; `name`: of the setting."""
+    """Raise InputError for an unknown group or one without users; `name`: of the setting."""
     if group not in trial.modules:
         raise InputError(f"`{name}` must be between 0 and {len(trial.modules) - 1}, but is {group}")
     used = groups_with_users(trial)
@@ -81,7 +81,7 @@ def choose_trial(folder: StudyFolder, which: str, method: str = "perpeft") -> st
     """The id of a COMPLETE trial of a study: `which` itself, or for `best` the method's best.
 
     Best is the highest validation NDCG@20 among the method's trials of the ablation; test is not
-    looked at. Raises InputError where there is no such trial.
+    read. Raises InputError if there is no such trial.
     """
     trials = folder.trials()
     complete = trials[trials.status == "COMPLETE"]
@@ -104,9 +104,9 @@ def choose_trial(folder: StudyFolder, which: str, method: str = "perpeft") -> st
 def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     """A trial of a study with the weights of its selected epoch, on the CPU.
 
-    `trial_id`: of a COMPLETE trial, as `choose_trial` gives it. The catalogue is prepared again
-    where it is not in the cache any more. Raises InputError for an unknown trial, and where its
-    weights are gone or are not of the data set and encoder as they are now.
+    `trial_id`: of a COMPLETE trial, as `choose_trial` returns it. Prepares the catalogue again if
+    it is no longer cached. Raises InputError for an unknown trial, and if its weights are gone or
+    belong to other data or another encoder.
     """
     config = folder.config_of(trial_id)
     dataset, workspace = open_workspace(folder)
@@ -131,9 +131,9 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
 
 
 def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
-    """A trial as it was after stage 1: SASRec with the one module of all users, as group 0.
+    """A trial after stage 1: SASRec with one module for all users, as group 0.
 
-    Users are grouped by the outputs of this model. Raises InputError where stage 1 is gone.
+    This model's outputs group the users. Raises InputError if stage 1 is gone.
     """
     workspace = trial.workspace
     stage = read_stage(folder, workspace, trial.trial_id)
@@ -152,15 +152,15 @@ def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
 
 
 def item_embeddings(trial: TrainedTrial, group: int) -> Tensor:
-    """All items as a group sees them, float32 [I+1, D]; row 0, the padding, is zero.
+    """All items' embeddings for a group, float32 [I+1, D]; row 0, the padding, is zero.
 
-    For methods with a vector a user or group, ids and content side by side, [I+1, 2D].
+    For methods with a vector per user or group, ids and content side by side, [I+1, 2D].
     """
     return trial.model.embed_all(trial.modules[group])
 
 
 def item_embedding(trial: TrainedTrial, item: int, group: int) -> Tensor:
-    """Item 1..I as a group sees it, float32 [D]; a user's or group's own vector is left out."""
+    """The embedding of item 1..I for a group, float32 [D], without vectors of users or groups."""
     with torch.no_grad():
         return trial.model.embed(np.array([item]), trial.modules[group])[0]
 
@@ -175,8 +175,7 @@ def user_states(
     """SASRec's outputs for users [n] under a group's module, float32, as wide as `embeddings`.
 
     `embeddings`: the group's `item_embeddings`; the product with an item's row is its score.
-    `part`: from what is known when it is predicted (training items; for test the validation item
-    too).
+    `part`: what to predict, from training items, for test also from the validation item.
     """
     inputs = last_inputs(trial.split.known(part), users, trial.config.sequence_length)
     owners = users if trial.grouping is None else trial.grouping.of(part)[users]
@@ -185,7 +184,7 @@ def user_states(
 
 
 def _check_unchanged(folder: StudyFolder, trial_id: str, workspace: Workspace) -> None:
-    """Raise InputError where data or encoder are not those that a trial was trained on."""
+    """Raise InputError if data or encoder changed since a trial was trained."""
     config, now = folder.config, workspace.fingerprints
     columns = {f"{field.name}_fingerprint": field.name for field in fields(Fingerprints)}
     row = folder.trial(trial_id)[list(columns)]
@@ -207,7 +206,7 @@ def _initial(config: TrialConfig, workspace: Workspace) -> Recommender:
 def _put(
     model: Recommender, config: TrialConfig, weights: dict[str, Tensor], groups: int
 ) -> dict[int, dict[str, nn.Parameter]]:
-    """SASRec's weights into the model, the groups' into modules of their own."""
+    """Load SASRec's weights into the model, and the groups' into separate modules."""
     state = new_state(model, {group: model.new_module() for group in range(groups)}, config)
     load_weights(state, weights)
     return state.modules

@@ -19,9 +19,9 @@ from perpeft_ray.recommender.ranking import count_lists
 SimpleMethod = Literal["popularity", "item_knn"]
 
 _BLOCK_SCORES = 2**24
-"""Scores held at a time: 128 MiB of float64."""
+"""Scores per block: 128 MiB of float64."""
 _TIE = 1e-9
-"""Scores this close are equal: sums in another order round differently."""
+"""Scores this close count as equal: sums in another order round differently."""
 
 
 def simple_ranks(
@@ -34,10 +34,9 @@ def simple_ranks(
 
     `popularity` scores an item by its occurrences, `item_knn` by the sum over the user's items of
     the cosine between the two items' columns of the binary user-item matrix (all neighbours; an
-    item is no neighbour of its own). Both count training items alone, also for `test`: the trained
-    methods learn from nothing else. A user's own items are what is known of them
-    (`Split.known`). Candidates, ties and `lists` as in `target_ranks`; in a list, of
-    items with the same score the one that occurs more often comes first.
+    item is not its own neighbour). Both count only training items, also for `test`, like the
+    trained methods. A user's items are the known ones (`Split.known`). Candidates, ties and `lists`
+    as in `target_ranks`; in a list, the more frequent of items with equal scores comes first.
 
     Source: Deshpande and Karypis, ACM TOIS 22 (2004).
     """
@@ -65,7 +64,7 @@ def simple_ranks(
             block = (own @ similarity).toarray()
         of_target = block[rows, columns]
         block[own.nonzero()] = -np.inf
-        block[rows, columns] = of_target  # a candidate also where the history has it
+        block[rows, columns] = of_target  # a candidate even if it is in the history
         if lists is not None:
             count_lists(torch.from_numpy(block + scores * (_TIE / scores.max())), lists)
         ranks[users] = (block >= of_target[:, None] - _TIE).sum(axis=1) - 1

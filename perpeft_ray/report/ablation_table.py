@@ -1,4 +1,4 @@
-"""The main table: methods × variants, mean and standard error, what is better than `global`."""
+"""The main table: methods × variants, mean and standard error, marks for better than `global`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ablation_table(
     study: StudyConfig,
     compared: Sequence[Comparison],
 ) -> StudyTable:
-    """The methods of a study: printed are NDCG@20, and HR@20.
+    """The methods of a study; prints NDCG@20 and HR@20.
 
     `trials`, `users`: of `read_results`; `compared`: of `compare_all`. The numbers are those of
     `ablation_summary` with the column `error`, the standard error over users of each mean.
@@ -61,7 +61,7 @@ def _marks(compared: Sequence[Comparison]) -> set[tuple[str, str | None]]:
 def _table(
     summary: pd.DataFrame, study: StudyConfig, metric: str, marks: set[tuple[str, str | None]]
 ) -> TextTable:
-    """One metric, a row per method and a column per variant, so that it fits 80 characters."""
+    """One metric, one row per method and column per variant, within 80 characters."""
     variants = study.values("variant")
     found = {
         (row.method, row.mode, None if pd.isna(row.variant) else row.variant): row
@@ -99,13 +99,13 @@ def _cell(row: Any, top: float, marked: bool) -> Cell:
 
 
 def _name(dataset: str) -> str:
-    """A data set as a title has it: of a path, the last part."""
+    """A data set's name in titles: the last part of a path."""
     _, _, path = dataset.partition(":")
     return PurePosixPath(path).name if "/" in path else dataset
 
 
 def _rows(summary: pd.DataFrame, study: StudyConfig) -> list[tuple[str, str]]:
-    """(method, mode) of what the study asks for and what it has, in the paper's order."""
+    """(method, mode) of the planned and the existing rows, in the paper's order."""
     other = "sequential" if study.mode == "parallel" else "parallel"
     rows: set[tuple[str, str]] = {(method, study.mode) for method in study.methods}
     if has_other_mode(study):

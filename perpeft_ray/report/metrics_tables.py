@@ -1,4 +1,4 @@
-"""Metrics beside the objective, and NDCG@20 by how common the test item is and by history."""
+"""Metrics beside the objective, and NDCG@20 by the test item's frequency and by history."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SLICES = {
 
 
 def metrics_table(trials: pd.DataFrame, users: pd.DataFrame, lengths: Sequence[int]) -> StudyTable:
-    """HR, NDCG, MRR, coverage and popularity at each K of `lengths`; printed is a table for each K.
+    """HR, NDCG, MRR, coverage and popularity at each K of `lengths`; prints one table per K.
 
     `trials`, `users`: of `read_results`. Columns: method, variant, mode, k, metric, mean, error
     (standard error over users, null for coverage and popularity), seeds.
@@ -56,7 +56,7 @@ def _of_length(numbers: pd.DataFrame, k: int) -> TextTable:
         header=("method", *(name.upper() for name in OF_RANKS), "coverage", "popularity"),
         rows=tuple(rows),
         caption=(
-            "Means × 100, but for popularity; bold: best of the column. "
+            "Means × 100, except popularity; bold: best of the column. "
             f"Coverage: share of all items that are in anyone's first {k}. Popularity: how often a "
             "recommended item occurs in training."
         ),
@@ -66,7 +66,7 @@ def _of_length(numbers: pd.DataFrame, k: int) -> TextTable:
 def slices_table(trials: pd.DataFrame, users: pd.DataFrame) -> StudyTable:
     """Test NDCG@20 of users in up to three parts, by `test_item_occurrences` and `history_length`.
 
-    The parts have about as many users each. Columns: method, variant, mode, by, low, high (the
+    The parts have about equally many users. Columns: method, variant, mode, by, low, high (the
     values that a part spans), users, mean, error (over users), seeds.
     """
     values = user_values(trials, users, own_mode=False)

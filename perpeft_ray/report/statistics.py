@@ -1,11 +1,11 @@
 """Is one method better than another? Paired tests over users and over seeds, with intervals.
 
-Two trials are a pair where data set and seed are the same; a user's value is the mean over the
-seeds, so that a user counts once however many seeds there are. The primary test is the paired t
-test over users: it is about the difference of means, which is what the tables show, and with the
-hundreds of users of a study it agrees with the permutation test (Smucker et al., CIKM 2007; Urbano
-et al., SIGIR 2019). It takes the trained models as given. Whether the next seed would
-show the same is another question: the paired t test over seeds answers it, with few of them.
+Two trials form a pair if data set and seed are the same; a user's value is the mean over seeds, so
+that a user counts once whatever the number of seeds. The primary test is the paired t test over
+users: it tests the difference of means, which the tables show, and agrees with the permutation test
+for a study's hundreds of users (Smucker et al., CIKM 2007; Urbano et al., SIGIR 2019). It takes the
+trained models as given. The paired t test over seeds asks whether the next seed would show the
+same, from few seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEVEL = 0.05
 _RESAMPLES = 2000
 _PAIR = ["dataset", "seed"]
 CELL = ["method", "variant", "mode"]
-"""What tables have a row for."""
+"""The columns that identify a row of a table."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,22 @@ class Comparison:
     difference: float
     """mean_a - mean_b."""
     interval: tuple[float, float]
-    """95 % bootstrap interval of the difference, over users; unknown where mean_b is 0."""
+    """95 % bootstrap interval of the difference, over users; unknown if mean_b is 0."""
     ratio: float
-    """mean_a / mean_b; not a number where mean_b is 0."""
+    """mean_a / mean_b; not a number if mean_b is 0."""
     ratio_interval: tuple[float, float]
     """95 % bootstrap interval of the ratio, over users."""
     p_value: float
-    """Two-sided, of the primary test: paired t over users."""
+    """Two-sided p value of the primary test, paired t over users."""
     p_seeds: float
-    """Two-sided, paired t over (data set, seed); not a number with fewer than two."""
+    """Two-sided p value of paired t over (data set, seed); not a number with fewer than two."""
     deviation: float
     """Standard deviation (ddof 1) of the users' differences, which are means over seeds."""
     seed_deviation: float
     """Standard deviation of one user's difference from seed to seed, pooled over users; not a
     number with one seed."""
     effect_size: float
-    """Cohen's d of the users' differences: their mean by their standard deviation (ddof 1)."""
+    """Cohen's d of the users' differences: mean divided by standard deviation (ddof 1)."""
     users: int
     """Users compared; a user of two data sets is two users."""
     seeds: int
@@ -69,7 +69,7 @@ class Comparison:
     p_holm: float = float("nan")
     """`p_value`, corrected for its family of comparisons (`compare_all`)."""
     p_seeds_holm: float = float("nan")
-    """`p_seeds`, corrected likewise."""
+    """`p_seeds`, corrected in the same way."""
 
     @property
     def significant(self) -> bool:
@@ -80,7 +80,7 @@ class Comparison:
 def compare(
     values: pd.DataFrame, method_a: str, method_b: str, variant: str | None, metric: str
 ) -> Comparison | None:
-    """Compare two methods on `user_values`; None where no data set and seed has both."""
+    """Compare two methods on `user_values`; None if no data set and seed has both."""
     pairs = paired_users(values, method_a, method_b, variant)
     return None if pairs.empty else compare_users(pairs, (method_a, method_b, variant), metric)
 
@@ -88,8 +88,8 @@ def compare(
 def compare_all(values: pd.DataFrame, metric: str = "ndcg@20") -> list[Comparison]:
     """PerPEFT with every other method, then every other method with `global`, by variant.
 
-    `values`: of `user_values`; methods without a variant stand under every one. p values are
-    corrected by Holm over PerPEFT's comparisons and, apart, over the others.
+    `values`: of `user_values`; methods without a variant appear under every one. Holm corrects p
+    values over PerPEFT's comparisons and, separately, over the others.
     """
     others = [method for method in METHODS if method != "perpeft"]
     families = (
@@ -122,7 +122,7 @@ def _corrected(family: Sequence[Comparison | None]) -> list[Comparison]:
 def compare_users(
     values: pd.DataFrame, names: tuple[str, str, str | None], metric: str
 ) -> Comparison:
-    """Two methods on values of the same users, one row a user, data set and seed.
+    """Compare two methods on the same users, one row per user, data set and seed.
 
     `values`: columns dataset, seed, user_id, a, b. `names`: method a, method b and variant.
     """
@@ -161,7 +161,7 @@ def compare_users(
 def paired_users(
     values: pd.DataFrame, method_a: str, method_b: str, variant: str | None
 ) -> pd.DataFrame:
-    """The values of each user under both methods, a row per user, data set and seed.
+    """Each user's values under both methods, one row per user, data set and seed.
 
     `values`: of `user_values`. Columns: dataset, seed, user_id, a, b, and group, the user's in a
     while testing (null for methods without groups). A method that has no seeds is paired with all.
@@ -188,8 +188,8 @@ def user_values(
     """Each evaluated user's test metric in every final trial.
 
     `trials`, `users`: of `read_results`. Columns: dataset, encoder, method, variant, mode, seed,
-    user_id, value, group, and what `users` has besides. `own_mode`: leave out
-    trials in another training mode than their study's.
+    user_id, value, group, and other columns of `users`. `own_mode`: omit trials in another
+    training mode than their study's.
     """
     final = final_trials(trials)
     if own_mode:
@@ -202,7 +202,7 @@ def user_values(
 
 
 def user_means(values: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Means over users, of whom each counts with the mean over seeds.
+    """Means over users; each counts with the mean over seeds.
 
     `values`: of `user_values`. Columns: method, variant, mode, `by`, mean, error, users, seeds.
     """
@@ -223,7 +223,7 @@ def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
         trials.append(folder.trials().assign(study_mode=folder.config.mode))
         users += [folder.users_of(trial_id) for trial_id in final_trials(trials[-1]).trial_id]
     both = pd.concat(users or [USERS.empty_table().to_pandas()], ignore_index=True)
-    once = both.drop_duplicates(["trial_id", "user_id"], keep="last")  # a trial of two studies
+    once = both.drop_duplicates(["trial_id", "user_id"], keep="last")  # a trial in two studies
     return pd.concat(trials, ignore_index=True), once
 
 
@@ -242,9 +242,9 @@ def user_metric(ranks: NDArray[np.number], metric: str) -> NDArray[np.float64]:
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm's adjusted p values of a family, in the order given; [n] -> [n].
+    """Holm's adjusted p values of a family, in the given order; [n] -> [n].
 
-    Those that are not numbers stay so and do not count. Source: Holm, Scandinavian Journal of
+    NaNs stay NaN and do not count. Source: Holm, Scandinavian Journal of
     Statistics 6 (1979).
     """
     adjusted = np.full(len(p_values), np.nan)
@@ -258,7 +258,7 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:
     """Low and high ends of the 95 % percentile intervals of (difference, ratio) of means.
 
-    Not numbers with fewer than two users or where b is 0 for all, so that no ratio exists.
+    NaN with fewer than two users, or if b is 0 for all, so that no ratio exists.
     """
     from scipy import stats
 

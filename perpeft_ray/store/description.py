@@ -1,4 +1,4 @@
-"""What `study.json` says of a study: its configuration, and each setting's part in it."""
+"""Content of `study.json`: a study's configuration, and the role of each setting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.train.fingerprints import Fingerprints
 
 NO_PART = {"storage", "checkpoints", "start_timeout_s", "log", "memory_gb", "metrics.k"}
-"""Settings of a study that may change when it goes on: they are no part of its results."""
+"""Settings that may change when a study resumes: they do not affect its results."""
 
 
 TOLD_FROM = 0.001
@@ -20,10 +20,10 @@ TOLD_FROM = 0.001
 
 
 def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dict[str, list[str]]:
-    """The fields of `TrialConfig` by their part in a study.
+    """The fields of `TrialConfig` by their role in a study.
 
-    Scientific: what the study is about. Nuisance: chosen anew for each of them by the search, or
-    repeated (the seed), so that the comparison is fair. Fixed: the rest. Source: Google's Deep
+    Scientific: what the study compares. Nuisance: searched for each of these, or repeated (the
+    seed), so that the comparison is fair. Fixed: the rest. Source: Google's Deep
     Learning Tuning Playbook.
     """
     names = ("variant", *VARIED)
@@ -38,7 +38,7 @@ def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dic
 
 
 def check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
-    """Raise `InputError` for the first field that differs and is a part of the results."""
+    """Raise `InputError` for the first differing field that affects results."""
     old, new = _dotted(there), _dotted(here)
     for name in sorted(old.keys() | new.keys(), key=[*new, *old].index):
         if name not in NO_PART and old.get(name) != new.get(name):
@@ -51,9 +51,9 @@ def check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
 def check_unchanged(
     description: dict[str, Any], now: Fingerprints, config: StudyConfig, path: Path
 ) -> None:
-    """Raise `InputError` where data or encoder are not those that a study began with.
+    """Raise `InputError` if data or encoder changed since a study began.
 
-    `description`: what its `study.json` holds; `now`: the fingerprints as they are.
+    `description`: the content of its `study.json`; `now`: the present fingerprints.
     """
     began = description.get("fingerprints")
     if began is None:
@@ -70,12 +70,12 @@ def check_unchanged(
 
 
 def repeat_warnings(repeats: dict[str, float] | None) -> list[str]:
-    """What to know of repeats in the data; `repeats`: shares as in `study.json`, None: unknown."""
+    """Warnings about repeats in the data; `repeats`: shares as in `study.json`, None: unknown."""
     told = []
     if repeats and repeats["targets_in_history"] >= TOLD_FROM:
         told.append(
             f"{repeats['targets_in_history']:.1%} of the test targets are already in the user's "
-            "history; they are easy to rank, so every metric is higher than for new items alone."
+            "history; they are easy to rank, so every metric is higher than for new items only."
         )
     if repeats and repeats["repeated_rows"] >= TOLD_FROM:
         told.append(

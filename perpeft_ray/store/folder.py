@@ -1,4 +1,4 @@
-"""A study's folder: `study.json`, and a row, epochs and users for every trial."""
+"""A study's folder: `study.json`, and row, epochs and users of every trial."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ _OF_TRIALS = ("trials", "epochs", "users")
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The folder `<storage>/<study>`; safe to hand to other processes.
+    """The folder `<storage>/<study>`; can be sent to other processes.
 
-    Any number of processes may write different trials at once. Where `storage` is a URI, `path` is
-    a local folder of the same content: what is written is sent, and what is read fetched before.
+    Any number of processes may write different trials at once. If `storage` is a URI, `path` is a
+    local copy: files are uploaded after writing and downloaded before reading.
     """
 
     path: Path
     uri: str = ""
-    """`<storage>/<study>` where `storage` is a URI."""
+    """`<storage>/<study>` if `storage` is a URI."""
     fingerprints: Fingerprints | None = None
-    """Of what its trials are trained on, a part of every row that is written; None: not known."""
+    """Fingerprints of the trials' data and encoder, part of every row; None: not known."""
 
     @classmethod
     def create(
@@ -61,17 +61,16 @@ class StudyFolder:
         *,
         scientific: tuple[str, ...] = ("method", "variant", "mode"),
     ) -> StudyFolder:
-        """Make the folder of a study and its `study.json`, or take up the one that is there.
+        """Make the folder of a study and its `study.json`, or resume an existing one.
 
-        `fingerprints`: of the data and the encoder as they are now; `repeats`: of the data.
-        `scientific`: fields of `TrialConfig` whose effect the study is about. Raises `InputError`
-        where the folder has another study, one that began with other data or another encoder, or
-        cannot be made.
+        `fingerprints`: of the present data and encoder; `repeats`: of the data. `scientific`:
+        fields of `TrialConfig` that the study compares. Raises `InputError` if the folder has
+        another study, or one with other data or another encoder, or cannot be made.
         """
         path = storage_folder(config.storage).resolve() / config.study
         kept = study_place(config.storage, config.study)
         folder = cls(path, kept if isinstance(kept, str) else "", fingerprints)
-        if folder.uri:  # what is there is the study, whatever an earlier run has left here
+        if folder.uri:  # the URI is the study, whatever an earlier run left here
             _empty(folder.path)
             with reached(folder.uri):
                 folder._mirror.fetch()
@@ -106,9 +105,9 @@ class StudyFolder:
 
     @classmethod
     def open(cls, place: Path | str) -> StudyFolder:
-        """The folder of a study that exists, by path or URI. Raises `InputError` where it is none.
+        """The folder of an existing study (path or URI). Raises `InputError` if it is not one.
 
-        Of a URI there is then a copy, which a study that runs here is not disturbed by.
+        For a URI this makes a separate copy, so that it does not disturb a study running here.
         """
         folder = cls(Path(place).resolve())
         if is_uri(place):
@@ -123,7 +122,7 @@ class StudyFolder:
 
     @property
     def cache(self) -> Path:
-        """What the studies of this storage share on this machine."""
+        """The local cache that the studies of this storage share."""
         return self.path.parent / ".cache"
 
     @property
@@ -132,13 +131,13 @@ class StudyFolder:
         return subfolder(self.uri.rpartition("/")[0], ".cache") if self.uri else self.cache
 
     def told(self, file: Path) -> str:
-        """A file of the study as a person finds it: its URI, where the study has one."""
+        """The place of a file of the study for people: its URI if the study has one."""
         name = file.relative_to(self.path).as_posix()
         return f"{self.uri}/{name}" if self.uri else str(file)
 
     @property
     def description(self) -> dict[str, Any]:
-        """What `study.json` holds."""
+        """The content of `study.json`."""
         return json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]  # json says Any
 
     @property
@@ -162,9 +161,9 @@ class StudyFolder:
                 self._mirror.send([name])
 
     def keep(self) -> None:
-        """Send what has changed besides trials, journal, log and report among it, to the URI.
+        """Upload changed files other than trials, such as journal, log and report, to the URI.
 
-        Nothing to do where the study has none. For one process at a time: the study's own.
+        Does nothing without a URI. Only the study's own process may call it.
         """
         if self.uri:
             self._mirror.send_changed(besides=[*_OF_TRIALS, HOLDER])
@@ -176,7 +175,7 @@ class StudyFolder:
         return set(zip(done.phase, done.config_hash, strict=True))
 
     def searched(self) -> dict[str, Searched]:
-        """The COMPLETE and PRUNED trials of the search, by config hash, as they began."""
+        """The COMPLETE and PRUNED trials of the search by config hash, in order of their start."""
         trials = self._read("trials", TRIALS)
         ended = trials[(trials.phase == "search") & trials.status.isin(["COMPLETE", "PRUNED"])]
         epochs = self._read("epochs", EPOCHS)
@@ -197,15 +196,15 @@ class StudyFolder:
         return found
 
     def config_of(self, trial_id: str) -> TrialConfig:
-        """The configuration of a trial that was trained, from its row. Raises InputError where
-        there is none."""
+        """The configuration of a trained trial, from its row. Raises InputError if there is
+        none."""
         row = self.trial(trial_id)
         if row.method in SIMPLE_METHODS:
             raise InputError(f"`trial` must be one that was trained, but {trial_id} only counts")
         return _config_of(row.to_dict())
 
     def trial(self, trial_id: str) -> pd.Series:
-        """The row of a trial. Raises InputError where there is none."""
+        """The row of a trial. Raises InputError if there is none."""
         trials = self.trials()
         rows = trials[trials.trial_id == trial_id]
         if rows.empty:
@@ -213,7 +212,7 @@ class StudyFolder:
         return rows.iloc[0]
 
     def trials(self) -> pd.DataFrame:
-        """All rows written so far, as `pandas.read_parquet` gives them; no rows before the first.
+        """All rows written so far, as `pandas.read_parquet` returns them; possibly none.
 
         Columns: `perpeft_ray.store.schema.TRIALS`.
         """
@@ -245,7 +244,7 @@ class StudyFolder:
 
 
 def _config_of(row: dict[str, Any]) -> TrialConfig:
-    """The configuration of a row of `trials/`, which has a column for each of its fields."""
+    """The configuration of a row of `trials/`, which has a column per field."""
 
     def value(name: str) -> Any:
         if pd.isna(row[name]):
@@ -258,10 +257,10 @@ def _config_of(row: dict[str, Any]) -> TrialConfig:
 
 
 def storage_folder(storage: str) -> Path:
-    """The absolute path of a `storage` setting; of a URI, the folder here for its studies.
+    """The absolute path of a `storage` setting; for a URI, its local cache folder.
 
-    That is a cache, which may be removed between runs: `$XDG_CACHE_HOME/perpeft-ray/…`. Raises
-    InputError for a path that is no folder.
+    The cache may be removed between runs: `$XDG_CACHE_HOME/perpeft-ray/…`. Raises InputError for a
+    path that is not a folder.
     """
     if is_uri(storage):
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -274,12 +273,12 @@ def storage_folder(storage: str) -> Path:
 
 
 def study_place(storage: str, study: str) -> Path | str:
-    """Where a study is kept: `<storage>/<study>`, an absolute path or a URI."""
+    """A study's place: `<storage>/<study>`, an absolute path or a URI."""
     return subfolder(storage if is_uri(storage) else storage_folder(storage), study)
 
 
 def _empty(folder: Path) -> None:
-    """Remove what is in a folder, except what tells who runs the study there."""
+    """Empty a folder, except for the files that name the study's holder."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""One process runs a study at a time, also where several machines share its folder or URI."""
+"""Lets one process run a study at a time, also if machines share its folder or URI."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from perpeft_ray.errors import InputError
 LOCK = ".lock"
 HOLDER = "owner.json"
 BEAT_S = 10.0
-"""Time between two signs of life of a holder: it writes its file, with the time."""
+"""Seconds between signs of life: the holder writes its file with the time."""
 SILENCE_S = 60.0
-"""A holder that gives no sign of life for so long is taken to be dead."""
+"""A holder without a sign of life for this many seconds counts as dead."""
 SETTLE_S = 1.0
-"""At a URI, for the file of one that starts at the same moment to arrive: the later one stays."""
+"""At a URI, seconds for a simultaneous starter's file to arrive; the later file wins."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,23 @@ class Holder:
     since: str
     """UTC, ISO 8601."""
     machine: str
-    """Told apart from others of the same host name, as containers have it; the same for
+    """Distinguishes machines with equal host names, such as containers; the same for all
     containers of one machine."""
     beat: str = ""
-    """When it gave its last sign of life."""
+    """Time of the last sign of life."""
 
 
 @contextmanager
 def leased(place: Path | str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a study's folder, which is made where it is missing, or URI for the time of the block.
+    """Hold a study's folder (made if missing) or URI during the block.
 
-    The operating system frees the lock of a process however that ends, so in a folder a dead holder
-    on this machine is in nobody's way; at a URI, one of this container. Not every shared file
-    system carries locks from one machine to another: who died elsewhere is given up after
-    `SILENCE_S` without a sign of life, and `say` is told of the wait.
+    The operating system frees a process's lock however it ends, so a dead holder on this machine
+    (at a URI: in this container) is replaced at once. Not every shared file system carries locks
+    between machines: a holder that died elsewhere is replaced after `SILENCE_S` without a sign of
+    life; `say` reports the wait.
 
-    Raises InputError, with holder and host, while another process runs the study, and where the
-    folder cannot be written; OSError and ValueError as of a URI that cannot be reached.
+    Raises InputError, with holder and host, while another process runs the study, and if the folder
+    cannot be written; OSError and ValueError for a URI that cannot be reached.
     """
     file = subfolder(place, HOLDER)
     with ExitStack() as stack:
@@ -75,7 +75,7 @@ def leased(place: Path | str, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def others_hold(folder: Path) -> bool:
-    """Whether a process other than this one runs a study in the folder or just below it."""
+    """Whether another process runs a study in the folder or directly below it."""
     found = [_read(file) for file in (folder / HOLDER, *folder.glob(f"*/{HOLDER}"))]
     me = (os.getpid(), _machine())
     return any(holder is not None and (holder.pid, holder.machine) != me for holder in found)
@@ -105,7 +105,7 @@ def _myself() -> Holder:
 
 
 def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")  # of the kernel whose locks we see
+    boot = Path("/proc/sys/kernel/random/boot_id")  # of the kernel that manages our locks
     return boot.read_text().strip() if boot.exists() else platform.node()
 
 
@@ -117,7 +117,7 @@ def _in_use(place: Path | str, holder: Holder | None) -> str:
 
 
 def _is_gone(holder: Holder, *, locked: bool) -> bool:
-    """Whether it was a process of this machine that is no more; `locked`: we have its lock."""
+    """Whether it was a process of this machine that has ended; `locked`: we hold its lock."""
     here = _myself()
     if holder.machine != here.machine:
         return False
@@ -135,7 +135,7 @@ def _is_gone(holder: Holder, *, locked: bool) -> bool:
 
 
 def _wait_for_silence(place: Path | str, left: Holder, say: Callable[[str], None]) -> None:
-    """Return once `left` cannot be running the study; raise InputError if somebody is."""
+    """Return once `left` cannot be running the study; raise InputError if another process is."""
     say(
         f"process {left.pid} on {left.host} left this study unfinished; making sure for "
         f"{SILENCE_S:.0f} s that it is gone"
@@ -151,7 +151,7 @@ def _read(file: Path | str) -> Holder | None:
     try:
         content = read_file(file)
         return None if content is None else Holder(**json.loads(content))
-    except json.JSONDecodeError:  # cut short when the machine went down
+    except json.JSONDecodeError:  # truncated when the machine went down
         return None
 
 
@@ -169,7 +169,7 @@ def _beating(file: Path | str, me: Holder) -> Iterator[None]:
             try:
                 _write(file, me)
             except OSError:
-                continue  # one sign of life less; the next may be seen
+                continue  # one sign of life lost; the next may arrive
 
     thread = threading.Thread(target=beat, name="study-lease", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What is written of a trial, and what a study reads again to go on."""
+"""The stored record of a trial, and what a study reads again to resume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrialRecord:
     outcome: TrialOutcome | None
     """None unless the status is COMPLETE."""
     epochs: Sequence[EpochRecord]
-    """What was reported, also by a trial that did not finish."""
+    """Reported epochs, also of an unfinished trial."""
     started_at: datetime
     """With time zone (UTC)."""
     finished_at: datetime
@@ -38,7 +38,7 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Searched:
-    """What is written of a trial of the search that has ended."""
+    """The stored result of a finished trial of the search."""
 
     config: TrialConfig
     status: Status

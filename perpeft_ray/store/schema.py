@@ -1,8 +1,8 @@
-"""The columns of `trials/`, `epochs/` and `users/`, derived from the records that are written.
+"""The columns of `trials/`, `epochs/` and `users/`, derived from the written records.
 
-A field added to `TrialConfig`, `TrialOutcome`, `EpochRecord` or `RankingMetrics` is a column, with
-its type, from then on. Every column has a fixed type, also in a file where it is null, so that the
-files of a folder always read as one table. `results/README.md` says what each column means.
+A field added to `TrialConfig`, `TrialOutcome`, `EpochRecord` or `RankingMetrics` becomes a column
+of its type. Every column has a fixed type, also in a file where it is null, so that the files of a
+folder always read as one table. `results/README.md` says what each column means.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _ARROW: dict[type, pa.DataType] = {
     datetime: pa.timestamp("us", tz="UTC"),
 }
 _WITHOUT_PREFIX = (TrialConfig, TrialOutcome)
-"""Records whose fields are columns of the record that has them, under their own names."""
+"""Records whose fields become columns of the containing record, under their own names."""
 _NOT_OF_TRAINING = (
     *(field.name for field in fields(DataSettings)),
     *("dataset", "encoder", "method", "seed", "mode"),
 )
 _OF_TRAINING = [f.name for f in fields(TrialConfig) if f.name not in _NOT_OF_TRAINING]
-"""Settings that mean nothing to a method without training."""
+"""Settings that do not apply to a method without training."""
 _OWN_TABLE = (Sequence, UserRanks)
-"""Fields that have a table of their own: `epochs` and `users`."""
+"""Fields with their own table: `epochs` and `users`."""
 
 
 def trial_table(record: TrialRecord, of: Fingerprints | None = None) -> pa.Table:
-    """One row with the columns `TRIALS`; what the record does not have is null.
+    """One row with the columns `TRIALS`; missing values are null.
 
-    `of`: the fingerprints of what the trial was trained on; None: not known.
+    `of`: fingerprints of the trial's data and encoder; None: not known.
     """
     row = _row(_TRIAL, record)
     for field in fields(Fingerprints):
@@ -61,13 +61,13 @@ def trial_table(record: TrialRecord, of: Fingerprints | None = None) -> pa.Table
 
 
 def epochs_table(record: TrialRecord) -> pa.Table:
-    """A row for each reported epoch, with the columns `EPOCHS`; no row where none was reported."""
+    """One row per reported epoch, with the columns `EPOCHS`; possibly none."""
     rows = [{"trial_id": record.trial_id, **_row(_EPOCH, epoch)} for epoch in record.epochs]
     return pa.Table.from_pylist(rows, schema=EPOCHS)
 
 
 def users_table(trial_id: str, users: UserRanks) -> pa.Table:
-    """A row for each user, with the columns `USERS`; -1 and NaN of `UserRanks` are null."""
+    """One row per user, with the columns `USERS`; -1 and NaN of `UserRanks` are null."""
     columns = {"trial_id": pa.array([trial_id] * len(users.user_id), pa.string())}
     for field in fields(UserRanks):
         values = getattr(users, field.name)
@@ -80,14 +80,14 @@ def users_table(trial_id: str, users: UserRanks) -> pa.Table:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column and where its value stands: `path` are attribute names from the record down."""
+    """A column and the path to its value: attribute names from the record down."""
 
     name: str
     type: pa.DataType
     path: tuple[str, ...]
 
     def value(self, record: Any) -> Any:
-        """The value in a record; None where it or anything on the way to it is None."""
+        """The value in a record; None if it or anything on the path is None."""
         for name in self.path:
             if record is None:
                 return None
@@ -96,7 +96,7 @@ class _Column:
 
 
 def _columns(record: type, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[_Column]:
-    """The columns of a record in the order of its fields; metrics have their field's prefix."""
+    """The columns of a record in field order; metrics get their field's prefix."""
     hints = get_type_hints(record)
     for field in fields(record):
         kind = _kind(hints[field.name])
@@ -144,14 +144,14 @@ _TRIAL = tuple(_columns(TrialRecord))
 _EPOCH = tuple(_columns(EpochRecord))
 
 TRIALS = _trials()
-"""One row a trial."""
+"""One row per trial."""
 
 EPOCHS = _schema(_EPOCH).insert(0, pa.field("trial_id", pa.string()))
-"""One row an epoch of a trial."""
+"""One row per epoch of a trial."""
 
 _USER_TYPES = {"user_id": pa.string(), "map_x": pa.float32(), "map_y": pa.float32()}
 USERS = pa.schema(
     [pa.field("trial_id", pa.string())]
     + [pa.field(field.name, _USER_TYPES.get(field.name, pa.int64())) for field in fields(UserRanks)]
 )
-"""One row a user of a COMPLETE trial."""
+"""One row per user of a COMPLETE trial."""

@@ -3,9 +3,8 @@
 STUDY/weights/trials/<key>.safetensors   the COMPLETE trials of the ablation
 STUDY/weights/stage1/<key>.safetensors   the stage 1 of those with groups
 
-They are as in `<storage>/.cache/`, and there after every run of a study whose `storage` is a
-folder, as hard links where the file system allows them. At a URI only `perpeft pack` puts them
-there.
+The files are those of `<storage>/.cache/`. If `storage` is a folder, every run of a study adds
+them, as hard links if the file system allows them; at a URI only `perpeft pack` does.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from perpeft_ray.train.workspace import Workspace
 
 WEIGHTS, TRIALS, STAGES = "weights", "trials", "stage1"
 _AUTO = ("bfloat16", "float32", "bfloat16+float32")
-"""What dtype `auto` may have meant on the machine that trained."""
+"""Possible dtypes of `auto` on the machine that trained."""
 
 
 def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
     """Put the weights of the ablation's COMPLETE trials into the study's folder.
 
-    How many trials have theirs there, and of how many they are gone.
+    Returns the number of trials with weights there, and of those whose weights are gone.
     """
     rows = folder.trials()
     complete = rows[(rows.phase == "ablation") & (rows.status == "COMPLETE")]
@@ -47,7 +46,7 @@ def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
 def read_weights(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Trained:
     """The weights of a trial's selected epoch, from the study's folder or the storage's cache.
 
-    Raises InputError, with what to copy, where neither has them.
+    Raises InputError, with what to copy, if neither has them.
     """
     keys = _keys(folder, workspace, trial_id, TRIALS)
     files = _files(folder, workspace.trials, TRIALS, keys)
@@ -68,7 +67,7 @@ def read_stage(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Snap
 
 
 def _keys(folder: StudyFolder, workspace: Workspace, trial_id: str, part: str) -> list[str]:
-    """The keys of a trial's weights; several where this machine cannot tell its dtype."""
+    """The keys of a trial's weights; several if its dtype is not known here."""
     config, device = folder.config_of(trial_id), folder.trial(trial_id).device
     key = trial_key if part == TRIALS else stage_one_key
     dtypes = _AUTO if config.dtype == "auto" else (config.dtype,)
@@ -76,13 +75,13 @@ def _keys(folder: StudyFolder, workspace: Workspace, trial_id: str, part: str) -
 
 
 def _files(folder: StudyFolder, place: Path | str, part: str, keys: list[str]) -> list[Path | str]:
-    """Where entries may be, first the study's own folder."""
+    """Possible places of entries, the study's own folder first."""
     own = folder.path / WEIGHTS / part
     return [entry(where, key) for key in keys for where in (own, place)]
 
 
 def _keep(folder: StudyFolder, place: Path | str, part: str, keys: list[str]) -> bool:
-    """Copy entries of the storage's cache into the study's folder; whether one is there now."""
+    """Copy entries of the storage's cache into the study's folder; returns whether one is there."""
     files = _files(folder, place, part, keys)
     for own, file in zip(files[::2], files[1::2], strict=True):
         assert isinstance(own, Path)

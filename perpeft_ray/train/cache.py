@@ -1,4 +1,4 @@
-"""Cache of what is trained once: stage 1 for all trials with the same settings, and whole trials.
+"""Cache of trained results: stage 1 for all trials with the same settings, and whole trials.
 
 Reading test, `export` and `explain` then need no second training. An entry is one file
 (`snapshot.py`) at a path or URI, named by a hash of all that determines it.

@@ -1,7 +1,7 @@
-"""Ranks of all users that are evaluated, each under the module of their group.
+"""Ranks of all evaluated users, each under the module of their group.
 
-Work is dealt to the workers in parts whose bounds do not depend on how many there are: parts of the
-catalogue to encode, then users to rank. What each found is summed. Letters: U users, I items, D
+Workers share the work in parts whose bounds do not depend on the number of workers: parts of the
+catalogue to encode, then users to rank. Their results are summed. Letters: U users, I items, D
 hidden units.
 """
 
@@ -26,7 +26,7 @@ from perpeft_ray.train.collective import Collective
 
 
 class CatalogueContents:
-    """Projected content of all items under each group's module; encoded where that has changed."""
+    """Projected content of all items under each group's module, encoded only after a change."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[dict[str, Tensor], Tensor]] = {}
@@ -56,7 +56,7 @@ class CatalogueContents:
         return {group: self._known[group][1] for group in wanted}
 
     def _is_known(self, group: int, module: Module) -> bool:
-        """Whether what is known of a group is of equal weights."""
+        """Whether a group's content is known for equal weights."""
         then, _ = self._known.get(group, ({}, None))
         return group in self._known and all(
             name in then and torch.equal(value, then[name]) for name, value in module.items()
@@ -77,10 +77,10 @@ def evaluate(
 ) -> NDArray[np.int64]:
     """0-based rank of each user's target, int64 [U]; -1 for users that are not evaluated.
 
-    `groups` [U] is each user's group; the catalogue is encoded for each of `modules` whose group
-    has users to evaluate, and not where `contents` has it. Every worker returns all ranks.
-    `lists` as in `target_ranks`: over all users, on every worker.
-    `owners` [U]: of a `VectorRecommender`, whose vector each user has; None: their own.
+    `groups` [U] is each user's group. Encodes the catalogue for each of `modules` whose group has
+    users to evaluate, unless `contents` has it. Every worker returns all ranks. `lists` as in
+    `target_ranks`, over all users, on every worker. `owners` [U]: the owner of each user's vector
+    in a `VectorRecommender`; None: the user.
     """
     history = split.known(part)
     targets, evaluated = split.target(part), split.evaluated(part)
@@ -114,17 +114,17 @@ def evaluate(
 
 
 def metrics_of(ranks: NDArray[np.int64]) -> RankingMetrics:
-    """Metrics over the users that are evaluated (rank not -1)."""
+    """Metrics over the evaluated users (rank not -1)."""
     return ranking_metrics(ranks[ranks >= 0])
 
 
 def no_lists(split: Split, device: torch.device) -> Tensor:
-    """What `evaluate` adds recommended lists to: zeros, float32 [K, I]."""
+    """Empty counts for the `lists` of `evaluate`: zeros, float32 [K, I]."""
     return torch.zeros(LONGEST_LIST, split.num_items, device=device)
 
 
 def of_lists(lists: Tensor | None, split: Split) -> dict[str, Any]:
-    """The fields of `TrialOutcome` about recommended lists; None: test was not read."""
+    """Fields of `TrialOutcome` about recommended lists; None: test was not read."""
     if lists is None:
         return {"test_coverage": None, "test_popularity": None}
     coverage, popularity = list_metrics(lists.cpu().numpy(), split.occurrences)
@@ -135,7 +135,7 @@ def of_lists(lists: Tensor | None, split: Split) -> dict[str, Any]:
 
 
 def facts_of_users(split: Split) -> dict[str, Any]:
-    """The fields of `UserRanks` that follow from the data alone."""
+    """Fields of `UserRanks` that depend only on the data."""
     occurrences = np.concatenate([[-1], split.occurrences])
     return {
         "user_id": split.user_ids,
@@ -153,7 +153,7 @@ def user_states(
 ) -> NDArray[np.float32]:
     """SASRec's last outputs of all users, float32 [U, D], for grouping.
 
-    `content` [I+1, D]: of all items under one module.
+    `content` [I+1, D]: all items' content under one module.
     """
     model.eval()
     users = np.arange(split.num_users)

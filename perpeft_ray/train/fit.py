@@ -35,18 +35,17 @@ def fit(
     checkpoints: Checkpoints | None,
     report: Report,
 ) -> TrainProgress:
-    """Train for these epochs, in place, and validate every `validate_every`th and the last.
+    """Train for these epochs, in place, and validate every `validate_every`th and the last one.
 
     With `patience` p it ends early, after p validations in a row without a new best.
 
-    With checkpoints it goes on after the last epoch that they hold; every epoch is reported, also
-    those. An epoch's checkpoint is written before it is reported, so one that was reported is
-    never trained again.
+    With checkpoints it resumes after their last epoch, and reports their epochs too. An epoch's
+    checkpoint is written before its report, so a reported epoch is never trained again.
 
     Args:
         grouping: the users' groups for validation; None: all in group 0.
-        stage: what the records say; `data.stage` is what randomness is drawn from.
-        start: before the first of these epochs; its best may be of an earlier stage.
+        stage: the stage in the records; `data.stage` keys the random numbers.
+        start: progress before the first of these epochs; its best may be of an earlier stage.
     """
     progress = start if checkpoints is None else checkpoints.restore(state, start)
     for record in progress.epochs:
@@ -87,7 +86,7 @@ def ranks_of(
     part: Literal["valid", "test"],
     lists: Tensor | None = None,
 ) -> NDArray[np.int64]:
-    """Every user's rank under the module of their group, or with their group's vector.
+    """Every user's rank under their group's module, or with their group's vector.
 
     int64 [U]; -1: not evaluated. `lists`: as in `evaluate`.
     """

@@ -1,4 +1,4 @@
-"""What the stages of one trial work on."""
+"""The shared inputs of a trial's stages."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class Job:
 
     @property
     def stage_one_span(self) -> range:
-        """Epochs of stage 1; numbers go on over the whole trial."""
+        """Epochs of stage 1, numbered over the whole trial."""
         return range(1, self.config.stage1_epochs + 1)
 
     @property
     def stage_three_span(self) -> range:
-        """Epochs of stage 3, or of what continues stage 1 in its place."""
+        """Epochs of stage 3, or of the continued stage 1."""
         first = self.config.stage1_epochs + 1
         return range(first, first + self.config.stage3_epochs)
 
     def fresh_state(self, groups: Iterable[int], model: Recommender | None = None) -> TrainState:
-        """The model, or another in its place, with a module for each of these groups; untrained."""
+        """The untrained model, or the given one, with a module per group."""
         model = model or self.model
         return new_state(model, {g: model.new_module() for g in groups}, self.config)
 
@@ -65,7 +65,7 @@ def open_job(
 ) -> Job:
     """Check a trial against its data and build its model, seeded.
 
-    What another machine has prepared and this one does not see is prepared here. `memory_gb` as in
+    Prepares here what another machine has prepared and this one does not see. `memory_gb` as in
     `run_trial`. Raises InputError for more groups than users.
     """
     prepare_here(workspace, config.dataset, config.data)

@@ -1,4 +1,4 @@
-"""What training says of itself: one record an epoch, one outcome a trial. Plain data."""
+"""Results of training as plain data: one record per epoch, one outcome per trial."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class EpochRecord:
     stage: int
     """1 (global module) or 3 (personalised modules, or stage 1 continued)."""
     epoch: int
-    """1-based, counted over the whole trial: stage 3 goes on where stage 1 ended."""
+    """1-based, counted over the whole trial: stage 3 continues the count of stage 1."""
     loss: float
-    """Mean training loss a position."""
+    """Mean training loss per position."""
     seconds: float
-    """Wall time of the epoch with its validation; of the first run where it is shared."""
+    """Wall time of the epoch with its validation; for a shared epoch, of its first run."""
     valid: RankingMetrics | None
-    """Validation metrics, None where this epoch was not validated."""
+    """Validation metrics; None without validation in this epoch."""
     best_valid_ndcg_at_20: float | None
     """The best validation NDCG@20 so far, the trial's objective; None before any validation."""
     shared: bool
-    """True for epochs trained before and read from a cache: of a stage 1, or of a whole trial."""
+    """True for epochs read from a cache, of a stage 1 or a whole trial."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class UserRanks:
     valid_rank: NDArray[np.int64]
     """0-based; -1 for users that are not evaluated."""
     test_rank: NDArray[np.int64]
-    """0-based; -1 for users that are not evaluated or where test was not read."""
+    """0-based; -1 for users that are not evaluated, or if test was not read."""
     history_length: NDArray[np.int64]
-    """Items that are known of the user while testing."""
+    """Known items of the user at test time."""
     test_item_occurrences: NDArray[np.int64]
-    """How often the test item occurs in training; -1 for users that are not evaluated."""
+    """Occurrences of the test item in training; -1 for users that are not evaluated."""
     map_x: NDArray[np.float32]
-    """First principal component of what was grouped, SASRec's outputs after stage 1; NaN for
+    """First principal component of SASRec's outputs after stage 1, which were grouped; NaN for
     methods without groups."""
     map_y: NDArray[np.float32]
     """Second principal component."""
@@ -56,30 +56,30 @@ class UserRanks:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What a finished trial measured."""
+    """Measurements of a finished trial."""
 
     selected_epoch: int
     still_improving: bool
     """Whether the selected epoch is the last one trained: more epochs may give more."""
     valid: RankingMetrics
     test: RankingMetrics | None
-    """None where the trial was told not to read test (search)."""
+    """None if the trial did not read test (search)."""
     test_coverage: tuple[float, ...] | None
-    """For k = 1, 2, …: the share of all items that are in anyone's first k; None as `test`."""
+    """For k = 1, 2, …: share of all items in any user's first k; None as `test`."""
     test_popularity: tuple[float, ...] | None
-    """For k = 1, 2, …: how often an item of the users' first k occurs in training, on average."""
+    """For k = 1, 2, …: mean occurrences in training of the items in users' first k."""
     users_evaluated: int
     encoder_parameters: int
     trainable_parameters: int
-    """Of PEFT modules of all groups; projectors and SASRec are not counted, as in the paper."""
+    """Parameters of all groups' PEFT modules, without projectors and SASRec, as in the paper."""
     stage1_seconds: float
-    """As measured when it was computed, also where it came from the stage cache."""
+    """Measured when it was computed, also if it came from the stage cache."""
     stage2_seconds: float
     stage3_seconds: float
     evaluate_seconds: float
-    """Of all validations, and of the test."""
+    """Wall time of all validations and of the test."""
     peak_memory_mb: float
-    """In MiB, of the process that reports: resident, or on CUDA what torch had allocated."""
+    """In MiB, of the reporting process: resident memory, or torch's allocations on CUDA."""
     world_size: int
     device: str
     users: UserRanks

@@ -197,8 +197,8 @@ def _work(loop: dict[str, Any]) -> None:
             ray.get(broker.end.remote(slot, serial, result))
         if isinstance(result, Failure):
             gc.collect()
-            # Of a loss that is not finite every worker has raised; of another error, perhaps one,
-            # which the others would wait for.
+            # Every worker raises a loss that is not finite; other errors perhaps only one,
+            # for which the others would wait.
             if not alone and not isinstance(result.error, FloatingPointError):
                 raise result.error
         if task.fresh_process:
@@ -227,7 +227,7 @@ def _result(
         return None
     except PeerLostError:
         raise
-    except Exception as error:  # noqa: BLE001 - it ends the trial, and not the workers
+    except Exception as error:  # noqa: BLE001 - it ends the trial, not the workers
         return Failure(_portable(error))
 
 

@@ -64,9 +64,9 @@ class Snapshot:
 
     progress: TrainProgress
     weights: dict[str, Tensor]
-    """As `state.weights` gives them."""
+    """The result of `state.weights`."""
     optimizers: dict[str, Tensor]
-    """As `state.optimizer_tensors` gives them."""
+    """The result of `state.optimizer_tensors`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ def _progress(record: Mapping[str, Any], parts: _Parts) -> TrainProgress:
 
 
 def _of_grouping(grouping: Grouping) -> dict[str, Tensor]:
-    """Its arrays as tensors, without None."""
+    """The arrays of a grouping as tensors, without None."""
     arrays = {field.name: getattr(grouping, field.name) for field in dataclasses.fields(grouping)}
     return {n: torch.from_numpy(np.array(a)) for n, a in arrays.items() if a is not None}
 

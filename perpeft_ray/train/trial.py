@@ -1,6 +1,6 @@
-"""One trial from configuration to outcome: the three stages, selection and the one reading of test.
+"""One trial from configuration to outcome: three stages, selection, and a single reading of test.
 
-Plain torch: it runs in pytest, in a Ray Tune function or in every worker of Ray Train alike.
+Plain torch: it runs in pytest and in workers of Ray Train alike.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ def run_trial(
     """Train and evaluate one configuration.
 
     Args:
-        report: called after every epoch, on every worker, also for those that were trained before
-            and come from a cache or a checkpoint. It may raise to stop the trial.
-        test: whether test is read, once, for the epoch that validation selected.
-        checkpoints: folder of this trial's own, a local path or a URI (`Checkpoints`). Where it
-            holds checkpoints of the same trial, training goes on after their last epoch, with the
-            result of an unbroken run; they are removed when training has ended. None: none.
+        report: called after every epoch, on every worker, also for epochs from a cache or a
+            checkpoint. It may raise to stop the trial.
+        test: whether to read test, once, for the epoch that validation selected.
+        checkpoints: the trial's own folder, a local path or a URI (`Checkpoints`). With checkpoints
+            of the same trial, training resumes after their last epoch, with the result of an
+            unbroken run; they are removed when training ends. None: no checkpoints.
         collective: the workers that share this trial; None: this process alone. Every worker
             returns the same outcome.
-        device: where to compute; None: the GPU where this process sees one (Ray shows a trial only
-            those that it was given), else the CPU.
-        memory_gb: what a training step may keep for its backward pass, on each worker; what is
-            beyond is computed again, with the same result. At least one unit is kept
+        device: where to compute; None: a GPU if this process sees one (Ray shows a trial only its
+            own), else the CPU.
+        memory_gb: memory that a training step may keep for its backward pass, on each worker; the
+            rest is computed again, with the same result. At least one unit is kept
             (`train/memory.py`).
 
     Raises InputError for more groups than users, FloatingPointError for a loss that is not finite.
@@ -118,9 +118,9 @@ def run_trial(
 def train(
     job: Job, report: Report, checkpoints: Path | str | None = None
 ) -> tuple[Trained, TrainState]:
-    """A trial after its last epoch, trained here or, where it was before, read.
+    """A trial after its last epoch, read from the cache or trained here.
 
-    The state is that after the last epoch where it was trained.
+    The state is that after the last epoch, if it was trained here.
     """
     key = trial_key(job.config, job.workspace.fingerprint, job.computed)
     file = entry(job.workspace.trials, key)
@@ -163,7 +163,7 @@ def _train(job: Job, report: Report, saved: Checkpoints | None) -> tuple[Trained
 
 
 def _grouping(job: Job, first: Snapshot, saved: Checkpoints | None) -> tuple[Grouping, float]:
-    """Stage 2 and its seconds; read where it was done before."""
+    """Stage 2 and its seconds; read from a checkpoint if there is one."""
     kept = job.collective.share(lambda: None if saved is None else saved.grouping())
     if kept is not None:
         return kept

@@ -1,7 +1,7 @@
-"""What all trials of a study share: the dataset, its split and the catalogue store, prepared once.
+"""The shared data of a study's trials: dataset, split and catalogue store, prepared once.
 
-A `Workspace` is a handful of paths, so it travels to any process; `open_split` and
-`open_catalogue` memory-map what lies behind them.
+A `Workspace` is a handful of paths, which any process can receive; `open_split` and
+`open_catalogue` memory-map the files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.train.fingerprints import Fingerprints, fingerprints
 
 _SPLIT_FORMAT = 3
-"""In the name of the split's folder: change it with the files in it."""
+"""Part of the split folder's name: change it with the files in it."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where the shared parts of a study's trials lie, and what they are."""
+    """Locations and identity of the data that a study's trials share."""
 
     encoder: str
     split: Path
@@ -42,22 +42,22 @@ class Workspace:
     catalogue: Path
     """Folder of the catalogue store."""
     features: Path
-    """Folder for cached features of frozen towers; subfolders by what they are."""
+    """Folder for cached features of frozen towers; one subfolder per kind."""
     unfinished: Path
     """Folder for stage-1 results that this machine is working on."""
     stages: Path | str
-    """Folder for stage-1 results, by path or URI, one file for each key."""
+    """Folder for stage-1 results (path or URI), one file per key."""
     trials: Path | str
-    """Folder for trained trials, by path or URI, one file for each key."""
+    """Folder for trained trials (path or URI), one file per key."""
     fingerprint: str
     """Hash of dataset, preprocessing and encoder: part of every stage-1 key."""
     num_users: int
     num_items: int
     fingerprints: Fingerprints | None = None
-    """Of the data and the encoder, to tell which has changed; None: not of a data set."""
+    """Fingerprints of data and encoder, to name what changed; None without a data set."""
 
     def with_nothing_trained(self, folder: Path) -> Workspace:
-        """The same data, with what is trained on it in another folder of this machine."""
+        """The same data, with another local folder for trained results."""
         stages = folder / "stage1"
         return replace(self, unfinished=stages, stages=stages, trials=folder / "trials")
 
@@ -71,11 +71,11 @@ def prepare(
     data: DataSettings | None = None,
     kept: Path | str | None = None,
 ) -> Workspace:
-    """Build, or find under `cache`, what the trials on a dataset with an encoder share.
+    """Build, or find under `cache`, the shared data of trials on a dataset with an encoder.
 
     `item_map` decides where images are decoded and titles tokenised; `data`, by default
-    `DataSettings()`, what of the dataset is used and how it is split. Trained stages and trials are
-    kept under `kept`, a path or URI, by default under `cache`.
+    `DataSettings()`, which part of the dataset is used and how it is split. `kept` (path or URI, by
+    default `cache`) holds trained stages and trials.
 
     Raises InputError for a dataset or encoder that cannot be used.
     """
@@ -92,7 +92,7 @@ def prepare_dataset(
     data: DataSettings | None = None,
     kept: Path | str | None = None,
 ) -> Workspace:
-    """As `prepare`, of a dataset that is open: opening one reads all its images."""
+    """As `prepare`, for an open dataset: opening one reads all its images."""
     cache = cache.resolve()
     kept = cache if kept is None else kept
     preprocessor = FoundationPreprocessor(encoder)
@@ -123,11 +123,10 @@ def prepare_dataset(
 
 
 def prepare_here(workspace: Workspace, uri: str, data: DataSettings | None = None) -> None:
-    """Prepare what another machine has prepared, where this one does not see it.
+    """Prepare what another machine has prepared, if this one does not see it.
 
-    `uri` and `data`: the dataset's, as for `prepare`.
-
-    Raises InputError where this machine has other data or another encoder of that name.
+    `uri` and `data`: the dataset's, as for `prepare`. Raises InputError if this machine has other
+    data or another encoder of that name.
     """
     if workspace.split.is_dir() and workspace.catalogue.is_dir():
         return
@@ -143,7 +142,7 @@ def prepare_here(workspace: Workspace, uri: str, data: DataSettings | None = Non
 
 @lru_cache(maxsize=2)
 def open_split(workspace: Workspace) -> Split:
-    """The split of a prepared dataset; read once a process."""
+    """The split of a prepared dataset; read once per process."""
 
     def read(name: str) -> np.ndarray:
         return np.load(workspace.split / f"{name}.npy", mmap_mode="r")  # type: ignore[no-any-return]  # NumPy says Any
@@ -163,7 +162,7 @@ def open_split(workspace: Workspace) -> Split:
 
 @lru_cache(maxsize=2)
 def open_catalogue(workspace: Workspace) -> Catalogue:
-    """The catalogue store of a prepared dataset; opened once a process."""
+    """The catalogue store of a prepared dataset; opened once per process."""
     return Catalogue.open(workspace.catalogue)
 
 
@@ -177,6 +176,6 @@ def _write_split(split: Split, folder: Path) -> None:
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    # Not as NumPy's own strings: those have one width for all and drop NULs at the end.
+    # Not as NumPy's own strings, which have one width for all and drop trailing NULs.
     for name, ids in (("user_ids", split.user_ids), ("item_ids", split.item_ids)):
         pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), folder / f"{name}.parquet")

@@ -42,7 +42,7 @@ def test_unknown_items_of_a_history_are_skipped_and_counted(exported, capsys):
     known = capsys.readouterr().out
     perpeft(["recommend", str(exported), "--history", "gone", "i3", "i5", "", "-k", "3"])
     shown = capsys.readouterr()
-    assert shown.err == f"skipped 2 of 4 items, which {exported} has not\n"
+    assert shown.err == f"skipped 2 of 4 items, which are not in {exported}\n"
     assert shown.out == known
     with pytest.raises(InputError, match=r"no item 'gone' in .*; for example 'i0'"):
         perpeft(["recommend", str(exported), "--history", "gone", "also"])
