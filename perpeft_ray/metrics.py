@@ -23,7 +23,7 @@ class RankingMetrics:
 
 
 def ndcg(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
-    """NDCG@k of each user with one relevant item: 1 / log2(rank + 2) where rank < k, else 0.
+    """NDCG@k of each user with one relevant item: 1 / log2(rank + 2) if rank < k, else 0.
 
     `ranks` are 0-based, any shape; the result has the same shape. Source: the paper, section 4.
     """
@@ -32,17 +32,17 @@ def ndcg(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
 
 
 def hit(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
-    """HR@k of each user with one relevant item: 1 where the 0-based rank is below k, else 0."""
+    """HR@k of each user with one relevant item: 1 if the 0-based rank is below k, else 0."""
     return (np.asarray(ranks) < k).astype(np.float64)
 
 
 def reciprocal_rank(ranks: NDArray[np.integer], k: int) -> NDArray[np.float64]:
-    """MRR@k of each user with one relevant item: 1 / (rank + 1) where the 0-based rank < k."""
+    """MRR@k of each user with one relevant item: 1 / (rank + 1) if the 0-based rank < k."""
     return np.where(np.asarray(ranks) < k, 1.0 / (np.asarray(ranks, dtype=np.float64) + 1.0), 0.0)
 
 
 OF_RANKS = {"hr": hit, "ndcg": ndcg, "mrr": reciprocal_rank}
-"""What ranks alone give, each a function of (ranks, k)."""
+"""Metrics of ranks, each a function of (ranks, k)."""
 
 
 def list_metrics(
@@ -50,9 +50,9 @@ def list_metrics(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coverage@k and popularity@k of recommended lists for k = 1..K, each float64 [K].
 
-    `counts` [K, I]: how many users have the item in this place of their list. Coverage is the share
-    of the I items that anyone has in their first k; popularity the mean of `occurrences` [I], how
-    often an item occurs in training, over the first k of all lists.
+    `counts` [K, I]: number of users with the item at this place of their list. Coverage is the
+    share of the I items in any user's first k; popularity is the mean of `occurrences` [I], an
+    item's occurrences in training, over the first k of all lists.
     """
     so_far = np.cumsum(counts, axis=0, dtype=np.float64)  # [K, I]
     return (so_far > 0).mean(axis=1), (so_far @ occurrences) / so_far.sum(axis=1)
@@ -61,7 +61,7 @@ def list_metrics(
 def ranking_metrics(ranks: NDArray[np.integer]) -> RankingMetrics:
     """Means of HR and NDCG at 10, 20 and 30 over users.
 
-    `ranks`: integers [users], 0-based, none negative. Raises ValueError where there is no user.
+    `ranks`: integers [users], 0-based, none negative. Raises ValueError without users.
     """
     if len(ranks) == 0:
         raise ValueError("ranking metrics need at least one rank, but there is none")

@@ -1,4 +1,4 @@
-"""`perpeft prepare amazon2023|release|parquet|table`: raw data into a folder for `parquet:PATH`."""
+"""`perpeft prepare amazon2023|release|parquet|table`: makes folders for `parquet:PATH`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Release:
     out: Path
     """The new folder."""
     max_bytes: int = MAX_BYTES
-    """An archive that expands to more is refused."""
+    """Largest expanded size of the archive in bytes."""
 
     def run(self) -> None:
         """Make the folder and print what is in it."""
@@ -122,7 +122,7 @@ _Command = Amazon2023 | Release | Parquet | Table
 
 
 def _prepare(command: _Command, make: Callable[[], list[str]]) -> None:
-    """Make the folder, then print what is in it and what there is to tell of how it was made."""
+    """Make the folder, then print its content and how it was made."""
     started = time.perf_counter()
     with _telling():
         told = make()
@@ -131,7 +131,7 @@ def _prepare(command: _Command, make: Callable[[], list[str]]) -> None:
 
 @contextlib.contextmanager
 def _telling() -> Iterator[None]:
-    """What our own modules log, on standard error; not every retry of urllib3."""
+    """Show our own modules' log on standard error, without urllib3's retries."""
     logger, handler = logging.getLogger("perpeft_ray"), logging.StreamHandler()
     before = logger.level
     logger.addHandler(handler)
@@ -152,7 +152,7 @@ def _print_result(command: _Command, told: list[str], started: float) -> None:
     failures = read_failures(command.out)
     if failures:
         passing = sum(failure.passing for failure in failures)
-        again = f"; the same command fetches {passing:,} of them again" if passing else ""
+        again = f"; rerun the same command to fetch {passing:,} of them again" if passing else ""
         console.print(
             f"{len(failures):,} images failed, listed in {command.out / FAILURES_FILE}{again}",
             highlight=False,

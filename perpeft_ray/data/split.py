@@ -18,7 +18,7 @@ from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.errors import InputError
 
 MIN_INTERACTIONS = 3
-"""Interactions a user needs for leave-one-out: one each to train, to validate and to test."""
+"""Interactions per user that leave-one-out needs: one each to train, validate and test."""
 
 Part = Literal["valid", "test"]
 
@@ -38,7 +38,7 @@ class Histories:
 
     @property
     def first(self) -> NDArray[np.int32]:
-        """int32 [U]: each user's first item, 0 where there is none."""
+        """int32 [U]: each user's first item, 0 without any."""
         first = np.zeros(len(self.offsets) - 1, dtype=np.int32)
         (users,) = np.nonzero(np.diff(self.offsets))
         first[users] = self.items[self.offsets[users]]
@@ -47,7 +47,7 @@ class Histories:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A dataset in indices, split (`split_dataset`)."""
+    """A split dataset in indices (`split_dataset`)."""
 
     user_ids: NDArray[np.object_]
     """object [U]: user_id of each user index, in order of first appearance."""
@@ -67,7 +67,7 @@ class Split:
 
     @property
     def num_items(self) -> int:
-        """I, padding not counted."""
+        """I, without padding."""
         return len(self.item_ids)
 
     @cached_property
@@ -76,11 +76,11 @@ class Split:
         return self.validation.first
 
     def target(self, part: Part) -> NDArray[np.int32]:
-        """int32 [U]: what is predicted for each user, 0 for users that are not evaluated."""
+        """int32 [U]: each user's target, 0 for users that are not evaluated."""
         return self.valid_item if part == "valid" else self.test_item
 
     def evaluated(self, part: Part) -> NDArray[np.int64]:
-        """int64: indices of the users that are evaluated, ascending."""
+        """int64: indices of the evaluated users, ascending."""
         return np.flatnonzero(self.target(part)).astype(np.int64)
 
     @property
@@ -89,7 +89,7 @@ class Split:
         return np.bincount(self.train.items - 1, minlength=self.num_items)
 
     def known(self, part: Part) -> Histories:
-        """What is known of each user when `part` is predicted.
+        """Each user's known items for predicting `part`.
 
         Training items for `valid`; training items followed by `validation` for `test`.
         """
@@ -104,13 +104,13 @@ class Split:
 
 @dataclass(frozen=True)
 class RepeatShares:
-    """How much of a dataset is said twice, as shares from 0 to 1 (`repeat_shares`)."""
+    """Shares of repeats in a dataset, from 0 to 1 (`repeat_shares`)."""
 
     targets_in_history: float
-    """Of the test targets: those that the user had before, in training or validation.
+    """Share of test targets that the user had before, in training or validation.
     Such targets are easy to rank and raise every metric."""
     repeated_rows: float
-    """Of the interactions: those with the same user, item and time as an earlier row."""
+    """Share of interactions with the same user, item and time as an earlier row."""
 
 
 def repeat_shares(dataset: Dataset, data: DataSettings | None = None) -> RepeatShares:
@@ -128,7 +128,7 @@ def repeat_shares(dataset: Dataset, data: DataSettings | None = None) -> RepeatS
 
 
 def split_dataset(dataset: Dataset, data: DataSettings | None = None) -> Split:
-    """Split a dataset as `data` says, by default by leave-one-out; METHOD.md section 2.
+    """Split a dataset according to `data`, by default leave-one-out; METHOD.md section 2.
 
     A user's interactions are sorted stably by timestamp, so row order breaks ties; repeats stay.
 
@@ -137,12 +137,12 @@ def split_dataset(dataset: Dataset, data: DataSettings | None = None) -> Split:
 
     `time`: with N interactions and share s, the test begins at the time of the k-th latest
     interaction, k = round(s N) but at least 1, and validation at that of the 2k-th; interactions at
-    that very time are behind the cut. Training has what came before validation. The target of
-    validation, and of test, is a user's first interaction in that span. Users without training
-    interaction are left out, users with nothing in a span are not evaluated there. What follows a
-    target in the test span is not used.
+    exactly that time are after the cut. Training has everything before validation. The target of
+    validation, and of test, is a user's first interaction in that span; later ones in the test span
+    are not used. Users without training interactions are dropped; users without interactions in a
+    span are not evaluated there.
 
-    Raises `InputError` where nobody can be validated or tested.
+    Raises `InputError` if nobody can be validated or tested.
     """
     data = data or DataSettings()
     user_of_row, user_ids = pd.factorize(dataset.interactions["user_id"])  # [N], [U]

@@ -30,19 +30,19 @@ class MemoryBoundError(InputError):
 
 
 class Database:
-    """A DuckDB file of named tables, each of which is there whole or not at all.
+    """A DuckDB file of named tables, each of which exists whole or not at all.
 
-    `memory_gb` bounds what DuckDB holds; the rest lies in the file and beside it. Where the path of
-    the file has `?` or `\\`, which DuckDB cannot open, it is a temporary one.
+    `memory_gb` limits DuckDB's memory; the rest is in the file and beside it. If the path has
+    `?` or `\\`, which DuckDB cannot open, it is a temporary one.
     """
 
     def __init__(self, file: Path, memory_gb: float) -> None:
         self._links: tempfile.TemporaryDirectory[str] | None = None
         self._linked: dict[str, Path] = {}
-        if _special(file.resolve(), "?\\"):  # also where a link leads to it
+        if _special(file.resolve(), "?\\"):  # also through a link
             file = self._own_folder() / file.name
         if not file.exists():
-            # A kill while DuckDB makes a file leaves one that it cannot open; later ones do not.
+            # A kill while DuckDB makes a file leaves an unreadable one; later kills do not.
             new = file.with_suffix(".new")
             new.unlink(missing_ok=True)
             duckdb.connect(str(new.absolute())).close()
@@ -56,7 +56,7 @@ class Database:
             },
         )
         self._connection.execute("SET TimeZone = 'UTC'")
-        # Its bar goes to standard output, where Python seems interactive.
+        # The bar goes to standard output if Python seems interactive.
         self._connection.execute("SET enable_progress_bar = false")
 
     def __enter__(self) -> Database:
@@ -68,7 +68,7 @@ class Database:
             self._links.cleanup()
 
     def plain_path(self, path: Path) -> Path:
-        """The path of a file or folder, or of a link to it where DuckDB would read it as a pattern.
+        """The path of a file or folder, or of a link to it if DuckDB would read it as a pattern.
 
         A link keeps the endings `.jsonl` and `.gz`.
         """
@@ -87,12 +87,12 @@ class Database:
         return Path(self._links.name)
 
     def has(self, name: str) -> bool:
-        """Whether a table is there."""
+        """Whether a table exists."""
         query = "SELECT count(*) FROM duckdb_tables() WHERE table_name = ?"
         return bool(self.row(query, [name])[0])
 
     def table(self, name: str, query: str, values: Sequence[Any] = ()) -> int:
-        """Rows of a table; made by the query unless an earlier run has made it."""
+        """Number of rows of a table; makes it by the query unless it exists."""
         if not self.has(name):
             _log.info("making table %s", name)
             started = time.perf_counter()
@@ -102,7 +102,7 @@ class Database:
         return self.count(name)
 
     def load(self, name: str, batches: Iterable[pa.RecordBatch]) -> int:
-        """Rows of a table; made from batches, and their number as `row`, unless it is there."""
+        """Rows of a table; makes it from batches, with a column `row`, unless it exists."""
         if not self.has(name):
             started, rows = time.perf_counter(), 0
             self._execute("BEGIN")
@@ -125,7 +125,7 @@ class Database:
         return self.count(name)
 
     def replace(self, name: str, query: str) -> int:
-        """Rows of a table that the query makes new, perhaps from its own old rows."""
+        """Number of rows of a table that the query replaces, possibly from its old rows."""
         self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
         return self.count(name)
 
@@ -134,7 +134,7 @@ class Database:
         self._execute(f"DELETE FROM {name} WHERE {condition}")
 
     def drop(self, *names: str) -> None:
-        """Remove tables, where they are there."""
+        """Remove tables if they exist."""
         for name in names:
             self._execute(f"DROP TABLE IF EXISTS {name}")
 
@@ -170,7 +170,7 @@ class Database:
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
-        """Turn DuckDB's word for a file that it cannot read into an InputError."""
+        """Turn DuckDB's errors for unreadable files into an InputError."""
         try:
             yield
         except _UNREADABLE as error:
@@ -193,10 +193,10 @@ def _special(path: Path, characters: str) -> bool:
 
 
 def quoted(text: str | Path) -> str:
-    """A text as SQL writes it."""
+    """A text as an SQL literal."""
     return "'" + str(text).replace("'", "''") + "'"
 
 
 def clean_text(column: str) -> str:
-    """SQL for a column of texts with single spaces between words, null where none is left."""
+    """SQL for a text column with single spaces between words, null if nothing is left."""
     return f"nullif(trim(regexp_replace({column}, '[\\s\\p{{Z}}]+', ' ', 'g')), '')"

@@ -1,8 +1,8 @@
-"""A folder of one's own, checked and normalised: what can be repaired is, and all of it is told.
+"""Checks and normalises a user's data folder: repairs what it can, and reports every repair.
 
-Ids become texts and times whole numbers, as `ParquetTable` reads them; blank texts become null and
-spaces single; rows without an id or time, repeated item ids and interactions with unknown
-items go; images that are missing or broken become null.
+Ids become text and times whole numbers, as `ParquetTable` reads them. Blank text becomes null,
+spaces single. Drops rows without id or time, repeated item ids and interactions with unknown items.
+Missing and broken images become null.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ _OWN_NAMES = (INTERACTIONS_FILE, ITEMS_FILE, RECIPE_FILE, FAILURES_FILE, REPAIRS
 
 @dataclass(frozen=True)
 class Repairs:
-    """How many rows were left out or changed."""
+    """Numbers of dropped or changed rows."""
 
     incomplete_interactions: int
-    """Left out: no user, item or time."""
+    """Interactions dropped: no user, item or time."""
     unknown_items: int
-    """Interactions left out: their item is not among the items."""
+    """Interactions dropped: unknown item."""
     incomplete_items: int
-    """Left out: no id."""
+    """Items dropped: no id."""
     duplicate_items: int
-    """Left out: the id was there before."""
+    """Items dropped: repeated id."""
     blank_titles: int
-    """Titles of nothing but spaces, now null."""
+    """Titles of only spaces, now null."""
     failed_images: int
-    """Images missing or broken, now null and listed in images_failed.csv."""
+    """Missing or broken images, now null and listed in images_failed.csv."""
     examples: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """An id for each of the above that has one."""
+    """An example id for each of the above."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """How the source was understood, and what of it could not be read; a line each."""
+    """How the source was understood and what was unreadable; one line each."""
 
     def lines(self) -> list[str]:
-        """All of it for people; every count is there, also where it is 0."""
+        """The report as lines; every count appears, also 0."""
         words = {
             "incomplete_interactions": "interactions without user, item or time left out",
             "unknown_items": "interactions with unknown items left out",
@@ -82,12 +82,12 @@ class Repairs:
 
 
 def prepare_parquet(source: Path, out: Path, *, memory_gb: float = 1.0) -> Repairs:
-    """Make the folder `out` from one of the same form that may have faults; what was repaired.
+    """Make the folder `out` from a possibly faulty one of the same form; returns the repairs.
 
-    Columns `title` and `image` may be absent. Order is kept, repeats and ties stay. Goes on where
-    it was stopped; with another byte in a table or image `out` must be another folder. Raises
-    InputError for missing or unreadable tables, columns that are missing or of other types, image
-    paths that leave the folder, and where no interaction is left.
+    Columns `title` and `image` may be absent. Keeps order, repeats and ties. Resumes an interrupted
+    run; after any change of a table or image `out` must be another folder. Raises InputError for
+    missing or unreadable tables, columns that are missing or of other types, image paths that leave
+    the folder, and if no interaction is left.
     """
     if not source.is_dir():
         raise InputError(f"the data must be a folder, but {str(source)!r} is none")
@@ -109,13 +109,13 @@ def prepare_parquet(source: Path, out: Path, *, memory_gb: float = 1.0) -> Repai
 
 
 def read_repairs(out: Path) -> Repairs:
-    """What `normalise` wrote to a folder that it made."""
+    """The repairs that `normalise` recorded in a folder."""
     values = json.loads((out / REPAIRS_FILE).read_text(encoding="utf-8"))
     return Repairs(**{**values, "notes": tuple(values["notes"])})
 
 
 def _image_names(source: Path, items: ParquetTable) -> list[str]:
-    """The image paths that the items name, each once, in order, checked."""
+    """The distinct image paths of the items, in order, checked."""
     rule = f"{ITEMS_FILE} column `image` must name files inside the folder"
     names: dict[str, None] = {}
     for batch in items.batches(nulls=True):
@@ -140,7 +140,7 @@ def normalise(
 
     `raw_interactions` has user_id, item_id, timestamp and row; `raw_items` has item_id, title,
     image and row. Images are checked paths relative to `images`, and in the new folder below
-    `prefix`. Raises InputError where no interaction is left.
+    `prefix`. Raises InputError if no interaction is left.
     """
     with_id = database.table(
         "with_id",
@@ -217,7 +217,7 @@ def _first(database: Database, query: str) -> str | None:
 
 
 def _copy_images(database: Database, source: Path, working: Path, prefix: str) -> int:
-    """Copy the items' images; those that failed, also left in the table `failed` (image)."""
+    """Copy the items' images; returns the failures, also in the table `failed` (image)."""
     copies: dict[Path, Copy] = {}
     spelled: dict[str, Path] = {}
     for item_id, image in database.rows(

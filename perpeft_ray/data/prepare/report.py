@@ -1,4 +1,4 @@
-"""What is in a prepared folder: Table 1's figures, and what is odd in the data."""
+"""Report on a prepared folder: Table 1's figures, and oddities of the data."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Report:
     items: int
     interactions: int
     repeats: int
-    """Interactions with an item that the user already had."""
+    """Interactions with an item that the user had before."""
     ties: int
-    """Interactions at a time at which the user already had one."""
+    """Interactions at the same time as another of the user."""
     short_users: int
     """Users with fewer than three interactions: they only train."""
     without_title: int
@@ -34,7 +34,7 @@ class Report:
 
     @property
     def average_length(self) -> float:
-        """Interactions a user."""
+        """Interactions per user."""
         return self.interactions / self.users
 
     @property
@@ -44,7 +44,7 @@ class Report:
 
 
 def report_on(folder: Path, *, memory_gb: float = 1.0) -> Report:
-    """Count what is in a prepared folder, within so much memory."""
+    """Count the content of a prepared folder, within a memory limit."""
     with (
         tempfile.TemporaryDirectory(prefix=".report-", dir=folder.absolute().parent) as scratch,
         Database(Path(scratch) / "report.duckdb", memory_gb) as database,
@@ -72,7 +72,7 @@ def report_on(folder: Path, *, memory_gb: float = 1.0) -> Report:
 
 
 def table_1(report: Report, name: str, paper: PaperDataset | None) -> Table:
-    """Users, items, average length and density as in the paper's Table 1, beside the paper's."""
+    """Users, items, average length and density as in the paper's Table 1, beside its figures."""
     table = Table(title=f"Table 1: {name}")
     table.add_column("")
     for column in ("users", "items", "average length", "density"):
@@ -85,7 +85,7 @@ def table_1(report: Report, name: str, paper: PaperDataset | None) -> Table:
 
 
 def findings(report: Report) -> list[str]:
-    """What is odd in the data, a line each; every line is there, also where its count is 0."""
+    """Oddities of the data, one line each; every line appears, also with a count of 0."""
     return [
         f"{report.interactions:,} interactions of {report.users:,} users "
         f"with {report.items:,} items",
