@@ -132,11 +132,22 @@ def test_every_id_is_of_the_toyshop(document):
         assert int(number) < {"item": ITEMS, "user": USERS}[kind]
 
 
+def test_the_tutorial_takes_six_commands() -> None:
+    """From the files of a shop to recommendations for one user and for all."""
+    code = "\n".join(code for language, code in blocks(TUTORIAL) if language == "bash")
+    commands = re.findall(r"^perpeft (\w+)", code, re.MULTILINE)
+    assert len(commands) <= 6
+    assert list(dict.fromkeys(commands)) == ["prepare", "study", "export", "recommend"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_tutorial_runs(tmp_path):
     printed = [run(language, code, tmp_path) for language, code in blocks(TUTORIAL)]
     everything = "\n".join(printed)
+    assert "separated by semicolons; user = customer (guessed)" in everything
+    assert "times: day first" in everything
+    assert (tmp_path / "my_results" / "my_shop" / "report.html").is_file()
     assert "exported to my_model" in everything
     assert "skipped" not in everything  # its ids are those of the shop
     assert "new_lamp" not in printed[-1].splitlines()[-1]  # it stands in the history

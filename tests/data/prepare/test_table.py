@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.normalise import Repairs
+from perpeft_ray.data.prepare.report import report_on
 from perpeft_ray.data.prepare.table import TableSource, prepare_table
 from perpeft_ray.errors import InputError
 from tests.data.prepare.conftest import jpeg
@@ -473,3 +475,19 @@ def test_the_command_says_how_it_understood_the_tables(tmp_path, capsys):
         f"parquet:{tmp_path / 'out'}",
     ):
         assert part in printed
+
+
+def test_a_file_larger_than_the_memory(tmp_path):
+    """5 GB within 1 GB, scaled down."""
+    file = tmp_path / "orders.csv"
+    duckdb.execute(
+        "COPY (SELECT 'C' || lpad((hash(i) % 200000)::VARCHAR, 8, '0') AS customer, "
+        "'00' || (hash(i + 1) % 5000) AS product, "
+        "strftime(make_timestamp((15e8 + hash(i + 2) % 2e8)::BIGINT * 1000000), '%d/%m/%Y %H:%M') "
+        f"AS date, repeat('x', 100) AS note FROM range(800000) t(i)) TO '{file}' (HEADER)"
+    )
+    memory_gb = 0.1
+    assert file.stat().st_size > memory_gb * 1e9
+    prepare_table(TableSource(file), tmp_path / "out", memory_gb=memory_gb)
+    report = report_on(tmp_path / "out", memory_gb=memory_gb)
+    assert (report.interactions, report.items) == (800_000, 5_000)
