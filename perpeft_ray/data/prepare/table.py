@@ -36,9 +36,12 @@ _GUESSES = {
     ),
     "title": "title name item_name product_name item_title product_title description",
     "image": "image image_path image_file img photo picture file_name file",
-    "key": "id key code",
 }
-"""Names that a column may have, the likeliest first; case and `_` do not matter."""
+_GUESSES["key"] = _GUESSES["item"] + " id key code"
+_GUESSES["title of an order"] = "title item_name product_name item_title product_title"
+"""Names that a column may have, the likeliest first; case and `_` do not matter. What is called
+`name` in an order may be the user's."""
+_WORDS = {"user": "users", "item": "items", "time": "times", "key": "item ids"}
 _SPACE = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
 _NOTHING = "('', 'NULL', 'null', 'NaN', 'nan', 'None', '\\N', '#N/A')"
 _IMAGES = "images/"
@@ -83,8 +86,10 @@ def prepare_table(source: TableSource, out: Path, *, memory_gb: float = 1.0) -> 
     there or cannot be guessed, times of no one form, ids that have lost digits, image paths that
     leave their folder, where more than 1 in 10 rows cannot be read, and where none is left.
     """
-    if source.delimiter is not None and len(source.delimiter) != 1:
-        raise InputError(f"`delimiter` must be one character, but is {source.delimiter!r}")
+    if source.delimiter is not None and not re.fullmatch(r'[^"\r\n]', source.delimiter):
+        raise InputError(
+            f"`delimiter` must be one character and no quote, but is {source.delimiter!r}"
+        )
     tables = [table for table in (source.interactions, source.items) if table is not None]
     names = None if source.images is None else _image_files(source.images)
     options = {k: v for k, v in asdict(source).items() if not isinstance(v, Path)}
@@ -125,53 +130,40 @@ def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
             database, path, scratch, delimiter=source.delimiter, encoding=source.encoding
         )
 
-    orders = opened(source.interactions)
-    chosen = _Columns(orders)
-    user, item = chosen.one("user", source.user), chosen.one("item", source.item)
-    moment = chosen.several("time", source.time, needed=True)
-    products = orders if source.items is None else opened(source.items)
-    of_items = chosen if source.items is None else _Columns(products)
-    title = of_items.several("title", source.title)
-    image = of_items.several("image", source.image) if source.images is not None else []
-    content = f"{_joined(title, ', ')} AS title, {_joined(image, '/')} AS image"
-    key = item
-    if source.items is not None:
-        given = source.key or (chosen.name(item) if source.key is None else None)
-        key = of_items.key(given, source)
-    notes = [chosen.told(), *([of_items.told()] if source.items is not None else [])]
-
-    own = f", {content}" if source.items is None else ""
-    notes += orders.read(
-        database,
-        "read_interactions",
+    orders = _Columns(opened(source.interactions))
+    user, item = orders.one("user", source.user), orders.one("item", source.item)
+    moment = orders.several("time", source.time, needed=True)
+    columns = (
         f"{_present(user)} AS user_id, {_present(item)} AS item_id, "
-        f"{_joined(moment, ' ')} AS time_text, {_spaced(user)} OR {_spaced(item)} AS spaced{own}",
+        f"{_joined(moment, ' ')} AS time_text, {_spaced(user)} OR {_spaced(item)} AS spaced"
     )
-    if source.items is not None:
-        notes += products.read(
-            database,
-            "read_items",
-            f"{_present(key)} AS item_id, {content}, {_spaced(key)} AS spaced",
-        )
-        items = "SELECT {} AS item_id, title, image, rowid AS row FROM read_items"
+    notes = []
+    if source.items is None:
+        content = _content(orders, source, "title of an order")
+        notes += [orders.told()]
+        notes += orders.table.read(database, "read_interactions", f"{columns}, {content}")
     else:
-        items = (
-            "SELECT {} AS item_id, arg_min(title, rowid) AS title, arg_min(image, rowid) AS image, "
-            "min(rowid) AS row FROM read_interactions WHERE item_id IS NOT NULL GROUP BY 1"
+        products = _Columns(opened(source.items))
+        same = orders.name(item) if orders.name(item) in products.table.columns else None
+        key = products.one("key", source.key or same)
+        content = _content(products, source, "title")
+        notes += [orders.told(), products.told()]
+        notes += orders.table.read(database, "read_interactions", columns)
+        notes += products.table.read(database, "read_items", f"{_present(key)} AS id, {content}")
+    user_id = _exact(database, "read_interactions", "user_id", orders.where([user]), notes)
+    item_id = _exact(database, "read_interactions", "item_id", orders.where([item]), notes)
+    if source.items is None:
+        raw_items = (
+            f"SELECT {item_id} AS item_id, arg_min(title, rowid) AS title, "
+            "arg_min(image, rowid) AS image, min(rowid) AS row FROM read_interactions "
+            "WHERE item_id IS NOT NULL GROUP BY 1"
         )
-    ids = [("read_interactions", "user_id"), ("read_interactions", "item_id")]
-    user_id, item_id = (
-        _exact(database, table, column, f"{str(source.interactions)!r} column {name!r}", notes)
-        for (table, column), name in zip(ids, (chosen.name(user), chosen.name(item)), strict=True)
-    )
-    key_id = item_id
-    if source.items is not None:
-        where = f"{str(source.items)!r} column {of_items.name(key)!r}"
-        key_id = _exact(database, "read_items", "item_id", where, notes)
-    database.replace("raw_items", items.format(key_id))
-    where = f"{str(source.interactions)!r} column {chosen.names(moment)!r}"
+    else:
+        key_id = _exact(database, "read_items", "id", products.where([key]), notes)
+        raw_items = f"SELECT {key_id} AS item_id, title, image, rowid AS row FROM read_items"
+    database.replace("raw_items", raw_items)
+    where = orders.where(moment)
     times = understand(database, "read_interactions", "time_text", where, source.date_format)
-    notes.append(f"times: {times.words}")
     database.replace(
         "raw_interactions",
         f"SELECT {user_id} AS user_id, {item_id} AS item_id, {times.value} AS timestamp, "
@@ -179,59 +171,59 @@ def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
         "FROM read_interactions",
     )
     database.drop("read_interactions")
-    notes += _check_times(database, times, where)
+    notes += [f"times: {times.words}", *_check_times(database, times, where)]
     (spaced,) = database.row("SELECT count(*) FILTER (spaced) FROM raw_interactions")
     if spaced:
         notes.append(f"{spaced:,} interactions with space around an id, now without")
     return notes
 
 
+def _content(columns: _Columns, source: TableSource, guess: str) -> str:
+    title = columns.several("title", source.title, guess)
+    image = columns.several("image", source.image) if source.images is not None else []
+    return f"{_joined(title, ', ')} AS title, {_joined(image, '/')} AS image"
+
+
 class _Columns:
     """The columns of a table that were chosen, by their names or by guess."""
 
     def __init__(self, table: TextTable) -> None:
-        self._table = table
+        self.table = table
         self._chosen: dict[str, tuple[list[int], bool]] = {}
 
     def name(self, column: int) -> str:
-        return self._table.columns[column]
+        return self.table.columns[column]
 
-    def names(self, columns: Sequence[int]) -> str:
-        return ", ".join(self.name(column) for column in columns)
+    def where(self, columns: Sequence[int]) -> str:
+        """How messages name columns."""
+        return f"{str(self.table.file)!r} column {', '.join(map(self.name, columns))!r}"
 
     def one(self, role: str, given: str | None) -> int:
+        """The one column of a role; raises InputError where it is not there."""
         (column,) = self.several(role, given, needed=True, join=False)
         return column
 
-    def key(self, given: str | None, source: TableSource) -> int:
-        """The column of ids of items: as it is called there, else by guess."""
-        if source.key is None and given not in self._table.columns:
-            given = None
-        return self.one("item", given) if given is not None else self._guess_key()
-
-    def _guess_key(self) -> int:
-        found = self._guess("item") if self._guess("item") is not None else self._guess("key")
-        if found is None:
-            raise InputError(
-                f"{str(self._table.file)!r} must have a column of item ids, but its columns are "
-                f"{self._listed()}; name it with --key"
-            )
-        self._chosen["item"] = [found], True
-        return found
-
     def several(
-        self, role: str, given: str | None, *, needed: bool = False, join: bool = True
+        self,
+        role: str,
+        given: str | None,
+        guess: str | None = None,
+        *,
+        needed: bool = False,
+        join: bool = True,
     ) -> list[int]:
-        """The columns of a role; raises InputError where they are not there."""
+        """The columns of a role by name, else by the names of a guess, those of the role.
+
+        Raises InputError where they are not there.
+        """
         if given is None:
-            found = self._guess(role)
-            if found is None and needed:
+            columns = self._guess(guess or role)
+            if needed and not columns:
                 raise InputError(
-                    f"{str(self._table.file)!r} must have a column of {role}s, but its columns are "
-                    f"{self._listed()}; name it with --{role}"
+                    f"{str(self.table.file)!r} must have a column of {_WORDS[role]}, but its "
+                    f"columns are {self._listed()}; name it with --{role}"
                 )
-            columns = [] if found is None else [found]
-        elif given in self._table.columns or not join:
+        elif given in self.table.columns or not join:
             columns = [self._index(role, given)]
         else:
             columns = [self._index(role, name.strip()) for name in given.split(",")]
@@ -241,37 +233,38 @@ class _Columns:
     def told(self) -> str:
         """How the table was understood."""
         roles = ", ".join(
-            f"{role} = {self.names(columns) or 'none'}" + (" (guessed)" if guessed else "")
+            f"{role} = {', '.join(map(self.name, columns)) or 'none'}"
+            + (" (guessed)" if guessed else "")
             for role in _GUESSES
             if role in self._chosen
             for columns, guessed in [self._chosen[role]]
         )
-        return f"{self._table.file.name}: {self._table.words}; {roles}"
+        return f"{self.table.file.name}: {self.table.words}; {roles}"
 
     def _index(self, role: str, name: str) -> int:
-        count = self._table.columns.count(name)
+        count = self.table.columns.count(name)
         if count == 1:
-            return self._table.columns.index(name)
+            return self.table.columns.index(name)
         if count > 1:
             raise InputError(
-                f"{str(self._table.file)!r} must have one column {name!r}, but has {count}"
+                f"{str(self.table.file)!r} must have one column {name!r}, but has {count}"
             )
-        close = difflib.get_close_matches(name, self._table.columns, n=1)
+        close = difflib.get_close_matches(name, self.table.columns, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"`{role}` must name a column of {str(self._table.file)!r}, but is {name!r} and the "
+            f"`{role}` must name a column of {str(self.table.file)!r}, but is {name!r} and the "
             f"columns are {self._listed()}{hint}"
         )
 
-    def _guess(self, role: str) -> int | None:
-        plain = [_plain_name(name) for name in self._table.columns]
-        for guess in map(_plain_name, _GUESSES[role].split()):
-            if guess in plain:
-                return self._index(role, self._table.columns[plain.index(guess)])
-        return None
+    def _guess(self, guess: str) -> list[int]:
+        plain = [_plain_name(name) for name in self.table.columns]
+        for name in map(_plain_name, _GUESSES[guess].split()):
+            if name in plain:
+                return [self._index(guess, self.table.columns[plain.index(name)])]
+        return []
 
     def _listed(self) -> str:
-        listed = ", ".join(name or "''" for name in self._table.columns)
+        listed = ", ".join(name or "''" for name in self.table.columns)
         return listed if len(listed) <= 300 else f"{listed[:300]} …"
 
 

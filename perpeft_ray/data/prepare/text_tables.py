@@ -246,12 +246,9 @@ def _plain(path: Path, scratch: Path, encoding: str | None) -> tuple[Path, str]:
     encoding = encoding or _encoding(path)
     if encoding == "utf-8":
         return path, "UTF-8"
-    try:
-        name = codecs.lookup(encoding.removesuffix("*")).name
-    except LookupError:
-        raise InputError(f"`encoding` must be one that Python knows, but is {encoding!r}") from None
-    copy = scratch / f"{path.name}.utf-8"
+    name = encoding.removesuffix("*")
     errors = "surrogateescape" if name == "utf-8" else "strict"  # DuckDB rejects such lines
+    copy = scratch / f"{path.name}.utf-8"
     try:
         with (
             _opened(path) as stream,
@@ -259,6 +256,8 @@ def _plain(path: Path, scratch: Path, encoding: str | None) -> tuple[Path, str]:
             copy.open("w", encoding="utf-8", errors=errors, newline="") as out,
         ):
             shutil.copyfileobj(text, out, _CHUNK)
+    except LookupError as error:
+        raise InputError(f"`encoding` must be one that Python knows, but: {error}") from error
     except UnicodeError as error:
         raise InputError(
             f"{str(path)!r} must be text in {name}, but {error}; give --encoding"

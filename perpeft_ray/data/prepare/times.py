@@ -106,7 +106,7 @@ def understand(
     if not matched[best]:
         raise InputError(
             f"{where} must have times of a known form, but has {example[:80]!r}; give "
-            "--date-format, such as %d.%m.%Y"
+            "--date-format, such as %d.%m.%Y, or --time two columns, such as 'date, hour'"
         )
     if best == "number":
         return _shown(database, sample, column, _numbers(database, table, column, where))

@@ -255,6 +255,7 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         "`user` must name a column of .* but is 'usr' and the columns are user, item, time; "
         "did you mean 'user'?",
     ),
+    "no such columns": (PLAIN, {"time": "time, hour"}, "`time` must name a column"),
     "a column twice": ("user,item,time,item\nu,a,1,b\n", {}, "one column 'item', but has 2"),
     "no header": ("u,a,1\nv,b,2\n", {}, "must have a column of users, but its columns are u, a, 1"),
     "one column": ("nothing here\nx\n", {}, "but its columns are nothing here"),
@@ -279,6 +280,7 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {},
         "times of one unit, but has 1704153600 (seconds) and 1704153600000 (milliseconds)",
     ),
+    "a clock alone": ("user,item,time\nu,a,10:22\n", {}, "--time two columns, such as"),
     "all times missing": ("user,item,time\nu,a,\n", {}, "'time' must have times, but has none"),
     "another date format": (
         PLAIN,
@@ -306,6 +308,8 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         "of 3 lines 3 lines of orders.csv left out: quotes that do not match (line 2",
     ),
     "no delimiter of one character": (PLAIN, {"delimiter": "::"}, "must be one character"),
+    "a quote as delimiter": (PLAIN, {"delimiter": '"'}, "must be one character and no quote"),
+    "an encoding that is none": (PLAIN, {"encoding": "base64"}, "must be one that Python knows"),
     "an unknown encoding": (PLAIN, {"encoding": "utf-9"}, "must be one that Python knows"),
     "an encoding that is another": (PLAIN + "é", {"encoding": "ascii"}, "must be text in ascii"),
     "an Excel workbook": (b"PK\x03\x04...", {}, "is a zip archive or an Excel workbook"),
@@ -372,6 +376,17 @@ def test_ids_of_items_that_are_others_are_shown_beside(tmp_path):
     source = shop(tmp_path, "item,name\n0a,Ant\n")
     with pytest.raises(InputError, match=r"items such as '0a', interactions with 'a'\)$"):
         prepare_table(with_(source, images=None), tmp_path / "out")
+
+
+def test_a_name_in_an_order_is_not_taken_for_a_title(tmp_path):
+    prepare(tmp_path, "user,name,item,time\nu,Ann Smith,a,1\n")
+    assert items(tmp_path) == [["a", None, None]]
+
+
+def test_titles_of_orders_are_the_first_of_each_item(tmp_path):
+    text = "user,product,product_name,time\nu,a,,1\nu,a,Ant,2\nu,a,Other,3\nv,b,Bee,1\n"
+    prepare(tmp_path, text)
+    assert items(tmp_path) == [["a", "Ant", None], ["b", "Bee", None]]
 
 
 def test_the_items_may_call_their_ids_otherwise(tmp_path):
@@ -468,8 +483,8 @@ def test_the_command_says_how_it_understood_the_tables(tmp_path, capsys):
         "1 items without image",
         "orders.csv: CSV in UTF-8, separated by commas; user = customer, item = sku (guessed), "
         "time = date (guessed)",
-        "products.csv: CSV in UTF-8, separated by semicolons; item = sku, "
-        "title = name (guessed), image = photo (guessed)",
+        "products.csv: CSV in UTF-8, separated by semicolons; "
+        "title = name (guessed), image = photo (guessed), key = sku",
         "times: day first: '13/01/2024' is 2024-01-13 00:00:00 UTC",
         "0 interactions with unknown items left out",
         f"parquet:{tmp_path / 'out'}",
