@@ -22,7 +22,7 @@ from _bench import Row, record
 from _shops import SMALL
 from _steps import open_bench, shop_and_clip
 
-from perpeft_ray.encoder.dropout import BitDropout
+from perpeft_ray.encoder.fast.dropout import BitDropout
 
 
 def _bernoulli(dropout: BitDropout, x: torch.Tensor) -> torch.Tensor | None:
@@ -31,13 +31,17 @@ def _bernoulli(dropout: BitDropout, x: torch.Tensor) -> torch.Tensor | None:
 
 
 PATHS: dict[str, list[tuple[str, Any]]] = {
-    "lora.py": [("perpeft_ray.encoder.variants.compute_in_bfloat16", lambda model: None)],
-    "clip.py": [("perpeft_ray.encoder.clip.runs", lambda model: False)],
-    "sdpa.py": [
-        ("perpeft_ray.encoder.foundation.attend_by_products", lambda model: None),
-        ("perpeft_ray.encoder.sdpa._by_products", lambda q, k: False),
+    "any of them": [
+        ("perpeft_ray.encoder.fast.enabled", lambda: False),
+        ("perpeft_ray.encoder.fast.clip.runs", lambda model: False),
     ],
-    "dropout.py": [("perpeft_ray.encoder.dropout.BitDropout.kept", _bernoulli)],
+    "lora.py": [("perpeft_ray.encoder.fast.lora.compute_in_bfloat16", lambda model: None)],
+    "clip.py": [("perpeft_ray.encoder.fast.clip.runs", lambda model: False)],
+    "sdpa.py": [
+        ("perpeft_ray.encoder.fast.sdpa.attend_by_products", lambda model: None),
+        ("perpeft_ray.encoder.fast.sdpa._by_products", lambda q, k: False),
+    ],
+    "dropout.py": [("perpeft_ray.encoder.fast.dropout.BitDropout.kept", _bernoulli)],
 }
 
 

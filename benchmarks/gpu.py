@@ -30,7 +30,8 @@ import pandas as pd
 import torch
 
 from perpeft_ray.config import Dtype, Method, StudyConfig, TrainSettings, TrialConfig
-from perpeft_ray.encoder import clip, hardware, lora, patches
+from perpeft_ray.encoder import hardware
+from perpeft_ray.encoder.fast import clip, lora, patches
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch
 from perpeft_ray.train.evaluation import evaluate, metrics_of

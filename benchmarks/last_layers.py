@@ -23,10 +23,10 @@ from torch.func import functional_call
 from transformers import CLIPConfig, CLIPModel
 
 from perpeft_ray.data.catalogue import Catalogue
+from perpeft_ray.encoder.fast.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.halves import DualImage, DualText
 from perpeft_ray.encoder.items import TowerItemEncoder
-from perpeft_ray.encoder.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 
 TOKENS = 24

@@ -28,6 +28,7 @@ class LastAttention(nn.Module):
         self.towers = towers
         for half in (towers.text, towers.image):
             if half is not None:
+                half.fast = False
                 half.model.set_attn_implementation("eager")
 
     def forward(self, batch: ItemBatch) -> tuple[Tensor | None, Tensor | None]:

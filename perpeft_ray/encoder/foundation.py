@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
-from perpeft_ray.encoder import clip
+from perpeft_ray.encoder import fast
 from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
-from perpeft_ray.encoder.patches import embed_patches_by_product
-from perpeft_ray.encoder.sdpa import attend_by_products
 from perpeft_ray.encoder.source import (
     POOLING,
     EncoderSource,
@@ -51,7 +49,8 @@ def compute_dtype(name: Dtype, device: torch.device, width: int) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        able = torch.cpu.get_capabilities()
+        native = bool(able.get("avx512_bf16") or able.get("amx_tile"))
     return torch.bfloat16 if native and width >= NARROW else torch.float32
 
 
@@ -167,8 +166,8 @@ class Towers(nn.Module):
     def pixels(self, batch: ItemBatch) -> Tensor:
         """Normalised pixels in the towers' dtype, [n, 3, S, S]."""
         assert batch.pixels is not None
-        if batch.pixels.is_cuda:
-            from perpeft_ray.encoder import kernels
+        if batch.pixels.is_cuda and fast.enabled():
+            from perpeft_ray.encoder.fast import kernels
 
             return kernels.scale_pixels(
                 batch.pixels, self.pixel_scale, self.pixel_shift, self.dtype
@@ -205,10 +204,7 @@ def load_towers(
                 output_loading_info=True,
             )
         _check_complete(name, loaded["missing_keys"])
-        if device.type == "cuda":
-            embed_patches_by_product(model)
-        if compute == torch.bfloat16 and device.type == "cpu":
-            attend_by_products(model)
+        fast.speed_up_model(model, compute, device)
         return model
 
     source = parse_encoder(name)
@@ -272,7 +268,6 @@ def _build(
             model["image"] = load(source.image_path)
             _check_image(name, model["image"])
             image = LoneImage(model["image"])
-    clip.replace_activation(model)
     model.requires_grad_(False)
     return Towers(model, text, image)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from perpeft_ray.data.catalogue import ItemBatch
-from perpeft_ray.encoder import clip
+from perpeft_ray.encoder.fast import clip
 from perpeft_ray.encoder.targets import layer_stacks
 
 TextPooling = Literal["end", "last", "first", "mean"]
@@ -38,6 +38,8 @@ class Half(Protocol[_Given]):
     width: int
     """Width of hidden states; 0 for convolutional towers, whose states differ in width."""
     layers: int
+    fast: bool
+    """Whether features may be computed without calling all of the model's own modules."""
 
     @property
     def out_features(self) -> int:
@@ -63,6 +65,7 @@ class DualText:
     """Titles by a model with `get_text_features`."""
 
     def __init__(self, model: Any) -> None:
+        self.fast = True
         self.model = model
         self.tower = model.text_model
         config = model.config.text_config
@@ -80,7 +83,7 @@ class DualText:
 
     def features(self, batch: ItemBatch) -> Tensor:
         """The projected features."""
-        if clip.runs(self.model):
+        if self.fast and clip.runs(self.model):
             place = self._place(batch.token_ids)
             assert isinstance(place, Tensor)
             return clip.text_features(self.model, batch.token_ids, place)
@@ -113,6 +116,7 @@ class DualImage:
     """Images by a model with `get_image_features`."""
 
     def __init__(self, model: Any) -> None:
+        self.fast = True
         self.model = model
         self.tower = model.vision_model
         self.config = model.config.vision_config
@@ -126,7 +130,7 @@ class DualImage:
 
     def features(self, pixels: Tensor) -> Tensor:
         """The projected features."""
-        if clip.runs(self.model):
+        if self.fast and clip.runs(self.model):
             return clip.image_features(self.model, pixels)
         return self.model.get_image_features(pixel_values=pixels).pooler_output  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
@@ -140,6 +144,7 @@ class LoneText:
     """Titles by a text encoder alone (BERT-like): the mean over tokens, or the first token."""
 
     def __init__(self, model: Any, pooling: Literal["mean", "first"]) -> None:
+        self.fast = True
         self.model = self.tower = model
         self.pooling = pooling
         self.width = self.out_features = int(model.config.hidden_size)
@@ -170,6 +175,7 @@ class LoneImage:
     """Images by a vision model alone: its class token, or the mean over patches without one."""
 
     def __init__(self, model: Any) -> None:
+        self.fast = True
         self.model = self.tower = model
         self.width, self.layers = _state_sizes(model, model.config)
 

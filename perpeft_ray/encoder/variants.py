@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from perpeft_ray.config import Variant
-from perpeft_ray.encoder.dropout import replace_dropout
+from perpeft_ray.encoder import fast
 from perpeft_ray.encoder.foundation import Towers
-from perpeft_ray.encoder.lora import compute_in_bfloat16
 from perpeft_ray.encoder.targets import find_targets
 from perpeft_ray.errors import InputError
 
@@ -58,14 +57,11 @@ def add_adapter(towers: Towers, settings: AdapterSettings) -> None:
         config = peft_config(towers, settings)
         peft.get_peft_model(towers.model, config)  # in place; its wrapper is not needed
     for name, module in towers.model.named_modules():
-        if isinstance(module, nn.ModuleDict) and name.endswith("_dropout"):
-            replace_dropout(module)
         if name.endswith("ln_tuning_layers.default"):
             _compute_in_float32(module)
     for parameter in trainable(towers).values():
         parameter.data = parameter.data.float()
-    if settings.variant in ("lora", "rslora"):
-        compute_in_bfloat16(towers.model)
+    fast.speed_up_adapter(towers.model, settings.variant)
     towers.eval()
 
 

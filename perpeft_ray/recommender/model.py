@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from perpeft_ray.encoder.graphs import TrainingGraphs
+from perpeft_ray.encoder import fast
+from perpeft_ray.encoder.fast.graphs import TrainingGraphs
 from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.encoder.items import Inputs, ItemEncoder
 from perpeft_ray.encoder.rows import sent
@@ -55,7 +56,7 @@ class ItemTower(nn.Module):
         """`forward` of items int64 [n] under a module's tensors, [n, D]."""
         inputs = self.inputs(items)
         few = len(items) <= sizes_of(next(self.projector.parameters()).device).graph_items
-        if few and self.training and torch.is_grad_enabled() and module:
+        if few and fast.enabled() and self.training and torch.is_grad_enabled() and module:
             return self._graphs(module, inputs, len(items))
         return functional_call(self, dict(module), inputs)[: len(items)]  # type: ignore[no-any-return]  # torch says Any
 

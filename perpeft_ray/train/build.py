@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from perpeft_ray.config import PERSONAL_METHODS, Dtype, Method, TrialConfig
+from perpeft_ray.encoder import fast
+from perpeft_ray.encoder.fast.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Modality, Towers, load_towers, resolved_dtype
 from perpeft_ray.encoder.hardware import choose_kernels
 from perpeft_ray.encoder.iisan import STATES
 from perpeft_ray.encoder.items import CachedItemEncoder, IisanItemEncoder, TowerItemEncoder
-from perpeft_ray.encoder.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
 from perpeft_ray.recommender.model import ItemTower, Recommender
 from perpeft_ray.recommender.projector import Projector
@@ -90,7 +91,7 @@ def _item_encoder(
         seed=config.seed + 2,
     )
     states = None
-    if config.last_layers is not None:
+    if config.last_layers is not None and fast.enabled():
         folder = workspace.features.with_name(
             f"{name}-before-last-{config.last_layers}-{modality or 'both'}"
         )

@@ -173,14 +173,10 @@ class _Sums:
 
     def take(self) -> None:
         """Add the parameters' gradients, and clear them."""
-        parts, gradients = [], []
         for parameter, part in zip(self._parameters, self._parts, strict=True):
             if parameter.grad is not None:
-                parts.append(part)
-                gradients.append(parameter.grad.view(-1))
+                part.add_(parameter.grad.view(-1))
                 parameter.grad = None
-        if parts:
-            torch._foreach_add_(parts, gradients)
 
     def to_gradients(self) -> None:
         """Set the gradients to the sums divided by the step's positions.

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perpeft_ray.encoder.dropout import BitDropout, replace_dropout
-from perpeft_ray.encoder.lora import compute_in_bfloat16
+from perpeft_ray.encoder.fast.dropout import BitDropout, replace_dropout
+from perpeft_ray.encoder.fast.lora import compute_in_bfloat16
 
 
 class Net(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from perpeft_ray.encoder.patches import PatchProduct, embed_patches_by_product
+from perpeft_ray.encoder.fast.patches import PatchProduct, embed_patches_by_product
 
 
 def test_patches_by_product_are_the_convolution():

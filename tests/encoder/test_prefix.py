@@ -12,10 +12,10 @@ from torch.func import functional_call
 from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.sources import open_dataset
-from perpeft_ray.encoder import prefix
+from perpeft_ray.encoder.fast import prefix
+from perpeft_ray.encoder.fast.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.foundation import Towers, load_towers
 from perpeft_ray.encoder.items import TowerItemEncoder
-from perpeft_ray.encoder.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.targets import layer_stacks
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from perpeft_ray.encoder.dropout import BitDropout
+from perpeft_ray.encoder.fast.dropout import BitDropout
 from perpeft_ray.encoder.iisan import kept_layers
 
 

@@ -22,7 +22,8 @@ from perpeft_ray.config import (
     TrialConfig,
     Variant,
 )
-from perpeft_ray.encoder import clip, hardware
+from perpeft_ray.encoder import hardware
+from perpeft_ray.encoder.fast import clip
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch

@@ -20,7 +20,7 @@ from perpeft_ray.config import (
     DataSettings,
     TrialConfig,
 )
-from perpeft_ray.encoder import prefix
+from perpeft_ray.encoder.fast import prefix
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ranking_metrics

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perpeft_ray.encoder.dropout import BitDropout
+from perpeft_ray.encoder.fast.dropout import BitDropout
 
 _ADAPTER = "default"
 

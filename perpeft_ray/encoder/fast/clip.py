@@ -14,18 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perpeft_ray.encoder.sdpa import attend
+from perpeft_ray.encoder.fast import enabled
+from perpeft_ray.encoder.fast.sdpa import attend
 
 _SLOPE = 1.702
 
 
 def runs(model: Any) -> bool:
-    """Whether this module can compute the features of a model: a CLIP without eager attention.
-
-    Eager attention means that a caller wants its weights (`attention.py`).
-    """
-    config = model.config
-    return config.model_type == "clip" and config._attn_implementation != "eager"  # type: ignore[no-any-return]  # untyped library
+    """Whether this module computes the features of a model."""
+    return enabled() and model.config.model_type == "clip"
 
 
 def text_features(model: Any, ids: Tensor, place: Tensor) -> Tensor:
@@ -93,7 +90,7 @@ class _QuickGelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         if x.is_cuda:
-            from perpeft_ray.encoder import kernels
+            from perpeft_ray.encoder.fast import kernels
 
             return kernels.quick_gelu(x)
         return x * (x * _SLOPE).sigmoid_()
@@ -102,7 +99,7 @@ class _QuickGelu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         if x.is_cuda:
-            from perpeft_ray.encoder import kernels
+            from perpeft_ray.encoder.fast import kernels
 
             return kernels.quick_gelu_backward(gradient, x)
         return torch.ops.aten.silu_backward(gradient, x * _SLOPE)  # type: ignore[no-any-return]  # torch says Any
