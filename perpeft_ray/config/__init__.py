@@ -7,6 +7,18 @@ apply to this method or variant.
 """
 
 from perpeft_ray.config.data import DataSettings, SplitKind
+from perpeft_ray.config.methods import (
+    GROUPED_METHODS,
+    METHODS,
+    PEFT_METHODS,
+    PERSONAL_METHODS,
+    SIMPLE_METHODS,
+    TABLE_2,
+    TABLE_3,
+    VECTOR_METHODS,
+    Method,
+    exists,
+)
 from perpeft_ray.config.searchable import SEARCHABLE, VARIED, Searchable
 from perpeft_ray.config.settings import (
     LONGEST_LIST,
@@ -21,22 +33,7 @@ from perpeft_ray.config.settings import (
     TrainSettings,
 )
 from perpeft_ray.config.study import StudyConfig
-from perpeft_ray.config.trial import (
-    GROUPED_METHODS,
-    METHODS,
-    PEFT_METHODS,
-    PERSONAL_METHODS,
-    SIMPLE_METHODS,
-    TABLE_2,
-    TABLE_3,
-    VECTOR_METHODS,
-    Dtype,
-    Method,
-    Mode,
-    TrialConfig,
-    canonical_hash,
-    exists,
-)
+from perpeft_ray.config.trial import Dtype, Mode, TrialConfig, canonical_hash
 from perpeft_ray.config.variants import FACTS, PAPER_VARIANTS, VARIANTS, Variant, VariantFacts
 
 __all__ = [

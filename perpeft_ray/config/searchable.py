@@ -1,28 +1,55 @@
 """The settings that a study can search: one entry each.
 
-Validation, the command line's choices, the search space, tables and labels read this table. A new
-searched setting is an entry here, a field of `TrialConfig` and two of the study's settings: the
-value (`given`) and its choices.
+Validation, the search space, a trial's values, status lines, tables, figures and the report's
+command line read this table. A new one is an entry here, its field of `TrialConfig`, and two
+options: its value (`given`) and what it may be chosen from (`choices`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from typing import Any
 
-from perpeft_ray.config.trial import (
+from perpeft_ray.config.methods import (
     GROUPED_METHODS,
     PEFT_METHODS,
     PERSONAL_METHODS,
     SIMPLE_METHODS,
     Method,
 )
+from perpeft_ray.config.rules import at_least, between, positive
 from perpeft_ray.config.variants import FACTS, Variant
+
+Applies = Callable[[Method, Variant | None], bool]
+
+
+def _always(method: Method, variant: Variant | None) -> bool:
+    return True
+
+
+def _trained(method: Method, variant: Variant | None) -> bool:
+    return method not in SIMPLE_METHODS
+
+
+def _ranked(method: Method, variant: Variant | None) -> bool:
+    facts = FACTS.get(variant) if variant else None
+    return method in PEFT_METHODS and facts is not None and facts.rank is not None
+
+
+def _grouped(method: Method, variant: Variant | None) -> bool:
+    return method in GROUPED_METHODS
+
+
+def _personal(method: Method, variant: Variant | None) -> bool:
+    return method in PERSONAL_METHODS
 
 
 @dataclass(frozen=True)
 class Searchable:
-    """A setting that can be given or searched."""
+    """A number that can be given or searched; besides these the variant can be searched."""
 
     name: str
     """Field of `TrialConfig`, and column of the results."""
@@ -32,9 +59,31 @@ class Searchable:
     """Field of `SearchSettings` with the values to choose from."""
     symbol: str
     """Short label in tables and status lines."""
-    applies: Callable[[Method, Variant | None], bool]
-    """Whether a method with a variant has the setting."""
+    label: str
+    """What figures and reports call it."""
+    rule: Callable[[str, Any], None]
+    """Raises InputError for a value that is not allowed; it is given the name of the setting."""
+    applies: Applies = _always
+    """Whether it is searched for a method with a variant."""
+    holds: Applies = _always
+    """Whether a trial of a method with a variant has a value; else it is None."""
+    by_definition: Mapping[Method, float] = field(default_factory=dict)
+    """Methods that are defined by their value."""
+    column: str = ""
+    """Header in tables of settings; empty: the label."""
+    words: str = ""
+    """How a sentence says its value; such settings are in every table of settings, others where
+    they vary."""
+    whole: bool = False
+    """Whether it is a whole number."""
+    range: str | None = None
+    """Field of `SearchSettings` with its range, log-uniform, in the place of choices."""
+    scale: int | None = None
+    """Base of its logarithmic axis in figures; None: linear."""
 
+
+_count = partial(at_least, least=1)
+_not_negative = partial(between, low=0.0, high=inf)
 
 SEARCHABLE: tuple[Searchable, ...] = (
     Searchable(
@@ -42,55 +91,81 @@ SEARCHABLE: tuple[Searchable, ...] = (
         "grouping.groups",
         "groups",
         "G",
+        "groups",
+        _count,
         # large_global has the size of all groups' modules together.
-        lambda method, _: method in GROUPED_METHODS or method == "large_global",
+        applies=lambda method, _: method in GROUPED_METHODS or method == "large_global",
+        holds=_grouped,
+        words="{:g} groups",
+        whole=True,
     ),
     Searchable(
         "rank",
         "peft.rank",
         "ranks",
         "r",
-        lambda method, variant: (
-            method in PEFT_METHODS and variant is not None and FACTS[variant].rank is not None
-        ),
+        "rank",
+        _count,
+        applies=_ranked,
+        holds=_ranked,
+        words="rank {:g}",
+        whole=True,
+        scale=2,
     ),
     Searchable(
         "conditioning_weight",
         "loss.conditioning_weight",
         "conditioning_weights",
         "λ",
-        lambda method, _: method in PERSONAL_METHODS and method != "without_group_negatives",
+        "conditioning weight λ",
+        partial(between, low=0.0, high=1.0),
+        applies=lambda method, _: method in PERSONAL_METHODS - {"without_group_negatives"},
+        holds=_personal,
+        by_definition={"without_group_negatives": 0.0},
+        column="λ",
+        words="λ = {:g}",
     ),
     Searchable(
         "learning_rate",
         "train.lr",
         "learning_rates",
         "lr",
-        lambda method, _: method not in SIMPLE_METHODS,
+        "learning rate",
+        positive,
+        applies=_trained,
+        words="learning rate {:g}",
+        range="learning_rate",
+        scale=10,
     ),
     Searchable(
         "multimodal_weight",
         "model.multimodal_weight",
         "multimodal_weights",
         "w",
-        lambda method, _: method not in SIMPLE_METHODS and method != "without_mm",
+        "multimodal weight w",
+        _not_negative,
+        applies=lambda method, _: method not in SIMPLE_METHODS | {"without_mm"},
+        by_definition={"without_mm": 0.0},
     ),
     Searchable(
         "weight_decay",
         "train.weight_decay",
         "weight_decays",
         "wd",
-        lambda method, _: method not in SIMPLE_METHODS,
+        "weight decay",
+        _not_negative,
+        applies=_trained,
     ),
     Searchable(
         "peft_lr_scale",
         "train.peft_lr_scale",
         "peft_lr_scales",
         "peft lr ×",
-        lambda method, _: method in PEFT_METHODS,
+        "PEFT learning rate ×",
+        positive,
+        applies=lambda method, _: method in PEFT_METHODS,
     ),
 )
-"""Numbers all; besides them the variant can be searched."""
 
 VARIED = tuple(setting.name for setting in SEARCHABLE)
 """Their names."""

@@ -8,8 +8,9 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from perpeft_ray.config.data import DataSettings
+from perpeft_ray.config.methods import PEFT_METHODS, Method, exists
 from perpeft_ray.config.rules import at_least, between, distinct, positive
-from perpeft_ray.config.searchable import SEARCHABLE, VARIED
+from perpeft_ray.config.searchable import SEARCHABLE, VARIED, Searchable
 from perpeft_ray.config.settings import (
     SEARCH,
     GroupingSettings,
@@ -20,15 +21,7 @@ from perpeft_ray.config.settings import (
     SearchSettings,
     TrainSettings,
 )
-from perpeft_ray.config.trial import (
-    GROUPED_METHODS,
-    PEFT_METHODS,
-    PERSONAL_METHODS,
-    Method,
-    Mode,
-    TrialConfig,
-    exists,
-)
+from perpeft_ray.config.trial import Mode, TrialConfig
 from perpeft_ray.config.variants import FACTS, Variant
 from perpeft_ray.errors import InputError
 
@@ -109,12 +102,13 @@ class StudyConfig:
             *((f"search.{s.choices}", getattr(self.search, s.choices)) for s in SEARCHABLE),
         ):
             distinct(name, values)
-        ends = self.search.learning_rate
-        if ends is not None and not 0 < ends[0] < ends[1] < math.inf:
-            raise InputError(
-                "`search.learning_rate` must be two positive numbers, the lower first, but is "
-                f"{ends[0]:g} {ends[1]:g}"
-            )
+        for setting in SEARCHABLE:
+            ends = getattr(self.search, setting.range) if setting.range else None
+            if ends is not None and not 0 < ends[0] < ends[1] < math.inf:
+                raise InputError(
+                    f"`search.{setting.range}` must be two positive numbers, the lower first, but "
+                    f"is {ends[0]:g} {ends[1]:g}"
+                )
         at_least("search.trials", self.search.trials, 1)
         at_least("search.max_concurrent", self.search.max_concurrent, 1)
         at_least("search.grace_epochs", self.search.grace_epochs, 1)
@@ -136,18 +130,12 @@ class StudyConfig:
         *,
         seed: int,
         variant: Variant | None = None,
-        rank: int | None = None,
-        groups: int | None = None,
-        conditioning_weight: float | None = None,
-        learning_rate: float | None = None,
-        multimodal_weight: float | None = None,
-        weight_decay: float | None = None,
-        peft_lr_scale: float | None = None,
         mode: Mode | None = None,
+        **given: float | None,
     ) -> TrialConfig:
         """A trial of this study; settings that do not apply to the method are dropped to None.
 
-        A learning rate and what follows it are the study's first value where they are None.
+        `given`: values of `SEARCHABLE` settings, by name; of those that are left out, the first.
 
         `without_group_negatives` is by definition a conditioning weight of 0, `large_global` one
         module of the size that all `groups` modules have together. In parallel mode a step has as
@@ -155,16 +143,24 @@ class StudyConfig:
         no groups, as the study's largest number of groups.
         """
 
-        def first(name: str, value: float | None) -> float:
-            return self.values(name)[0] if value is None else value
+        def value(setting: Searchable) -> Any:
+            if not setting.holds(method, variant):
+                return None
+            if method in setting.by_definition:
+                return setting.by_definition[method]
+            chosen = given.get(setting.name)
+            return self.values(setting.name)[0] if chosen is None else chosen
 
-        uses_peft = method in PEFT_METHODS
-        personal = method in PERSONAL_METHODS
-        variant = variant if uses_peft else None
+        if unknown := given.keys() - set(VARIED):
+            raise TypeError(f"no searchable settings: {', '.join(sorted(unknown))}")
+        variant = variant if method in PEFT_METHODS else None
         facts = FACTS.get(variant) if variant else None
-        times = groups or 1 if method == "large_global" else 1
         mode = mode or self.mode
-        at_once = groups or max(self.values("groups")) if mode == "parallel" else 1
+        groups: Any = given.get("groups")
+        searched = {setting.name: value(setting) for setting in SEARCHABLE}
+        times = groups or 1 if method == "large_global" else 1
+        if searched["rank"] is not None:
+            searched["rank"] *= times
         return TrialConfig(
             dataset=self.dataset,
             split=self.data.split,
@@ -175,22 +171,10 @@ class StudyConfig:
             encoder=self.encoder,
             method=method,
             variant=variant,
-            rank=times * rank if facts and facts.rank and rank is not None else None,
             last_layers=self.peft.last_layers if facts and facts.in_towers else None,
             bottleneck=times * self.peft.bottleneck if variant == "iisan" else None,
             adapter_dropout=self.peft.dropout if facts and facts.dropout else None,
-            groups=groups if method in GROUPED_METHODS else None,
-            conditioning_weight=(
-                0.0
-                if method == "without_group_negatives"
-                else conditioning_weight
-                if personal
-                else None
-            ),
             seed=seed,
-            learning_rate=first("learning_rate", learning_rate),
-            weight_decay=first("weight_decay", weight_decay),
-            peft_lr_scale=first("peft_lr_scale", peft_lr_scale),
             id_lr_scale=self.train.id_lr_scale,
             batch_size=self.train.batch_size,
             stage1_epochs=self.train.epochs,
@@ -198,16 +182,14 @@ class StudyConfig:
             validate_every=self.train.validate_every,
             patience=self.train.patience,
             mode=mode,
-            step_batches=at_once,
+            step_batches=groups or max(self.values("groups")) if mode == "parallel" else 1,
             dtype=self.train.dtype,
             hidden_units=self.model.hidden_units,
             sequence_length=self.model.sequence_length,
             blocks=self.model.blocks,
             heads=self.model.heads,
             dropout=self.model.dropout,
-            multimodal_weight=(
-                0.0 if method == "without_mm" else first("multimodal_weight", multimodal_weight)
-            ),
+            **searched,
         )
 
     def values(self, name: str) -> tuple[Any, ...]:
@@ -218,7 +200,7 @@ class StudyConfig:
         if name == "variant":
             given, choices = self.peft.variant, self.search.variants
             return tuple(choices) if given == SEARCH else (given,)
-        setting = next(setting for setting in SEARCHABLE if setting.name == name)
+        setting = _named(name)
         given_value = attrgetter(setting.given)(self)
         if given_value != SEARCH:
             return (given_value,)
@@ -229,9 +211,10 @@ class StudyConfig:
 
     def range_of(self, name: str) -> tuple[float, float] | None:
         """The log-uniform range that a setting is searched in; None where it has values."""
-        if name == "learning_rate" and self.train.lr == SEARCH:
-            return self.search.learning_rate
-        return None
+        setting = _named(name)
+        if setting.range is None or attrgetter(setting.given)(self) != SEARCH:
+            return None
+        return getattr(self.search, setting.range)  # type: ignore[no-any-return]  # by its name
 
     def _try_every_value(self) -> None:
         """Build a trial with every value of every setting, so that bad ones are told at once."""
@@ -248,5 +231,10 @@ class StudyConfig:
             for value in values[name]:
                 for variant in values["variant"]:
                     self.trial("perpeft", seed=0, **{**first, "variant": variant, name: value})
-        for rank in values["rank"]:
-            at_least("peft.rank", rank, 1)
+        for setting in SEARCHABLE:
+            for value in values[setting.name]:
+                setting.rule(setting.given, value)
+
+
+def _named(name: str) -> Searchable:
+    return next(setting for setting in SEARCHABLE if setting.name == name)

@@ -5,79 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from perpeft_ray.config.data import DataSettings, SplitKind
+from perpeft_ray.config.methods import METHODS, PEFT_METHODS, Method, exists
 from perpeft_ray.config.rules import applies, at_least, between, one_of, positive
+from perpeft_ray.config.searchable import SEARCHABLE
 from perpeft_ray.config.variants import FACTS, VARIANTS, Variant
 from perpeft_ray.errors import InputError
 
-Method = Literal[
-    "popularity",
-    "item_knn",
-    "without_mm",
-    "frozen_mm",
-    "global",
-    "user_level_1",
-    "user_level_2",
-    "group_level_1",
-    "group_level_2",
-    "perpeft",
-    "without_text",
-    "without_image",
-    "without_group_negatives",
-    "large_global",
-    "random_grouping",
-]
 Mode = Literal["sequential", "parallel"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-METHODS: tuple[Method, ...] = get_args(Method)
-
-SIMPLE_METHODS: frozenset[Method] = frozenset({"popularity", "item_knn"})
-"""Baselines that are counted from the histories: no training, no encoder, nothing random."""
-
-PERSONAL_METHODS: frozenset[Method] = frozenset(
-    {"perpeft", "random_grouping", "without_group_negatives", "without_text", "without_image"}
-)
-"""Methods with a module for each group: PerPEFT, and PerPEFT with one thing changed."""
-
-VECTOR_METHODS: frozenset[Method] = frozenset(
-    {"user_level_1", "user_level_2", "group_level_1", "group_level_2"}
-)
-"""Methods with one global module, and a learned vector for each user or group."""
-
-GROUPED_METHODS: frozenset[Method] = PERSONAL_METHODS | {"group_level_1", "group_level_2"}
-"""Methods that group the users (stage 2)."""
-
-PEFT_METHODS: frozenset[Method] = PERSONAL_METHODS | VECTOR_METHODS | {"global", "large_global"}
-"""Methods that train a PEFT module; the others have variant ``None``."""
-
-
-def exists(method: Method, variant: Variant | None) -> bool:
-    """Whether there is such a cell: only a module with a size can be made larger."""
-    return method != "large_global" or (variant is not None and FACTS[variant].scalable)
-
-
-TABLE_2: tuple[Method, ...] = METHODS[METHODS.index("without_mm") : METHODS.index("perpeft") + 1]
-"""Rows of the paper's Table 2: PerPEFT and its baselines."""
-TABLE_3: tuple[Method, ...] = METHODS[METHODS.index("perpeft") :]
-"""Rows of the paper's Table 3: PerPEFT and its ablations."""
-
-
-_FLOATS = (
-    "adapter_dropout",
-    "conditioning_weight",
-    "learning_rate",
-    "weight_decay",
-    "peft_lr_scale",
-    "id_lr_scale",
-    "dropout",
-    "multimodal_weight",
-)
-"""Fields that hold a float also where they are given as an int."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +66,10 @@ class TrialConfig:
     multimodal_weight: float
 
     def __post_init__(self) -> None:
-        for name in _FLOATS:
-            value = getattr(self, name)
-            if isinstance(value, int):  # so that 1 and 1.0 are the same trial
-                object.__setattr__(self, name, float(value))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and str(field.type).startswith("float"):
+                object.__setattr__(self, field.name, float(value))  # 1 and 1.0 are the same trial
         one_of("method", self.method, METHODS)
         one_of("data.split", self.split, get_args(SplitKind))
         applies("data.test_share", self.test_share, self.split == "time")
@@ -146,7 +85,6 @@ class TrialConfig:
         if self.variant is not None:
             one_of("peft.variant", self.variant, VARIANTS)
         facts = FACTS.get(self.variant) if self.variant else None
-        applies("peft.rank", self.rank, facts is not None and facts.rank is not None)
         applies("peft.bottleneck", self.bottleneck, self.variant == "iisan")
         applies("peft.dropout", self.adapter_dropout, facts is not None and facts.dropout)
         if facts is None or not facts.in_towers:
@@ -156,17 +94,16 @@ class TrialConfig:
                 "`methods` large_global needs a variant whose size follows its rank or bottleneck, "
                 f"but `peft.variant` is {self.variant}"
             )
-        applies("grouping.groups", self.groups, self.method in GROUPED_METHODS)
-        applies(
-            "loss.conditioning_weight", self.conditioning_weight, self.method in PERSONAL_METHODS
-        )
+        for setting in SEARCHABLE:
+            value = getattr(self, setting.name)
+            applies(setting.given, value, setting.holds(self.method, self.variant))
+            if value is not None:
+                setting.rule(setting.given, value)
         for name, whole in (
             ("data.min_interactions", self.min_interactions),
             ("data.sample_users", self.sample_users),
-            ("peft.rank", self.rank),
             ("peft.last_layers", self.last_layers),
             ("peft.bottleneck", self.bottleneck),
-            ("grouping.groups", self.groups),
             ("train.batch_size", self.batch_size),
             ("step_batches", self.step_batches),
             ("train.epochs", self.stage1_epochs),
@@ -183,17 +120,12 @@ class TrialConfig:
         at_least("data.sample_seed", self.sample_seed or 0, 0)
         at_least("train.patience", self.patience, 0)
         for name, share in (
-            ("loss.conditioning_weight", self.conditioning_weight),
             ("peft.dropout", self.adapter_dropout),
             ("model.dropout", self.dropout),
         ):
             if share is not None:
                 between(name, share, 0.0, 1.0)
-        between("model.multimodal_weight", self.multimodal_weight, 0.0, math.inf)
-        positive("train.lr", self.learning_rate)
-        positive("train.peft_lr_scale", self.peft_lr_scale)
         positive("train.id_lr_scale", self.id_lr_scale)
-        between("train.weight_decay", self.weight_decay, 0.0, math.inf)
         if self.hidden_units % self.heads:
             raise InputError(
                 f"`model.hidden_units` must be a multiple of `model.heads` ({self.heads}), "

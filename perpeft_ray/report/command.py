@@ -33,7 +33,7 @@ def fixed_to(study: StudyConfig, setting: pd.Series) -> StudyConfig:
         value, given = setting[searchable.name], getattr(getattr(study, part), name)
         if pd.isna(value):  # it does not apply to the variant
             continue
-        value = int(value) if searchable.name in ("rank", "groups") else float(value)
+        value = int(value) if searchable.whole else float(value)
         if value != given:
             settings = dataclasses.replace(getattr(changed, part), **{name: value})
             changed = dataclasses.replace(changed, **{part: settings})

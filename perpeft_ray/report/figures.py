@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from perpeft_ray.report.ablation_figures import (
-    accuracy_against_parameters,
-    effects,
-    groups_and_gains,
-    learning_curves,
-    sensitivity_curves,
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from perpeft_ray.config import METHODS, SEARCHABLE, VARIANTS, VARIED, StudyConfig
+from perpeft_ray.report.drawing import (
+    GREY,
+    METHOD_COLOURS,
+    METHOD_MARKERS,
+    VARIANT_COLOURS,
+    VARIANT_MARKERS,
+    StudyFigure,
+    legend,
+    panels,
 )
-from perpeft_ray.report.drawing import StudyFigure
-from perpeft_ray.report.search_figures import parameter_importance, search_front, search_history
-from perpeft_ray.report.statistics import user_values
+from perpeft_ray.report.statistics import Comparison, paired_users, user_values
+from perpeft_ray.report.summary import (
+    SELECTION,
+    ablation_summary,
+    costs,
+    final_trials,
+    sensitivity,
+)
 from perpeft_ray.report.tables import StudyResults
-from perpeft_ray.report.user_figures import user_map
 from perpeft_ray.store.files import whole_file
 from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.study.questions.front import on_front
+
+_SETTINGS = ("variant", *VARIED)
+_LABELS = {setting.name: setting.label for setting in SEARCHABLE}
+_TEN = colormaps["tab10"]
+_TWENTY = colormaps["tab20"]
 
 
 def study_figures(results: StudyResults) -> list[StudyFigure]:
@@ -49,3 +70,397 @@ def write_figures(results: StudyResults) -> list[StudyFigure]:
 def figure_path(folder: StudyFolder, figure: StudyFigure) -> Path:
     """Where a study has a figure."""
     return folder.path / "figures" / f"{figure.name}.png"
+
+
+def effects(compared: Sequence[Comparison]) -> StudyFigure | None:
+    """PerPEFT's test NDCG@20 minus that of every other method, with intervals."""
+    own = [c for c in compared if c.method_a == "perpeft" and np.isfinite(c.interval).all()]
+    if not own:
+        return None
+    methods = [str(method) for method in METHODS if any(c.method_b == method for c in own)]
+    variants = list(dict.fromkeys(c.variant for c in own))
+    figure, [axes] = panels(1, height=0.8 + 0.14 * len(methods) * (len(variants) + 1))
+    for c in own:
+        shift = 0.7 * (variants.index(c.variant) - (len(variants) - 1) / 2) / len(variants)
+        low, high = (abs(100 * (end - c.difference)) for end in c.interval)
+        axes.errorbar(
+            100 * c.difference,
+            methods.index(c.method_b) + shift,
+            xerr=[[low], [high]],
+            color=VARIANT_COLOURS[c.variant],
+            marker=VARIANT_MARKERS[c.variant],
+            markerfacecolor=VARIANT_COLOURS[c.variant] if c.significant else "white",
+            markersize=5,
+            linestyle="none",
+            capsize=2,
+        )
+    for variant in variants:
+        colour, marker = VARIANT_COLOURS[variant], VARIANT_MARKERS[variant]
+        axes.plot([], [], color=colour, marker=marker, markersize=5, label=variant)
+    axes.axvline(0, color="#222222", linewidth=0.8)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.invert_yaxis()
+    axes.set_xlabel("gain in NDCG@20 × 100")
+    legend(figure, columns=3)
+    return StudyFigure(
+        "effects",
+        "What PerPEFT gains over each method",
+        "Difference in test NDCG@20 × 100 with its 95 % bootstrap interval over users; filled "
+        "where it is significant (paired t, Holm-corrected, p < 0.05).",
+        figure,
+    )
+
+
+def learning_curves(
+    trials: pd.DataFrame, epochs: pd.DataFrame, study: StudyConfig
+) -> StudyFigure | None:
+    """Validation NDCG@20 of the compared trials by epoch, a panel per variant."""
+    final = final_trials(trials)
+    final = final[final["mode"] == study.mode]
+    validated = epochs[epochs.valid_ndcg_at_20.notna()]
+    curves = validated.merge(final[["trial_id", "method", "variant"]], on="trial_id")
+    if curves.empty:
+        return None
+    variants: list[str | None] = [v for v in VARIANTS if (curves.variant == v).any()]
+    variants = variants or [None]
+    figure, places = panels(len(variants))
+    styles = dict(zip(("without_mm", "frozen_mm"), (":", "--"), strict=True))
+    for axes, variant in zip(places, variants, strict=True):
+        own = curves[(curves.variant == variant) | curves.variant.isna()]
+        for method, line in own.groupby("method"):
+            mean = 100 * line.groupby("epoch").valid_ndcg_at_20.mean()
+            axes.plot(
+                mean.index,
+                mean,
+                color=METHOD_COLOURS[method],
+                linestyle=styles.get(method, "-"),
+                marker=METHOD_MARKERS[method],
+                markersize=4,
+                linewidth=2 if method == "perpeft" else 1,
+                label=method,
+            )
+        axes.set(title=variant or "", ylabel="validation NDCG@20 × 100")
+    places[-1].set_xlabel("epoch")
+    legend(figure)
+    return StudyFigure(
+        "learning_curves",
+        "Learning curves",
+        "Validation NDCG@20 × 100 by epoch, means over seeds. A curve that still rises at its end "
+        "asks for more epochs.",
+        figure,
+    )
+
+
+def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
+    """Mean test NDCG@20 against trainable parameters, and the Pareto front."""
+    summary = ablation_summary(trials)
+    keys = ["method", "variant", "mode"]
+    points = summary[summary.metric == "ndcg_at_20"].merge(costs(trials), on=keys)
+    if points.empty:
+        return None
+    figure, [axes] = panels(1, height=2.8)
+    positive = points.trainable_parameters[points.trainable_parameters > 0]
+    if len(positive):
+        below = 10.0 ** np.floor(np.log10(positive.min()))
+        axes.set_xscale("symlog", linthresh=below, linscale=0.6)
+    for row in points.itertuples():
+        variant = None if pd.isna(row.variant) else row.variant
+        axes.errorbar(
+            row.trainable_parameters,
+            100 * row.mean,
+            yerr=None if pd.isna(row.std) else 100 * row.std,
+            color=VARIANT_COLOURS[variant],
+            marker=METHOD_MARKERS[row.method],
+            markerfacecolor="white" if row.mode == "parallel" else VARIANT_COLOURS[variant],
+            linestyle="none",
+            capsize=2,
+        )
+    for variant in points.variant.dropna().unique():
+        axes.plot([], [], color=VARIANT_COLOURS[variant], linewidth=5, label=variant)
+    for method in points.method.unique():
+        marker = METHOD_MARKERS[method]
+        axes.plot([], [], marker, color=GREY, label=method)
+    if (points["mode"] == "parallel").any():
+        axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="parallel mode")
+    front = _front(axes, points, "mean")
+    axes.set(xlabel="trainable parameters of PEFT modules", ylabel="test NDCG@20 × 100")
+    legend(figure)
+    named = ", ".join(
+        row.method if pd.isna(row.variant) else f"{row.method} {row.variant}"
+        for row in front.itertuples()
+    )
+    return StudyFigure(
+        "accuracy_against_parameters",
+        "Accuracy against trainable parameters",
+        f"Means over seeds, bars are one standard deviation. On the Pareto front: {named}.",
+        figure,
+    )
+
+
+def sensitivity_curves(trials: pd.DataFrame) -> StudyFigure | None:
+    """Test NDCG@20 against each setting that the study varies; None where it varies none."""
+    curves = sensitivity(trials)
+    names = list(dict.fromkeys(curves.parameter))
+    if not names:
+        return None
+    figure, places = panels(len(names))
+    for axes, name in zip(places, names, strict=True):
+        of_name = curves[curves.parameter == name]
+        for (variant, mode), line in of_name.groupby(["variant", "mode"]):
+            _band(axes, line, str(variant), dashed=mode == "parallel")
+        setting = next(setting for setting in SEARCHABLE if setting.name == name)
+        if setting.scale:
+            axes.set_xscale("log", base=setting.scale)
+        values = sorted(of_name.value.unique())
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        axes.set(xlabel=setting.label, ylabel="test NDCG@20 × 100")
+    legend(figure, columns=3)
+    return StudyFigure(
+        "sensitivity",
+        "Sensitivity of PerPEFT",
+        "Means over seeds; bands are one standard deviation. The other settings are held.",
+        figure,
+    )
+
+
+def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
+    """PerPEFT's gain over `global` in each group, of each variant's first seed.
+
+    `values`: of `user_values`. None where no variant has both methods.
+    """
+    of_variants = {}
+    for variant in VARIANTS:
+        users = paired_users(values, "perpeft", "global", variant)
+        if not users.empty:
+            first = users[["dataset", "seed"]].apply(tuple, axis=1)
+            of_variants[variant] = users[first == first.min()]
+    if not of_variants:
+        return None
+    figure, places = panels(len(of_variants))
+    for axes, (variant, users) in zip(places, of_variants.items(), strict=True):
+        gains = group_gains(users)
+        numbers = zip(gains.group, gains.users, strict=True)
+        axes.bar(
+            [f"{group}\n{count}" for group, count in numbers],
+            100 * gains.gain,
+            yerr=100 * gains.half_width,
+            color=VARIANT_COLOURS[variant],
+            ecolor="#222222",
+            capsize=2,
+        )
+        axes.axhline(0, color="#222222", linewidth=0.8)
+        axes.set(title=variant, ylabel="gain in NDCG@20 × 100")
+    places[-1].set_xlabel("group, and its users")
+    return StudyFigure(
+        "groups",
+        "Groups and what they gain",
+        "PerPEFT's test NDCG@20 minus that of the global module for the same users, with its 95 % "
+        "interval. First seed of each variant; groups are numbered from the largest.",
+        figure,
+    )
+
+
+def group_gains(users: pd.DataFrame) -> pd.DataFrame:
+    """Size and gain of each group, the largest first.
+
+    `users`: of one trial from `paired_users`. Columns: group (numbered from 0 by size), users,
+    gain (mean of a - b), half_width (of its 95 % interval: 1.96 standard errors; null for one
+    user).
+    """
+    difference = (users.a - users.b).groupby(users.group)
+    gains = pd.DataFrame(
+        {
+            "users": difference.size(),
+            "gain": difference.mean(),
+            "half_width": 1.96 * difference.std() / np.sqrt(difference.size()),
+        }
+    )
+    gains = gains.sort_values("users", ascending=False, kind="stable").reset_index(drop=True)
+    return gains.rename_axis("group").reset_index()
+
+
+def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | None:
+    """The search's trials in the order in which they began, and the best so far.
+
+    A pruned trial stands at the best validation that it reached. None without a finished trial.
+    """
+    tried = _tried(trials)
+    if tried.empty:
+        return None
+    reached = epochs.groupby("trial_id")["best_valid_ndcg_at_20"].max()
+    tried["score"] = 100 * tried[SELECTION].fillna(tried.trial_id.map(reached))
+    figure, [axes] = panels(1)
+    for variant, rows in tried.groupby("variant"):
+        done, pruned = (rows[rows.status == status] for status in ("COMPLETE", "PRUNED"))
+        colour = VARIANT_COLOURS[variant]
+        axes.scatter(
+            done.number, done.score, color=colour, marker=VARIANT_MARKERS[variant], label=variant
+        )
+        axes.scatter(pruned.number, pruned.score, color=colour, marker="x")
+    best = tried.score.where(tried.status == "COMPLETE").cummax().ffill()
+    axes.step(tried.number, best, where="post", color=GREY, label="best so far")
+    if (tried.status == "PRUNED").any():
+        axes.scatter([], [], color=GREY, marker="x", label="pruned")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="trial of the search", ylabel="validation NDCG@20 × 100")
+    legend(figure, columns=3)
+    return StudyFigure(
+        "search_history",
+        "The search",
+        f"{len(tried)} trials of PerPEFT, of which {int((tried.status == 'PRUNED').sum())} were "
+        f"stopped early (crosses); the best reached {best.max():.2f} in validation.",
+        figure,
+    )
+
+
+def search_front(trials: pd.DataFrame) -> StudyFigure | None:
+    """The search's complete trials by size and accuracy, and their Pareto front.
+
+    None where all trials have the same size.
+    """
+    done = _complete(trials)
+    if done.trainable_parameters.nunique() < 2:
+        return None
+    figure, [axes] = panels(1)
+    for variant, rows in done.groupby("variant"):
+        axes.scatter(
+            rows.trainable_parameters,
+            100 * rows[SELECTION],
+            color=VARIANT_COLOURS[variant],
+            marker=VARIANT_MARKERS[variant],
+            label=variant,
+        )
+    front = _front(axes, done, SELECTION)
+    axes.set_xscale("log")
+    axes.set(xlabel="trainable parameters of PEFT modules", ylabel="validation NDCG@20 × 100")
+    legend(figure, columns=3)
+    return StudyFigure(
+        "search_front",
+        "Accuracy against size in the search",
+        f"{len(done)} complete trials; {len(front)} are on the front, from "
+        f"{front.trainable_parameters.min():,.0f} parameters ({100 * front[SELECTION].min():.2f}) "
+        f"to {front.trainable_parameters.max():,.0f} ({100 * front[SELECTION].max():.2f}).",
+        figure,
+    )
+
+
+def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
+    """The share of the search's variance that each setting explains (fANOVA).
+
+    None where there are no more complete trials than settings that differ: anything would explain
+    them.
+    """
+    from perpeft_ray.study.search.importance import setting_importances
+
+    done = _complete(trials)
+    if len(done) <= sum(done[name].nunique(dropna=False) > 1 for name in _SETTINGS):
+        return None
+    settings = [
+        {name: None if pd.isna(value) else value for name, value in row.items()}
+        for row in done[list(_SETTINGS)].to_dict("records")
+    ]
+    shares = setting_importances(settings, done[SELECTION].tolist())
+    if not shares:
+        return None
+    names = list(reversed(shares))
+    figure, [axes] = panels(1, height=0.6 + 0.3 * len(names))
+    bars = axes.barh(
+        [_LABELS.get(name, name) for name in names],
+        [100 * shares[name] for name in names],
+        color=VARIANT_COLOURS["lora"],
+    )
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.grid(visible=False)
+    axes.set(xlabel="share of the variance, %", xlim=(0, 115))
+    return StudyFigure(
+        "parameter_importance",
+        "Which settings matter",
+        f"Share of the variance of validation NDCG@20 over {len(done)} complete trials of the "
+        "search that each setting explains (fANOVA). With few trials it says little.",
+        figure,
+    )
+
+
+def user_map(trials: pd.DataFrame, all_users: pd.DataFrame) -> StudyFigure | None:
+    """Each user by the first two principal components of what was grouped, coloured by group.
+
+    `trials`, `all_users`: of `read_results`. One panel per variant, of PerPEFT's first seed.
+    None where no such trial has ended.
+    """
+    final = final_trials(trials)
+    firsts = final[final.method == "perpeft"].sort_values("seed").drop_duplicates("variant")
+    if firsts.empty:
+        return None
+    figure, places = panels(len(firsts))
+    for axes, trial in zip(places, firsts.itertuples(), strict=True):
+        own_users = all_users[all_users.trial_id == trial.trial_id]
+        users = own_users.dropna(subset=["group", "map_x"])
+        sizes = users.group.value_counts()
+        colours = _TEN if len(sizes) <= 10 else _TWENTY
+        for number, group in enumerate(sizes.index):
+            own = users[users.group == group]
+            axes.scatter(own.map_x, own.map_y, s=4, alpha=0.5, color=colours(number % colours.N))
+        for number, group in enumerate(sizes.index):  # above the points
+            own = users[users.group == group]
+            axes.annotate(
+                f"{number}",
+                (own.map_x.mean(), own.map_y.mean()),
+                ha="center",
+                va="center",
+                fontweight="bold",
+                bbox={"boxstyle": "circle", "facecolor": "white", "alpha": 0.8, "linewidth": 0.5},
+            )
+        axes.set(title=trial.variant, xlabel="first component", ylabel="second component")
+    return StudyFigure(
+        "user_map",
+        "Users and their groups",
+        "SASRec's outputs for the users under the global module, which K-means grouped, by their "
+        "first two principal components; a colour and number a group, numbered from the largest. "
+        "First seed of each variant.",
+        figure,
+    )
+
+
+def _band(axes: Axes, line: pd.DataFrame, variant: str, *, dashed: bool) -> None:
+    line = line.sort_values("value")
+    mean, std = 100 * line["mean"], 100 * line["std"].fillna(0.0)
+    colour = VARIANT_COLOURS[variant]
+    axes.plot(
+        line.value,
+        mean,
+        color=colour,
+        marker=VARIANT_MARKERS[variant],
+        linestyle="--" if dashed else "-",
+        label=variant,
+    )
+    axes.fill_between(line.value, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+
+
+def _front(axes: Axes, points: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Draw the Pareto front of the points; its rows, the smallest first."""
+    front = points[on_front(points.trainable_parameters, points[score])]
+    front = front.sort_values("trainable_parameters")
+    axes.step(
+        front.trainable_parameters,
+        100 * front[score],
+        where="post",
+        color=GREY,
+        zorder=1,
+        label="Pareto front",
+    )
+    return front
+
+
+def _tried(trials: pd.DataFrame) -> pd.DataFrame:
+    searched = trials[
+        (trials.phase == "search")
+        & (trials.method == "perpeft")
+        & trials.status.isin(["COMPLETE", "PRUNED"])
+    ].sort_values("started_at")
+    return searched.assign(number=range(1, len(searched) + 1))
+
+
+def _complete(trials: pd.DataFrame) -> pd.DataFrame:
+    tried = _tried(trials)
+    return tried[tried.status == "COMPLETE"]

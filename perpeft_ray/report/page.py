@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from perpeft_ray.config import VARIED
+from perpeft_ray.config import SEARCHABLE, VARIED
 from perpeft_ray.report.command import fixed_to, study_command
 from perpeft_ray.report.drawing import StudyFigure
 from perpeft_ray.report.figures import figure_path, write_figures
@@ -78,7 +78,7 @@ def _trials(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """A row per trial: its cells as (text, value to sort by), and which files it has."""
     for row in trials.sort_values("started_at").itertuples():
         seconds = (row.finished_at - row.started_at).total_seconds()
-        setting = [getattr(row, name) for name in ("rank", "groups", *_OTHER_SETTINGS, "seed")]
+        setting = [getattr(row, name) for name in (*VARIED, "seed")]
         numbers = [
             *(("" if pd.isna(value) else f"{value:g}", value) for value in setting),
             *((_times_100(value), value) for value in (row.valid_ndcg_at_20, row.test_ndcg_at_20)),
@@ -93,10 +93,9 @@ def _trials(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
         }
 
 
-_OTHER_SETTINGS = tuple(name for name in VARIED if name not in ("rank", "groups"))
 TRIAL_HEADER = (
-    *("trial", "phase", "method", "variant", "status", "rank", "groups"),
-    *(name.replace("_", " ") for name in _OTHER_SETTINGS),
+    *("trial", "phase", "method", "variant", "status"),
+    *(setting.label for setting in SEARCHABLE),
     *("seed", "valid NDCG@20", "test NDCG@20", "seconds"),
 )
 """Columns of the table of all trials."""

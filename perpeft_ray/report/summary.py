@@ -123,8 +123,8 @@ def costs(trials: pd.DataFrame) -> pd.DataFrame:
 def front(trials: pd.DataFrame) -> pd.DataFrame:
     """Settings that read test, over seeds: accuracy beside trainable parameters, smallest first.
 
-    Columns: variant, groups, rank, conditioning_weight, learning_rate, trainable_parameters,
-    valid_ndcg_at_20 (mean), mean, std (test NDCG@20), seeds.
+    Columns: variant, the searchable settings, trainable_parameters, valid_ndcg_at_20 (mean), mean,
+    std (test NDCG@20), seeds.
     """
     done = _of_settings(trials)
     keys = ["variant", *VARIED, "trainable_parameters"]
@@ -145,9 +145,8 @@ def _of_settings(trials: pd.DataFrame) -> pd.DataFrame:
 def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
     """Test NDCG@20 of PerPEFT against one setting at a time, the others held where it varies most.
 
-    From all trials that read test, of either phase. Columns: parameter (groups, rank,
-    conditioning_weight, learning_rate), variant, mode, value, mean, std, seeds; no rows in a study
-    that varies none of them in trials that read test.
+    From all trials that read test, of either phase. Columns: parameter (of `VARIED`), variant,
+    mode, value, mean, std, seeds; no rows in a study that varies none of them in such trials.
     """
     complete = (trials.phase != "search") & (trials.status == "COMPLETE")
     done = trials[complete & (trials.method == "perpeft")].drop_duplicates("config_hash")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from perpeft_ray.config import StudyConfig
+from perpeft_ray.config import SEARCHABLE, Searchable, StudyConfig
 from perpeft_ray.report.ablation_table import ablation_table
 from perpeft_ray.report.comparisons import comparisons_table
 from perpeft_ray.report.metrics_tables import metrics_table, slices_table
@@ -99,11 +99,13 @@ def best_setting(results: StudyResults) -> str | None:
     if settings.empty:
         return None
     row = settings.loc[settings[SELECTION].idxmax()]
-    rank = "" if pd.isna(row["rank"]) else f"rank {row['rank']:.0f}, "
-    return (
-        f"{row.variant}, {rank}{row.groups:.0f} groups, λ = {row.conditioning_weight:g}, "
-        f"learning rate {row.learning_rate:g} (validation NDCG@20 {100 * row[SELECTION]:.2f})"
-    )
+    settings = [
+        (setting.words or f"{setting.label} {{:g}}").format(row[setting.name])
+        for setting in _shown(results.trials)
+        if pd.notna(row[setting.name])
+    ]
+    words = ", ".join([row.variant, *settings])
+    return f"{words} (validation NDCG@20 {100 * row[SELECTION]:.2f})"
 
 
 def write_table(
@@ -126,10 +128,7 @@ def best_settings_table(trials: pd.DataFrame) -> StudyTable:
     rows = best_settings(trials)
     columns = {
         "variant": (rows.variant, ""),
-        "groups": (rows.groups, ".0f"),
-        "rank": (rows["rank"], ".0f"),
-        "λ": (rows.conditioning_weight, "g"),
-        "learning rate": (rows.learning_rate, "g"),
+        **_settings(rows, trials),
         "valid NDCG@20": (100 * rows[SELECTION], ".2f"),
         "trials": (rows.trials, ""),
     }
@@ -183,10 +182,7 @@ def front_table(trials: pd.DataFrame) -> StudyTable:
     rows = front(trials)
     columns = {
         "variant": (rows.variant, ""),
-        "rank": (rows["rank"], ".0f"),
-        "groups": (rows.groups, ".0f"),
-        "λ": (rows.conditioning_weight, "g"),
-        "lr": (rows.learning_rate, "g"),
+        **_settings(rows, trials),
         "parameters": (rows.trainable_parameters, ",.0f"),
         "valid": (100 * rows[SELECTION], ".2f"),
         "test NDCG@20": (_means(rows), ""),
@@ -234,6 +230,16 @@ def _text(
         for number, row in enumerate(zip(*texts.values(), strict=True))
     )
     return TextTable(title, tuple(texts), rows, caption)
+
+
+def _shown(trials: pd.DataFrame) -> list[Searchable]:
+    """The settings that a reader looks for, and others that PerPEFT's trials vary."""
+    own = trials[trials.method == "perpeft"]
+    return [s for s in SEARCHABLE if s.words or own[s.name].nunique() > 1]
+
+
+def _settings(rows: pd.DataFrame, trials: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
+    return {s.column or s.label: (rows[s.name], "g") for s in _shown(trials)}
 
 
 def _means(rows: pd.DataFrame) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -33,34 +33,24 @@ class TextTable:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str
     rules: tuple[int, ...] = ()
-    """Rows that a line is drawn above."""
+    """Rows that a line is drawn above on a terminal."""
 
     def markdown(self) -> str:
         """As GitHub shows it; ends with a newline."""
-        lines = [f"### {self.title}", ""]
-        lines.append(_piped(self.header))
-        lines.append(_piped(["---"] + ["---:"] * (len(self.header) - 1)))
-        lines += [_piped(f"**{c.text}**" if c.best else c.text for c in row) for row in self.rows]
-        return "\n".join([*lines, "", self.caption, ""])
+        table = self._frame("**{}**").to_markdown(
+            index=False, disable_numparse=True, colalign=self._sides("left", "right")
+        )
+        return f"### {self.title}\n\n{table}\n\n{self.caption}\n"
 
     def latex(self) -> str:
         """A `table` float that needs the package `booktabs`; ends with a newline."""
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_tex(self.title)}. {_tex(self.caption)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
-            r"\toprule",
-            " & ".join(map(_tex, self.header)) + r" \\",
-            r"\midrule",
-        ]
-        for number, row in enumerate(self.rows):
-            if number in self.rules:
-                lines.append(r"\midrule")
-            cells = (rf"\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text) for c in row)
-            lines.append(" & ".join(cells) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-        return "\n".join(lines) + "\n"
+        table = self._frame(r"\textbf{{{}}}", _tex).style.hide(axis="index")
+        return table.to_latex(  # type: ignore[no-any-return]  # pandas is untyped here
+            caption=f"{_tex(self.title)}. {_tex(self.caption)}",
+            column_format="".join(self._sides("l", "r")),
+            position_float="centering",
+            hrules=True,
+        )
 
     def terminal(self, *, bold: bool = True) -> Table:
         """For `rich.print`; without `bold`, the best are marked by ▸, as in a log."""
@@ -80,6 +70,16 @@ class TextTable:
             styles = ("bold green" if c.best else "" for c in row)
             table.add_row(*map(Text, texts, styles))
         return table
+
+    def _frame(self, best: str, escape: Callable[[str], str] = str) -> pd.DataFrame:
+        rows = [
+            [best.format(escape(c.text)) if c.best else escape(c.text) for c in row]
+            for row in self.rows
+        ]
+        return pd.DataFrame(rows, columns=[escape(name) for name in self.header])
+
+    def _sides(self, first: str, others: str) -> list[str]:
+        return [first] + [others] * (len(self.header) - 1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,3 @@ def _tex(text: str) -> str:
         lambda match: _TEX.get(match[0], "\\" + match[0]),
         text,
     )
-
-
-def _piped(words: Iterable[str]) -> str:
-    return "| " + " | ".join(words) + " |"

@@ -11,15 +11,17 @@ import pytest
 from PIL import Image
 
 from perpeft_ray.config import VARIANTS, StudyConfig
-from perpeft_ray.report.ablation_figures import (
+from perpeft_ray.report.drawing import PANEL, VARIANT_COLOURS, VARIANT_MARKERS
+from perpeft_ray.report.figures import (
     effects,
     group_gains,
     groups_and_gains,
+    parameter_importance,
+    search_history,
     sensitivity_curves,
+    study_figures,
+    write_figures,
 )
-from perpeft_ray.report.drawing import PANEL, VARIANT_COLOURS, VARIANT_MARKERS
-from perpeft_ray.report.figures import study_figures, write_figures
-from perpeft_ray.report.search_figures import parameter_importance, search_history
 from perpeft_ray.report.statistics import compare_all, paired_users, read_values, user_values
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.folder import StudyFolder

@@ -71,7 +71,7 @@ def test_the_best_setting_has_the_command_that_gives_it_alone(
 ) -> None:
     text = page.read_text()
     best = html.unescape(text[text.index('id="best"') : text.index('class="warnings"')])
-    assert "lora, rank 8, 6 groups, λ = 0.5, learning rate 0.005 (validation NDCG@20 9.00)" in best
+    assert "lora, 6 groups, rank 8, λ = 0.5, learning rate 0.005 (validation NDCG@20 9.00)" in best
     command = words(re.search(r"<code>(.*?)</code>", best, re.DOTALL)[1])
     assert command[:2] == ["perpeft", "study"]
     given = parse_study(command[2:])

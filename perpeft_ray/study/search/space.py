@@ -11,7 +11,15 @@ from typing import Any
 
 import optuna
 
-from perpeft_ray.config import PEFT_METHODS, SEARCHABLE, Method, StudyConfig, Variant, exists
+from perpeft_ray.config import (
+    PEFT_METHODS,
+    SEARCHABLE,
+    VARIED,
+    Method,
+    StudyConfig,
+    Variant,
+    exists,
+)
 
 Setting = dict[str, Any]
 
@@ -31,7 +39,7 @@ def first_setting(study: StudyConfig, method: Method, variant: Variant | None) -
 
 def all_settings(study: StudyConfig, method: Method) -> list[Setting] | None:
     """Every setting, in the order in which the values are given; None where one has a range."""
-    if study.range_of("learning_rate"):
+    if any(study.range_of(name) for name in VARIED):
         return None
     return [
         {"variant": variant, **dict(zip(_names(method, variant), values, strict=True))}

@@ -8,20 +8,16 @@ import optuna
 import pytest
 
 from perpeft_ray.config import (
-    SEARCHABLE,
     LossSettings,
     PeftSettings,
-    Searchable,
     SearchSettings,
     StudyConfig,
     TrainSettings,
 )
-from perpeft_ray.config import study as study_config
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.check import check_study
 from perpeft_ray.study.plan import search_trial
 from perpeft_ray.study.presets import preset
-from perpeft_ray.study.search import space
 from perpeft_ray.study.search.space import all_settings, suggest_setting
 
 
@@ -111,12 +107,3 @@ def test_a_modality_is_left_out_only_where_there_are_two() -> None:
     check_study(study, num_users=100, has_images=True)
     with pytest.raises(InputError, match="`methods` without_text needs an encoder of titles and"):
         check_study(study, num_users=100, has_images=False)
-
-
-def test_a_dummy_setting_arrives_in_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One entry of the table is enough for the search to choose it."""
-    dummy = Searchable("dropout", "model.dropout", "groups", "d", lambda *_: True)
-    for module in (space, study_config):
-        monkeypatch.setattr(module, "SEARCHABLE", (*SEARCHABLE, dummy))
-    [config] = [replace(StudyConfig(), model=replace(StudyConfig().model, dropout=0.1))]
-    assert space.first_setting(config, "perpeft", "ia3")["dropout"] == 0.1
