@@ -1,4 +1,4 @@
-"""Any table of interactions, and one of items, into a data folder; columns by name or by guess."""
+"""Makes a data folder from any tables of interactions and items; columns by name or guess."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from perpeft_ray.data.tables import parts
 from perpeft_ray.errors import InputError
 
 MOST_UNREADABLE = 0.1
-"""A larger share of unreadable times stops the preparation: the form is another."""
+"""Largest share of unreadable times; more mean that the form is another."""
 
 _GUESSES = {
     "user": (
@@ -39,8 +39,8 @@ _GUESSES = {
 }
 _GUESSES["key"] = _GUESSES["item"] + " id key code"
 _GUESSES["title of an order"] = "title item_name product_name item_title product_title"
-"""Names that a column may have, the likeliest first; case and `_` do not matter. What is called
-`name` in an order may be the user's."""
+"""Names that a column may have, likeliest first; case and `_` do not matter. In a table of orders
+`name` may be the user's."""
 _WORDS = {"user": "users", "item": "items", "time": "times", "key": "item ids"}
 _SPACE = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
 _NOTHING = "('', 'NULL', 'null', 'NaN', 'nan', 'None', '\\N', '#N/A')"
@@ -49,42 +49,42 @@ _IMAGES = "images/"
 
 @dataclass(frozen=True)
 class TableSource:
-    """Tables and photos as a shop has them."""
+    """Tables and photos of a shop."""
 
     interactions: Path
-    """CSV, TSV, JSON lines (all perhaps .gz) or Parquet: a row for each order, view or rating."""
+    """CSV, TSV, JSON lines (also .gz) or Parquet: one row per order, view or rating."""
     items: Path | None = None
-    """A table with a row for each item. None: the items are those of the interactions."""
+    """A table with one row per item. None: the items of the interactions."""
     images: Path | None = None
     """Folder of the items' images. None: no images."""
     user: str | None = None
-    """Column of users; this and the next are guessed where they are not given."""
+    """Column of users. This and the next columns are guessed by default."""
     item: str | None = None
     """Column of items, in both tables."""
     key: str | None = None
-    """Column of ids in the table of items, where it is called otherwise than in the other."""
+    """Column of ids in the table of items, if it has another name there."""
     time: str | None = None
-    """Column of times, or two with a comma between: "date, hour"."""
+    """Column of times, or two separated by a comma: "date, hour"."""
     title: str | None = None
-    """Column of titles, or several, which are joined: "name, brand, price"."""
+    """Column of titles, or several to join: "name, brand, price"."""
     image: str | None = None
-    """Column of image paths below `images`. Without one, files are named after items."""
+    """Column of image paths below `images`. None: files are named after items."""
     date_format: str | None = None
-    """Form of the times as of strptime, such as %d/%m/%Y, where the data do not show it."""
+    """Form of the times for strptime, such as %d/%m/%Y, if the data do not show it."""
     delimiter: str | None = None
-    """What separates the columns, where it is none of , ; | and tab."""
+    """Separator of the columns, if it is not one of , ; | and tab."""
     encoding: str | None = None
-    """Encoding of the files, where it is none of UTF-8, UTF-16 and Windows-1252."""
+    """Encoding of the files, if it is not UTF-8, UTF-16 or Windows-1252."""
 
 
 def prepare_table(source: TableSource, out: Path, *, memory_gb: float = 1.0) -> Repairs:
-    """Make the folder `out`; how the tables were understood, and what was left out.
+    """Make the folder `out`; returns how the tables were understood and what was left out.
 
-    Ids are the texts of the files without surrounding space; where a whole column ends in `.0`, as
-    pandas writes numbers with gaps, that goes too. After a kill, tables are read again and images
-    that are copied stay. Raises InputError for files that cannot be read, columns that are not
-    there or cannot be guessed, times of no one form, ids that have lost digits, image paths that
-    leave their folder, where more than 1 in 10 rows cannot be read, and where none is left.
+    Ids are the files' text without surrounding space, and without `.0` if a whole column ends in
+    it, as pandas writes numbers with gaps. After a kill, tables are read again; copied images stay.
+    Raises InputError for unreadable files, columns that are missing or cannot be guessed, times of
+    several forms, ids that have lost digits, image paths that leave their folder, more than 1 in 10
+    unreadable rows, and if no row is left.
     """
     if source.delimiter is not None and not re.fullmatch(r'[^"\r\n]', source.delimiter):
         raise InputError(
@@ -123,7 +123,7 @@ def _image_files(images: Path) -> list[str]:
 
 
 def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
-    """Make `raw_interactions` and `raw_items`; what to tell."""
+    """Make `raw_interactions` and `raw_items`; returns lines for the report."""
 
     def opened(path: Path) -> TextTable:
         return open_text_table(
@@ -185,7 +185,7 @@ def _content(columns: _Columns, source: TableSource, guess: str) -> str:
 
 
 class _Columns:
-    """The columns of a table that were chosen, by their names or by guess."""
+    """The chosen columns of a table, by name or guess."""
 
     def __init__(self, table: TextTable) -> None:
         self.table = table
@@ -195,11 +195,11 @@ class _Columns:
         return self.table.columns[column]
 
     def where(self, columns: Sequence[int]) -> str:
-        """How messages name columns."""
+        """The name of columns in messages."""
         return f"{str(self.table.file)!r} column {', '.join(map(self.name, columns))!r}"
 
     def one(self, role: str, given: str | None) -> int:
-        """The one column of a role; raises InputError where it is not there."""
+        """The single column of a role; raises InputError if it is missing."""
         (column,) = self.several(role, given, needed=True, join=False)
         return column
 
@@ -212,9 +212,9 @@ class _Columns:
         needed: bool = False,
         join: bool = True,
     ) -> list[int]:
-        """The columns of a role by name, else by the names of a guess, those of the role.
+        """The columns of a role by name, else by a guess among the role's usual names.
 
-        Raises InputError where they are not there.
+        Raises InputError if they are missing.
         """
         if given is None:
             columns = self._guess(guess or role)
@@ -273,7 +273,7 @@ def _plain_name(name: str) -> str:
 
 
 def _present(column: int) -> str:
-    """SQL of a text without surrounding space, null where it says that there is none."""
+    """SQL of a text without surrounding space; null for words such as NULL."""
     return f"CASE WHEN trim(c{column}, {_SPACE}) IN {_NOTHING} THEN NULL ELSE trim(c{column}, {_SPACE}) END"  # noqa: E501
 
 
@@ -282,7 +282,7 @@ def _spaced(column: int) -> str:
 
 
 def _joined(columns: Sequence[int], between: str) -> str:
-    """SQL of several texts as one; those that are missing are left out."""
+    """SQL of several texts joined, without missing ones."""
     if not columns:
         return "CAST(NULL AS VARCHAR)"
     if len(columns) == 1:
@@ -292,7 +292,7 @@ def _joined(columns: Sequence[int], between: str) -> str:
 
 
 def _exact(database: Database, table: str, column: str, where: str, notes: list[str]) -> str:
-    """SQL of the ids of a column as they were before a program made floats of them."""
+    """SQL of a column's ids, undoing a conversion to floats."""
     whole = f"{column} LIKE '%.0' AND regexp_full_match({column}, '-?\\d+\\.0')"
     power = f"{column} LIKE '%+__' AND regexp_full_match({column}, '-?\\d([.,]\\d+)?[eE]\\+\\d\\d')"
     every, floats, most, example = database.row(
@@ -316,7 +316,7 @@ def _exact(database: Database, table: str, column: str, where: str, notes: list[
 
 
 def _check_times(database: Database, times: Times, where: str) -> list[str]:
-    """Leave out rows whose time cannot be read; what to tell of the times."""
+    """Drop rows with an unreadable time; returns lines for the report."""
     every, wrong, example, first, last = database.row(
         "SELECT count(timestamp) + count(unreadable), count(unreadable), first(unreadable) FILTER "
         "(unreadable IS NOT NULL), min(timestamp), max(timestamp) FROM raw_interactions"
@@ -369,7 +369,7 @@ def _locate_images(database: Database, images: Path, names: Sequence[str]) -> li
 
 
 def _inside(images: Path, image: str) -> str:
-    """The path below `images` that a text means; also one with `\\`, or with the folder's name."""
+    """The path below `images` that a text means, also with `\\` or the folder's name."""
     path = image if "\0" in image or (images / image).is_file() else image.replace("\\", "/")
     own = f"{images.resolve().name}/"
     if path.startswith(own) and not (images / own).exists():

@@ -1,4 +1,4 @@
-"""CSV, TSV, JSON lines and Parquet as columns of texts, read by DuckDB within its memory."""
+"""Reads CSV, TSV, JSON lines and Parquet as text columns, by DuckDB within its memory limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from perpeft_ray.data.tables import parts
 from perpeft_ray.errors import InputError
 
 MOST_REJECTED = 0.1
-"""A larger share of lines that are no rows stops the preparation: the form is another."""
+"""Largest share of lines that are not rows; more mean that the form is another."""
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLE_BYTES = 1 << 20
@@ -46,23 +46,23 @@ _OTHER_FILES = {
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table whose columns are texts, not yet read (`open_text_table`)."""
+    """An opened table with text columns, not yet read (`open_text_table`)."""
 
     file: Path
     words: str
     """How the file was understood."""
     columns: tuple[str, ...]
-    """Names as in the file, perhaps doubled; SQL has them as c0, c1, …"""
+    """Names in the file, possibly repeated; SQL names them c0, c1, …"""
     source: str
-    """What stands behind FROM."""
+    """SQL after FROM."""
     bad_lines: str | None
-    """SQL of (reason, line, text) of the lines that are no rows, after `source` was read; None
-    where there cannot be any."""
+    """SQL of (reason, line, text) of the lines that are not rows, after reading `source`; None if
+    there cannot be any."""
 
     def read(self, database: Database, name: str, columns: str) -> list[str]:
-        """Make a table of SQL columns over c0, c1, …; what to tell of lines that are no rows.
+        """Make a table of SQL columns over c0, c1, …; returns report lines about broken lines.
 
-        Raises InputError where there is no row, or where more lines are none than 1 in 10.
+        Raises InputError without any row, or if more than 1 in 10 lines are broken.
         """
         database.drop("rejected", "rejected_scan")
         with database.reading(f"{str(self.file)!r}"):
@@ -83,7 +83,7 @@ class TextTable:
         return told
 
     def _rejected(self, database: Database) -> list[tuple[str, int, int, str]]:
-        """By reason: lines, with those that quotes have swallowed, and the first line's text."""
+        """By reason: number of lines, also those inside quotes, and the first one's text."""
         if self.bad_lines is None:
             return []
         lines = "length(text) - length(replace(text, chr(10), '')) + 1"
@@ -103,12 +103,12 @@ def open_text_table(
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> TextTable:
-    """Look at the beginning of a file: what it is, and what columns it has.
+    """Find out a file's kind and columns from its beginning.
 
-    CSV is separated by commas, semicolons, tabs or bars, with double quotes, perhaps compressed by
-    gzip; its encoding is UTF-8, UTF-16 or Windows-1252, whichever fits all of its bytes. Where it
-    is not plain UTF-8, a copy that is goes to the folder `scratch`. Raises InputError for a file
-    that is missing, empty or of another kind.
+    CSV is separated by commas, semicolons, tabs or bars, with double quotes, possibly compressed by
+    gzip; its encoding is UTF-8, UTF-16 or Windows-1252, whichever fits all bytes. If it is not
+    plain UTF-8, the folder `scratch` gets a UTF-8 copy. Raises InputError for a file that is
+    missing, empty or of another kind.
     """
     if path.is_dir() or _begins(path, b"PAR1"):
         return _parquet(database, path)
@@ -138,7 +138,7 @@ def open_text_table(
 def _csv(path: Path, encoding: str, text: str, file: str, delimiter: str | None) -> TextTable:
     """The CSV in `file`, which begins with `text`."""
     skipped = 0
-    if mark := re.match(r"sep=(.)\r?\n", text):  # a line of Excel's
+    if mark := re.match(r"sep=(.)\r?\n", text):  # a line that Excel writes
         delimiter, text, skipped = mark[1], text[mark.end() :], 1
     escape = "\\" if re.search(r'\\"[^,;|\t\r\n]', text) and '""' not in text else '"'
     marks = [delimiter] if delimiter else list(_DELIMITERS)
@@ -166,7 +166,7 @@ def _csv(path: Path, encoding: str, text: str, file: str, delimiter: str | None)
 
 
 def _records(text: str, delimiter: str, escape: str) -> tuple[list[list[str]], int]:
-    """The first records that are not empty, and the lines up to the end of the first."""
+    """The first non-empty records, and the number of lines to the end of the first."""
     doubled = escape == '"'
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -181,10 +181,10 @@ def _records(text: str, delimiter: str, escape: str) -> tuple[list[list[str]], i
             if record:
                 records.append(record)
                 lines = lines or reader.line_num
-    except csv.Error:  # a field that is too long for Python, not for DuckDB
+    except csv.Error:  # a field too long for Python, but not for DuckDB
         pass
     if len(text) >= _SAMPLE_BYTES // 2 and len(records) > 1:
-        records.pop()  # it may be cut
+        records.pop()  # it may be truncated
     return records or [[text[:80]]], lines
 
 
@@ -242,7 +242,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _plain(path: Path, scratch: Path, encoding: str | None) -> tuple[Path, str]:
-    """The file, or its copy in UTF-8 with one kind of line end; and how its encoding is called."""
+    """The file, or its UTF-8 copy with one kind of line end; and the name of its encoding."""
     encoding = encoding or _encoding(path)
     if encoding == "utf-8":
         return path, "UTF-8"
@@ -268,7 +268,7 @@ def _plain(path: Path, scratch: Path, encoding: str | None) -> tuple[Path, str]:
 
 
 def _encoding(path: Path) -> str:
-    """The encoding that fits the bytes; `utf-8` alone where no copy is needed, else `utf-8*`."""
+    """The encoding that fits the bytes; `utf-8` if no copy is needed, else `utf-8*`."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     good = bad = crlf = lf = cr = 0
     only_latin_1 = False

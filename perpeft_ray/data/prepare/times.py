@@ -1,6 +1,6 @@
-"""Times as texts in any usual form, into whole numbers, by SQL; the data show which form.
+"""Converts times in any usual text form to whole numbers, by SQL; the data show the form.
 
-Dates count in nanoseconds since 1970 (UTC where they have no zone); numbers stay as they are.
+Dates become nanoseconds since 1970 (UTC without a zone); numbers stay unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMERIC = r"^(\d{1,2})[-/.](\d{1,2})[-/.](\d{4}|\d{2})"
 
 @dataclass(frozen=True)
 class _Form:
-    """A form of dates: a pattern without clock and zone, and what its groups are."""
+    """A form of dates: a pattern without clock and zone, and the meaning of its groups."""
 
     words: str
     pattern: str
@@ -54,19 +54,19 @@ _FORMS = {
 }
 _UNITS = {"seconds": (1e8, 10**9), "milliseconds": (1e11, 10**6), "microseconds": (1e14, 10**3),
           "nanoseconds": (1e17, 1)}  # fmt: skip
-"""Units of numbers since 1970: the smallest number that is one, and its nanoseconds."""
+"""Units of numbers since 1970: the smallest number in the unit, and its nanoseconds."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """How a column of texts becomes whole numbers."""
+    """How to convert a text column to whole numbers."""
 
     words: str
     """How the form was understood, with an example."""
     value: str
-    """SQL of the int64, null where a text is of no such form."""
+    """SQL of the int64, null for text of another form."""
     unit: int | None
-    """Nanoseconds that 1 stands for; None for numbers that are no times since 1970."""
+    """Nanoseconds per unit; None for numbers that are not times since 1970."""
 
     def shown(self, value: int) -> str:
         """An int64 for people, in UTC."""
@@ -80,11 +80,11 @@ class Times:
 def understand(
     database: Database, table: str, column: str, where: str, date_format: str | None
 ) -> Times:
-    """How to read the texts of a column; nulls count for nothing.
+    """Find out the form of a column's times, ignoring nulls.
 
-    `where` names the column in messages. `date_format`: as of strptime, in place of a guess. Raises
-    InputError where the texts are of no known form, where day and month cannot be told apart, and
-    where numbers are of two units.
+    `where` names the column in messages. `date_format`: for strptime, instead of a guess. Raises
+    InputError for an unknown form, for dates whose day and month are ambiguous, and for numbers in
+    two units.
     """
     (example,) = database.row(f"SELECT first({column}) FROM {table} WHERE {column} IS NOT NULL")
     if example is None:
@@ -116,7 +116,7 @@ def understand(
 
 
 def _dates(column: str, form: _Form) -> Times:
-    """Dates of a form, by way of ISO, which DuckDB reads."""
+    """SQL of a form's dates, through ISO, which DuckDB reads."""
     names = [*form.groups, "h", "n", "s", "f", "p", "z"]
     groups = "[" + ", ".join(map(quoted, names)) + "]"
     found = f"regexp_extract({column}, {quoted(form.pattern + form.clock + _ZONE + '$')}, {groups})"
@@ -135,7 +135,7 @@ def _dates(column: str, form: _Form) -> Times:
     if form.words == "year first":
         plain = f"if({column}[1] BETWEEN '0' AND '9', try_cast({column} AS TIMESTAMPTZ), NULL)"
         moment = f"coalesce({plain}, {moment})"
-    # TIMESTAMPTZ has microseconds; what is finer comes from the text.
+    # TIMESTAMPTZ has microseconds; finer digits come from the text.
     finer = (
         f"if(length({column}) > 26, coalesce(try_cast(rpad(regexp_extract({column}, "
         r"'[.,]\d{6}(\d{1,3})', 1), 3, '0') AS BIGINT), 0), 0)"
@@ -144,7 +144,7 @@ def _dates(column: str, form: _Form) -> Times:
 
 
 def _day_or_month(database: Database, table: str, column: str, where: str) -> str:
-    """`day` or `month` first, whichever reads what the other does not."""
+    """`day` or `month` first: the form that reads dates which the other does not."""
     day, month = (_dates(column, _FORMS[name]).value for name in ("day", "month"))
     only_day, only_month, any_one = database.row(
         f"SELECT first({column}) FILTER (d IS NOT NULL AND m IS NULL), "
