@@ -1,5 +1,6 @@
 # make study          set up .venv and run the main job; ARGS="--seeds 0 1" goes to the script
-# make test           set up .venv with test tools and run the quick tests; ARGS goes to pytest
+# make test           set up .venv with test tools, run the quick tests in two processes; ARGS
+#                     goes to pytest
 # make test-slow      also the tests marked slow and cluster
 # make lint           ruff, mypy and the import contracts
 # make bench          what benchmarks/ measures

@@ -54,8 +54,13 @@ def silent_server():
             connection.close()
 
 
-@pytest.mark.parametrize("place", ["closed_port", "silent_server"])
-@pytest.mark.parametrize("name", [MISSING, f"text:{MISSING}", f"pair:{MISSING},{MISSING}"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        (MISSING, "silent_server"),
+        *((f"{kind}{MISSING}", "closed_port") for kind in ("", "text:", f"pair:{MISSING},")),
+    ],
+)
 def test_it_is_told_within_ten_seconds(monkeypatch, request, place, name):
     monkeypatch.setattr(constants, "ENDPOINT", request.getfixturevalue(place))
     monkeypatch.setattr(source, "HUB_WAIT_S", 1.0 if place == "silent_server" else 6.0)
