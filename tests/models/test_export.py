@@ -32,10 +32,8 @@ CASES = [
     ("perpeft", "lora"),
     ("perpeft", "ia3"),
     ("perpeft", "iisan"),
-    ("without_group_negatives", "lora"),
     ("without_text", "lora"),
     ("global", "lora"),
-    ("large_global", "lora"),
     ("frozen_mm", None),
     ("without_mm", None),
 ]

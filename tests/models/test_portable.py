@@ -57,7 +57,7 @@ def machine(request, shop, tmp_path):
     return Machine(root, folder, expected)
 
 
-@pytest.mark.parametrize("machine", ["toyshop-clip", "clip", "pair"], indirect=True)
+@pytest.mark.parametrize("machine", ["toyshop-clip", "pair"], indirect=True)
 def test_a_packed_study_needs_nothing_of_the_machine_it_was_run_on(machine, tmp_path, capsys):
     perpeft(["pack", str(machine.folder.path)])
     assert "and the weights of 2 trials" in capsys.readouterr().err

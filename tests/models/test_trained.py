@@ -36,7 +36,6 @@ CASES = [
     ("user_level_2", "lora"),
     ("group_level_1", "lora"),
     ("without_text", "lora"),
-    ("large_global", "lora"),
     ("frozen_mm", None),
     ("without_mm", None),
 ]
