@@ -16,6 +16,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from perpeft_ray.api.plan import StudyPlan
     from perpeft_ray.api.study import OpenedStudy
     from perpeft_ray.config import StudyConfig
     from perpeft_ray.models.loaded import LoadedModel
@@ -32,6 +33,17 @@ def run_study(config: StudyConfig) -> OpenedStudy:
     from perpeft_ray.api.study import run_study
 
     return run_study(config)
+
+
+def plan_study(config: StudyConfig, budget: str = "") -> StudyPlan:
+    """Choose by the data what `config` leaves at its defaults, and say what to expect.
+
+    What `perpeft study --dry-run` prints. `budget`: time that the study may take, such as `2h`.
+    Raises InputError for data that cannot be used, and where the default encoder is out of reach.
+    """
+    from perpeft_ray.api.plan import plan_study
+
+    return plan_study(config, budget)
 
 
 def open_study(place: str | PathLike[str]) -> OpenedStudy:

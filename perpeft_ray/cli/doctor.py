@@ -13,7 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from perpeft_ray.cli.study import StudyCommand
+from perpeft_ray.cli.study import StudyOptions
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.screen import console as console_on
 from perpeft_ray.study.host.job import check_storage_outlives_job
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Doctor(StudyCommand):
+class Doctor(StudyOptions):
     """`perpeft doctor`, with the options of `perpeft study`."""
 
     def run(self) -> None:
@@ -37,7 +37,7 @@ def doctor(config: StudyConfig) -> None:
     from perpeft_ray.data.places import is_uri
     from perpeft_ray.data.sources import raw_files
     from perpeft_ray.store.folder import storage_folder
-    from perpeft_ray.study.check import check_inputs, check_settings
+    from perpeft_ray.study.check import check_inputs, check_settings, with_encoder
     from perpeft_ray.study.doctor.examine import diagnose
 
     check_storage_outlives_job(config.storage)
@@ -46,10 +46,11 @@ def doctor(config: StudyConfig) -> None:
     # Generate the toyshop in a temporary folder, to leave nothing in the storage.
     with tempfile.TemporaryDirectory(prefix="perpeft-doctor-") as scratch:
         if raw := raw_files(config.dataset):  # preparing them may take hours
+            config = with_encoder(config, has_images=True)
             check_settings(config, num_users=None)
             data = raw
         else:
-            data = check_inputs(config, Path(scratch))
+            config, data = check_inputs(config, Path(scratch))
         checks = diagnose(config, storage, data)
     console_on().print(checks_table(checks))
     if not all(check.ok for check in checks):

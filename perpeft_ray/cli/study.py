@@ -6,14 +6,15 @@ import argparse
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Self, get_args
 
 import tyro
 
 from perpeft_ray.cli.parsing import parse, run
 from perpeft_ray.cli.results import show_results
-from perpeft_ray.config import StudyConfig
+from perpeft_ray.config import AUTO, StudyConfig
+from perpeft_ray.errors import InputError
 from perpeft_ray.study.presets import Preset, preset
 
 
@@ -32,28 +33,65 @@ class Question:
 
 
 @dataclass(frozen=True)
-class StudyCommand:
-    """`perpeft study`, and the options of every command line that describes a study."""
+class StudyOptions:
+    """The options of every command line that describes a study."""
 
     config: Annotated[StudyConfig, tyro.conf.arg(name="")]
     preset: Preset = "toyshop"
     """Defaults: sized for toyshop on two cores, toyshop in full, or the paper's constants."""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Names of the options on the command line."""
+
+    def __post_init__(self) -> None:
+        if not self.config.is_toyshop and "encoder" not in self.given:
+            # The preset's own is for the toyshop.
+            object.__setattr__(self, "config", replace(self.config, encoder=AUTO))
 
     @classmethod
     def defaults(cls, arguments: Sequence[str], question: Question | None = None) -> Self:
         """What holds where a command line says nothing else: its preset, as a script changes it."""
         chosen = _preset_of(arguments)
-        return cls((question or Question()).defaults(preset(chosen)), chosen)
+        options = (word.partition("=")[0] for word in arguments if word.startswith("--"))
+        given = tuple(option.removeprefix("--").replace("-", "_") for option in options)
+        return cls((question or Question()).defaults(preset(chosen)), chosen, given)
+
+
+@dataclass(frozen=True)
+class StudyCommand(StudyOptions):
+    """`perpeft study`. Without --preset, the study of your own data chooses its settings."""
+
+    budget: str = ""
+    """Time that the study of your own data may take, such as 2h; it chooses search.trials."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the plan of the study of your own data, and stop."""
 
     def run(self) -> None:
-        """Run the study."""
-        run_and_show(self.config)
+        """Run the study; of your own data, print the plan first."""
+        config = self.config
+        if config.is_toyshop or "preset" in self.given:
+            for name in {"budget", "dry_run"} & set(self.given):
+                raise InputError(
+                    f"`{name}` must be left out for the toyshop and with --preset, whose settings "
+                    f"are fixed, but `dataset` is {config.dataset} and `preset` {self.preset}"
+                )
+        else:
+            from perpeft_ray.api.plan import plan_study
+
+            plan = plan_study(config, self.budget, given=self.given, fetch=not self.dry_run)
+            print(plan, flush=True)
+            config = plan.config
+        if not self.dry_run:
+            run_and_show(config)
 
 
 def ask(question: Question, description: str | None) -> None:
     """What a script of `studies/` does: read the command line, run, print and report."""
     arguments = sys.argv[1:]
-    run(lambda: run_and_show(parse_study(arguments, description, question), question))
+    if question == Question():
+        default = StudyCommand.defaults(arguments)
+        run(lambda: parse(StudyCommand, arguments, description=description, default=default).run())
+    else:
+        run(lambda: run_and_show(parse_study(arguments, description, question), question))
 
 
 def parse_study(
@@ -64,8 +102,8 @@ def parse_study(
     Every field has its dotted name (`--search.max-concurrent 2`). Prints help and exits for
     `--help`. Raises InputError, in one line, for unknown fields and bad values.
     """
-    default = StudyCommand.defaults(arguments, question)
-    return parse(StudyCommand, arguments, description=description, default=default).config
+    default = StudyOptions.defaults(arguments, question)
+    return parse(StudyOptions, arguments, description=description, default=default).config
 
 
 def run_and_show(config: StudyConfig, question: Question | None = None) -> None:

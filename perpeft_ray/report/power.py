@@ -43,11 +43,13 @@ def seeds_needed(comparison: Comparison, effect: float, alpha: float = LEVEL) ->
     return math.ceil(within / room) if room > 0 else math.inf
 
 
-def smallest_effect(comparison: Comparison, alpha: float = LEVEL) -> float:
-    """The difference that the same users and seeds would show with a power of 0.8."""
+def smallest_effect(users: int, deviation: float, alpha: float = LEVEL) -> float:
+    """The difference that a study of so many users would show with a power of 0.8.
+
+    `deviation` as in `users_needed`.
+    """
     significant, _ = _quantiles(alpha)
-    users = max(comparison.users - significant**2 / 2, 1.0)
-    return _reach(alpha) * comparison.deviation / math.sqrt(users)
+    return _reach(alpha) * deviation / math.sqrt(max(users - significant**2 / 2, 1.0))
 
 
 def power_table(compared: list[Comparison], effect: float) -> TextTable:
@@ -59,7 +61,8 @@ def power_table(compared: list[Comparison], effect: float) -> TextTable:
     rows = []
     for row in compared:
         absolute = effect * row.mean_b
-        found = smallest_effect(row, alpha) / row.mean_b if row.mean_b else math.nan
+        smallest = smallest_effect(row.users, row.deviation, alpha)
+        found = smallest / row.mean_b if row.mean_b else math.nan
         rows.append(
             (
                 Cell(row.variant or MISSING),

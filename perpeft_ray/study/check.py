@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from perpeft_ray.config import StudyConfig
+from perpeft_ray.config import AUTO, StudyConfig
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Split, split_dataset
 from perpeft_ray.encoder.foundation import load_towers
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
+from perpeft_ray.encoder.source import default_encoder
 from perpeft_ray.errors import InputError
 
 
-def check_inputs(config: StudyConfig, cache: Path, *, again: bool = True) -> Dataset:
-    """Open the dataset and the encoder's preprocessing. Raises InputError for unusable ones.
+def check_inputs(
+    config: StudyConfig, cache: Path, *, again: bool = True
+) -> tuple[StudyConfig, Dataset]:
+    """Open the dataset and the encoder, the default one where none is named.
+
+    Returns the study with its encoder. Raises InputError for unusable ones.
 
     Also for a variant that does not fit the encoder: its trials would all fail. `again`: as in
     `open_dataset`; a started study keeps the data that it started with.
     """
 
     dataset = open_dataset(config.dataset, cache, config.data, again=again)
+    config = with_encoder(config, has_images=bool(dataset.items["image"].notna().any()))
     split = split_dataset(dataset, config.data)
     check_settings(config, split.num_users)
     check_histories(split, config.dataset)
-    return dataset
+    return config, dataset
+
+
+def with_encoder(config: StudyConfig, *, has_images: bool) -> StudyConfig:
+    """The study with the default encoder of its data where it has none."""
+    if config.encoder != AUTO:
+        return config
+    return replace(config, encoder=default_encoder(config.dataset, has_images=has_images)[0])
 
 
 def check_settings(config: StudyConfig, num_users: int | None) -> None:

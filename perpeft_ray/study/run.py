@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from perpeft_ray.config import StudyConfig
+from perpeft_ray.config import AUTO, StudyConfig
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.places import is_uri, reached
 from perpeft_ray.data.sources import absolute_dataset
@@ -57,7 +57,10 @@ def run_study(
         with _leaving_nothing_behind(storage, log_file.parent):
             cache = storage / ".cache"
             begun = (log_file.parent / DESCRIPTION).exists()
-            dataset = check_inputs(config, cache, again=not begun)
+            if begun and config.encoder == AUTO:
+                encoder = StudyFolder(log_file.parent).config.encoder
+                config = dataclasses.replace(config, encoder=encoder)
+            config, dataset = check_inputs(config, cache, again=not begun)
             check_trackers(config)
             stack.enter_context(leased(log_file.parent, progress.say))
             if isinstance(kept, str):

@@ -80,5 +80,6 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_r
     short = TrainSettings(epochs=1, personal_epochs=1, validate_every=1)
     for code in examples():
         code = code.replace('dataset="toyshop"', f'dataset="parquet:my_shop", train={short!r}')
+        code = code.replace("path/to/clip", "toyshop-clip")
         exec(code, {**names, "TrainSettings": TrainSettings}, names)
     assert (tmp_path / "my_model").is_dir()

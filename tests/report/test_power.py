@@ -90,7 +90,7 @@ def test_no_number_of_seeds_helps_where_users_differ_too_much() -> None:
 
 def test_the_smallest_effect_is_the_one_that_these_users_are_enough_for() -> None:
     known = compared(simulated(500, 2, 0.1, 0.3, 0.5, np.random.default_rng(4)))
-    effect = smallest_effect(known, alpha=0.01)
+    effect = smallest_effect(known.users, known.deviation, alpha=0.01)
     assert users_needed(effect, known.deviation, alpha=0.01) == pytest.approx(500, abs=1)
 
 

@@ -117,7 +117,7 @@ def start(arguments: list[str]) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     fault = Fault(runs, os.getpid(), kind, place)
     study_run._open_study = open_study(fault)
-    study_run.check_inputs = lambda *_, **__: None  # type: ignore[attr-defined]  # not public there
+    study_run.check_inputs = lambda config, *_, **__: (config, None)  # type: ignore[attr-defined]  # not public there
     study_run.keep_weights = lambda *_: None  # type: ignore[attr-defined]
     study_run.repeat_shares = lambda *_: RepeatShares(0.0, 0.0)  # type: ignore[attr-defined]
     study_run.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")  # type: ignore[attr-defined]

@@ -1,0 +1,333 @@
+"""A study of one's own data before it begins: its settings, its time, the effect it could show."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from perpeft_ray.config import AUTO, PERSONAL_METHODS, SIMPLE_METHODS, StudyConfig
+from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.places import is_uri
+from perpeft_ray.data.sources import open_dataset
+from perpeft_ray.data.split import MIN_INTERACTIONS, Split, split_dataset
+from perpeft_ray.encoder.source import default_encoder, is_fetched
+from perpeft_ray.errors import InputError
+from perpeft_ray.metrics import ndcg
+from perpeft_ray.recommender.simple import SimpleMethod, simple_ranks
+from perpeft_ray.report.power import POWER, smallest_effect
+from perpeft_ray.report.statistics import LEVEL
+from perpeft_ray.store.folder import DESCRIPTION, StudyFolder, study_place
+from perpeft_ray.study.check import check_histories, check_settings
+from perpeft_ray.study.plan import count_trials, search_budget, searching_methods
+from perpeft_ray.study.search.space import variants_of
+from perpeft_ray.train.trial import run_trial
+from perpeft_ray.train.workspace import prepare_dataset
+
+GROUP_USERS = 50
+"""Users that a group should have on average, at least."""
+_MOST_TRIALS = 100
+_SAMPLE_ITEMS = 300
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study will do; `print` shows it."""
+
+    config: StudyConfig
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds on this machine, scaled up from a sample."""
+
+    prepare: float
+    """To decode and tokenise all items."""
+    epoch: float
+    """To train for one epoch."""
+    evaluation: float
+    """To evaluate with one module: all items encoded."""
+
+
+def plan_study(
+    config: StudyConfig,
+    budget: str = "",
+    *,
+    given: Collection[str] | None = None,
+    fetch: bool = True,
+) -> StudyPlan:
+    """Choose by the data what is not `given`, and say what to expect; writes nothing.
+
+    `budget`: time that the study may take, such as `2h`, which `search.trials` is chosen for.
+    `given`: dotted names of settings of `config` that stay as they are; None: those that are not a
+    `StudyConfig`'s defaults. `fetch`: whether weights may be fetched to measure a step. A study
+    that has begun keeps what was chosen then. Raises InputError for data that cannot be used, and
+    where no encoder is named and the default is out of reach.
+    """
+    if given is None:
+        defaults = _dotted(StudyConfig(encoder=AUTO, dataset=config.dataset))
+        given = {name for name, value in _dotted(config).items() if value != defaults[name]}
+    budget_s = seconds_of(budget) if budget else None
+    if budget and "search.trials" in given:
+        raise InputError("either `budget` or `search.trials` must be given, but both are")
+    if "study" not in given:
+        config = replace(config, study=_name(config.dataset))
+    begun = _begun(config)
+    if begun is not None:
+        kept = {name: value for name, value in _dotted(config).items() if name in given}
+        resumed = with_settings(begun, kept)
+        return StudyPlan(resumed, (f"Resumes {resumed.study} with the settings it began with.",))
+    with tempfile.TemporaryDirectory(prefix="perpeft-plan-") as scratch:
+        cache = Path(scratch)
+        dataset = open_dataset(config.dataset, cache, config.data)
+        has_images = bool(dataset.items["image"].notna().any())
+        weights = f"as given, {config.encoder}"
+        if config.encoder == AUTO:
+            encoder, weights = default_encoder(config.dataset, has_images=has_images)
+            config = replace(config, encoder=encoder)
+        split = split_dataset(dataset, config.data)
+        config = chosen(config, given, len(split.evaluated("test")))
+        cost = None
+        if fetch or is_fetched(config.encoder):
+            check_settings(config, split.num_users)
+            check_histories(split, config.dataset)
+            cost = measured(config, dataset, cache)
+    if cost is not None and budget_s is not None and "search.trials" not in given:
+        config = within(config, cost, budget_s)
+    return StudyPlan(config, tuple(_lines(config, dataset, split, weights, cost, budget_s)))
+
+
+def chosen(config: StudyConfig, given: Collection[str], users: int) -> StudyConfig:
+    """The settings for `users` evaluated users of a real catalogue; those `given` stay.
+
+    Values of the searched settings are those of studies/real_data.py.
+    """
+    groups = tuple(g for g in (4, 8) if users >= g * GROUP_USERS) or (2,)
+    most = max(groups if "search.groups" not in given else config.values("groups"))
+    per_step = users // (8 * most)  # a group's module then has at least 8 steps an epoch
+    wanted: dict[str, Any] = {
+        "search.variants": ("lora",),
+        "search.trials": 8,
+        "search.groups": groups,
+        "search.conditioning_weights": (1.0, 0.5),
+        "search.learning_rates": (3e-3, 1.5e-3, 6e-3),
+        "search.multimodal_weights": (0.5, 0.1),
+        "search.peft_lr_scales": (1.0,),
+        "train.batch_size": min(max(2 ** max(per_step.bit_length() - 1, 0), 16), 128),
+        "train.epochs": 24,
+        "train.personal_epochs": 48,
+        "train.validate_every": 3,
+        "train.patience": 4,
+    }
+    if "peft.variant" not in given and "search.variants" in given:
+        wanted["search.trials"] = 8 * len(config.search.variants)
+    return with_settings(config, {n: v for n, v in wanted.items() if n not in given})
+
+
+def with_settings(config: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
+    """A study with other values of settings, by dotted name."""
+    parts: dict[str, dict[str, Any]] = {}
+    changes: dict[str, Any] = {}
+    for name, value in settings.items():
+        part, dot, field = name.rpartition(".")
+        if dot:
+            parts.setdefault(part, {})[field] = value
+        else:
+            changes[name] = value
+    changes |= {part: replace(getattr(config, part), **values) for part, values in parts.items()}
+    return replace(config, **changes)
+
+
+def measured(config: StudyConfig, dataset: Dataset, scratch: Path) -> Cost:
+    """Train `global` on a few users for two epochs, and scale up to all users and items.
+
+    An estimate: of the second epoch, in which nothing is loaded any more.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.cpus_per_worker)
+    few = _sample(dataset)
+    began = time.perf_counter()
+    workspace = prepare_dataset(few, config.encoder, scratch)
+    prepared = time.perf_counter() - began
+    variant = variants_of(config, "global")[0]
+    first = {name: config.values(name)[0] for name in ("rank", "groups")}
+    trial = config.trial("global", seed=0, variant=variant, **first)
+    trial = replace(trial, stage1_epochs=1, stage3_epochs=1, validate_every=1, patience=0)
+    outcome = run_trial(trial, workspace, lambda _: None, test=False, memory_gb=config.memory_gb)
+    torch.set_num_threads(threads)
+    users = dataset.interactions["user_id"].nunique() / few.interactions["user_id"].nunique()
+    items = len(dataset.items) / len(few.items)
+    return Cost(
+        prepare=items * prepared,
+        epoch=users * outcome.stage3_seconds,
+        evaluation=items * outcome.evaluate_seconds / 2,
+    )
+
+
+def estimated(config: StudyConfig, cost: Cost) -> float:
+    """Seconds that a study takes where no trial ends early; every method as slow as `global`."""
+    at_once = max(
+        min(
+            config.search.max_concurrent,
+            (os.cpu_count() or 1) // (config.workers * config.cpus_per_worker),
+        ),
+        1,
+    )
+    searching = searching_methods(config)
+    seconds = 0.0
+    for method in config.methods:
+        if method in SIMPLE_METHODS:
+            continue
+        searched = search_budget(config, method) if method in searching else 0
+        seeds = len(config.seeds) - (method in searching)  # the search has trained the first
+        trials = searched + seeds * len(variants_of(config, method))
+        train = config.train
+        epochs = train.epochs + train.personal_epochs
+        modules = max(config.values("groups")) if method in PERSONAL_METHODS else 1
+        validations = train.epochs + modules * train.personal_epochs
+        each = epochs * cost.epoch + validations / train.validate_every * cost.evaluation
+        seconds += trials * each
+    return cost.prepare + seconds / at_once
+
+
+def within(config: StudyConfig, cost: Cost, budget_s: float) -> StudyConfig:
+    """The study with the most search trials that `estimated` has within a budget, or the fewest."""
+    least = len(config.values("variant"))
+    sizes = [
+        with_settings(config, {"search.trials": trials}) for trials in range(least, _MOST_TRIALS)
+    ]
+    fitting = [study for study in sizes if estimated(study, cost) <= budget_s]
+    return fitting[-1] if fitting else sizes[0]
+
+
+def seconds_of(text: str) -> float:
+    """A time such as `2h`, `90m` or `1h30m` in seconds. Raises InputError for any other form."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?", text.strip().lower())
+    hours, minutes = found.groups("0") if found else ("0", "0")
+    seconds = 3600 * float(hours) + 60 * float(minutes)
+    if not seconds:
+        raise InputError(f"`budget` must be a time such as 2h, 90m or 1h30m, but is {text!r}")
+    return seconds
+
+
+def _lines(
+    config: StudyConfig,
+    dataset: Dataset,
+    split: Split,
+    weights: str,
+    cost: Cost | None,
+    budget_s: float | None,
+) -> list[str]:
+    users = len(split.evaluated("test"))
+    images = int(dataset.items["image"].notna().sum())
+    train = config.train
+    groups = config.values("groups")
+    of_group = users // max(groups)
+    return [
+        f"Plan of {config.study}:",
+        f"  data       {users:,} users to evaluate of {split.num_users:,}; {split.num_items:,} "
+        f"items, {images:,} with an image; {len(dataset.interactions):,} interactions",
+        f"  encoder    {weights}",
+        f"  trials     {count_trials(config)}, of them {config.search.trials} to search PerPEFT's "
+        f"settings; {', '.join(config.values('variant'))}; {_listed(groups)} groups "
+        f"(of at least {of_group:,} users on average)",
+        f"  training   {train.batch_size} users per batch; up to {train.epochs} + "
+        f"{train.personal_epochs} epochs, ended by {train.patience or 'no'} validations "
+        f"without a new best",
+        "  time       " + _time(config, cost, budget_s),
+        "  shows      " + _shows(config, split),
+    ]
+
+
+def _time(config: StudyConfig, cost: Cost | None, budget_s: float | None) -> str:
+    if cost is None:
+        return "not known before the encoder's weights are on this machine"
+    seconds = estimated(config, cost)
+    text = f"about {_duration(seconds)} at most, an estimate from a few users' training here"
+    if budget_s is not None and seconds > budget_s:
+        text += f"; more than the budget of {_duration(budget_s)}: give fewer epochs or methods"
+    return text
+
+
+def _shows(config: StudyConfig, split: Split) -> str:
+    """The smallest effect, with the spread over users of the better of two counted methods."""
+    methods: tuple[SimpleMethod, ...] = ("item_knn", "popularity")
+    values = {}
+    for method in methods:
+        ranks = simple_ranks(method, split, "valid")
+        values[method] = ndcg(ranks[ranks >= 0], 20)
+    best = max(methods, key=lambda method: float(values[method].mean()))
+    mean, deviation = float(values[best].mean()), float(np.std(values[best], ddof=1))
+    users = len(split.evaluated("test"))
+    if not mean:
+        return "not known: counting finds nobody's next item, so the spread over users is unknown"
+    effect = smallest_effect(users, deviation, LEVEL / len(config.values("variant")))
+    return (
+        f"a gain of {100 * effect / mean:.0f} % or more, in {POWER:.0%} of such studies, over a "
+        f"method like {best} (NDCG@20 × 100 {100 * mean:.2f} in validation)"
+    )
+
+
+def _sample(dataset: Dataset) -> Dataset:
+    """The first users to evaluate that have at most `_SAMPLE_ITEMS` items, and those items."""
+    rows = dataset.interactions
+    rows = rows[rows.groupby("user_id")["item_id"].transform("size") >= MIN_INTERACTIONS]
+    user, users = rows["user_id"].factorize()
+    item, _ = rows["item_id"].factorize()
+    order = np.argsort(user, kind="stable")
+    _, first = np.unique(item[order], return_index=True)
+    so_far = np.zeros(len(users), dtype=np.int64)
+    np.add.at(so_far, user[order][first], 1)
+    few = max(int((np.cumsum(so_far) <= _SAMPLE_ITEMS).sum()), 1)
+    interactions = rows[user < few].reset_index(drop=True)
+    items = dataset.items[dataset.items["item_id"].isin(interactions["item_id"])]
+    return replace(dataset, interactions=interactions, items=items.reset_index(drop=True))
+
+
+def _begun(config: StudyConfig) -> StudyConfig | None:
+    """The configuration of a study that has begun; None where it has not."""
+    place = study_place(config.storage, config.study)
+    if not is_uri(place):
+        return StudyFolder.open(place).config if (Path(place) / DESCRIPTION).exists() else None
+    try:
+        return StudyFolder.open(place).config
+    except InputError:  # nothing there yet, or out of reach, which the study itself reports
+        return None
+
+
+def _dotted(config: StudyConfig) -> dict[str, Any]:
+    """Values by dotted name, tuples as they are."""
+    flat: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if hasattr(value, "__dataclass_fields__"):
+            flat |= {f"{name}.{field}": of_field for field, of_field in vars(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _name(dataset: str) -> str:
+    """A study's name after its data: of a path the last part, as a plain word."""
+    last = re.split(r"[/#:]", dataset.rstrip("/"))[-1]
+    return re.sub(r"[^\w-]+", "_", last).strip("_") or "study"
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return " or ".join(map(str, values))
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(round(seconds / 60), 1)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
