@@ -26,17 +26,17 @@ Method = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 
 SIMPLE_METHODS: frozenset[Method] = frozenset({"popularity", "item_knn"})
-"""Baselines that are counted from the histories: no training, no encoder, nothing random."""
+"""Baselines counted from the histories: no training, no encoder, nothing random."""
 
 PERSONAL_METHODS: frozenset[Method] = frozenset(
     {"perpeft", "random_grouping", "without_group_negatives", "without_text", "without_image"}
 )
-"""Methods with a module for each group: PerPEFT, and PerPEFT with one thing changed."""
+"""Methods with one module per group: PerPEFT, and PerPEFT with one change."""
 
 VECTOR_METHODS: frozenset[Method] = frozenset(
     {"user_level_1", "user_level_2", "group_level_1", "group_level_2"}
 )
-"""Methods with one global module, and a learned vector for each user or group."""
+"""Methods with one global module and a learned vector per user or group."""
 
 GROUPED_METHODS: frozenset[Method] = PERSONAL_METHODS | {"group_level_1", "group_level_2"}
 """Methods that group the users (stage 2)."""
@@ -46,7 +46,7 @@ PEFT_METHODS: frozenset[Method] = PERSONAL_METHODS | VECTOR_METHODS | {"global",
 
 
 def exists(method: Method, variant: Variant | None) -> bool:
-    """Whether there is such a cell: only a module with a size can be made larger."""
+    """Whether the combination exists: `large_global` needs a module with a size."""
     return method != "large_global" or (variant is not None and FACTS[variant].scalable)
 
 

@@ -1,8 +1,8 @@
 """The settings that a study can search: one entry each.
 
 Validation, the search space, a trial's values, status lines, tables, figures and the report's
-command line read this table. A new one is an entry here, its field of `TrialConfig`, and two
-options: its value (`given`) and what it may be chosen from (`choices`).
+command line read this table. To add one, write an entry here, its field of `TrialConfig`, and two
+options: its value (`given`) and its choices (`choices`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _personal(method: Method, variant: Variant | None) -> bool:
 
 @dataclass(frozen=True)
 class Searchable:
-    """A number that can be given or searched; besides these the variant can be searched."""
+    """A number that can be fixed or searched; the variant can be searched too."""
 
     name: str
     """Field of `TrialConfig`, and column of the results."""
@@ -60,24 +60,24 @@ class Searchable:
     symbol: str
     """Short label in tables and status lines."""
     label: str
-    """What figures and reports call it."""
+    """Name in figures and reports."""
     rule: Callable[[str, Any], None]
-    """Raises InputError for a value that is not allowed; it is given the name of the setting."""
+    """Raises InputError for a value that is not allowed; takes the setting's name and value."""
     applies: Applies = _always
     """Whether it is searched for a method with a variant."""
     holds: Applies = _always
     """Whether a trial of a method with a variant has a value; else it is None."""
     by_definition: Mapping[Method, float] = field(default_factory=dict)
-    """Methods that are defined by their value."""
+    """Methods that are defined by a value of it."""
     column: str = ""
     """Header in tables of settings; empty: the label."""
     words: str = ""
-    """How a sentence says its value; such settings are in every table of settings, others where
-    they vary."""
+    """Form of its value in a sentence; such settings are in every table of settings, others only
+    if they vary."""
     whole: bool = False
     """Whether it is a whole number."""
     range: str | None = None
-    """Field of `SearchSettings` with its range, log-uniform, in the place of choices."""
+    """Field of `SearchSettings` with its log-uniform range, an alternative to choices."""
     scale: int | None = None
     """Base of its logarithmic axis in figures; None: linear."""
 

@@ -1,4 +1,4 @@
-"""The settings of a study by what they are about, with their defaults; `StudyConfig` holds them."""
+"""The settings of a study by topic, with their defaults; `StudyConfig` holds them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from perpeft_ray.config.trial import Dtype, Mode
 from perpeft_ray.config.variants import PAPER_VARIANTS, Variant
 
 LONGEST_LIST = 100
-"""The highest K of what is measured of recommended lists."""
+"""The largest measured length K of recommended lists."""
 Search = Literal["search"]
 SEARCH: Search = "search"
-"""The value of a setting that the search is to choose."""
+"""The value that leaves a setting to the search."""
 
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """The PEFT module that every group has one of."""
+    """The PEFT module of each group."""
 
     variant: Variant | Search = SEARCH
     """PEFT variant, or search. `perpeft variants` says what each is."""
     rank: int | Search = SEARCH
-    """Rank, whose meaning is the variant's; ignored by variants without one. Paper: 4."""
+    """Rank; its meaning depends on the variant, some ignore it. Paper: 4."""
     last_layers: int | None = 1
-    """Adapt only so many last layers of each tower; None: all (the paper's). Ignored by IISAN."""
+    """Adapt only this many last layers of each tower; None: all (the paper's). Not for IISAN."""
     bottleneck: int = 32
     """Width of IISAN's bottleneck blocks. Paper: 32."""
     dropout: float = 0.1
@@ -50,7 +50,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """SASRec, the shared backbone; the defaults are the paper's but for multimodal_weight."""
+    """SASRec, the shared backbone; defaults are the paper's, except multimodal_weight."""
 
     hidden_units: int = 32
     """Width D of item embeddings and SASRec."""
@@ -77,28 +77,28 @@ class TrainSettings:
     id_lr_scale: float = 1.0
     """The id embedding's learning rate as a multiple of lr. Paper: 1."""
     weight_decay: float | Search = SEARCH
-    """AdamW's weight decay. Paper: 1e-5 to 5e-4, see spec."""
+    """AdamW's weight decay. Paper: 1e-5 to 5e-4, by data set."""
     batch_size: int = 64
-    """Users a batch. Paper: 16."""
+    """Users per batch. Paper: 16."""
     epochs: int = 8
     """Epochs of stage 1, the global module. Paper: 10."""
     personal_epochs: int = 16
-    """Epochs of stage 3, the personalised modules; other methods train as many more. Paper: 20."""
+    """Epochs of stage 3, the personalised modules; other methods train on as long. Paper: 20."""
     validate_every: int = 2
     """Epochs between two validations (the last epoch is always validated). Paper: 1."""
     patience: int = 0
-    """End a stage after so many validations in a row without a new best; 0: train all epochs."""
+    """End a stage after this many validations in a row without a new best; 0: never."""
     mode: Mode | None = None
     """A step is one group's batch (sequential, the paper's) or one batch of every group (parallel).
     None: sequential with up to one worker, parallel with more."""
     dtype: Dtype = "auto"
-    """Compute type of frozen weights; auto is bfloat16 where the device multiplies it natively
-    and the text tower is at least 128 wide."""
+    """Compute type of frozen weights; auto: bfloat16 if the device multiplies it natively and
+    the text tower is at least 128 wide."""
 
 
 @dataclass(frozen=True)
 class MetricsSettings:
-    """What is reported beside the objective, NDCG@20."""
+    """Metrics to report beside the objective, NDCG@20."""
 
     k: tuple[int, ...] = (10, 20, 30)
     """Lengths K of recommended lists, up to 100, for HR, NDCG, MRR, coverage and popularity."""
@@ -111,16 +111,16 @@ class MetricsSettings:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The search by Ray Tune and Optuna, and what it may choose from."""
+    """The search by Ray Tune and Optuna, and its choices."""
 
     trials: int = 6
-    """Trials of PerPEFT in the search, over all variants; a baseline has as many per variant."""
+    """Search trials of PerPEFT over all variants; a baseline has as many per variant."""
     max_concurrent: int = 2
-    """Trials at a time."""
+    """Concurrent trials."""
     seed: int = 0
     """Seed of Optuna's sampler."""
     variants: tuple[Variant, ...] = PAPER_VARIANTS
-    """Values of peft.variant. Of this and the next lists, the first values are tried first."""
+    """Values of peft.variant. The first values of this and the next lists are tried first."""
     ranks: tuple[int, ...] = (4, 8)
     """Values of peft.rank."""
     groups: tuple[int, ...] = (6, 8)
@@ -130,7 +130,7 @@ class SearchSettings:
     learning_rates: tuple[float, ...] = (6e-3, 1e-2)
     """Values of train.lr."""
     learning_rate: tuple[float, float] | None = None
-    """Range of train.lr, log-uniform, in place of search.learning-rates: LOW HIGH."""
+    """Log-uniform range of train.lr instead of search.learning-rates: LOW HIGH."""
     multimodal_weights: tuple[float, ...] = (0.2,)
     """Values of model.multimodal-weight."""
     weight_decays: tuple[float, ...] = (0.01,)
@@ -138,9 +138,9 @@ class SearchSettings:
     peft_lr_scales: tuple[float, ...] = (0.3,)
     """Values of train.peft-lr-scale."""
     every_method: bool = False
-    """Search for PerPEFT's own ablations too; else they take PerPEFT's settings."""
+    """Search for PerPEFT's ablations too; otherwise they take PerPEFT's settings."""
     pareto: bool = False
-    """Search for accuracy and few trainable parameters together (no ASHA)."""
+    """Search for accuracy and few trainable parameters together (without ASHA)."""
     asha: bool = True
     """Stop poor trials early (ASHA); they are PRUNED rows."""
     grace_epochs: int = 3

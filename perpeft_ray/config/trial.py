@@ -1,4 +1,4 @@
-"""What a trial is: flat, frozen, validated, hashed."""
+"""The configuration of a trial: flat, frozen, validated, hashed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 class TrialConfig:
     """Everything that determines a trial's result, and nothing else.
 
-    Raises `InputError` where a value breaks its rule. Settings that do not apply to the method or
-    variant must be ``None``; `StudyConfig.trial` takes care of that.
+    Raises `InputError` if a value breaks its rule. Settings that do not apply to the method or
+    variant must be ``None``; `StudyConfig.trial` sees to that.
     """
 
     dataset: str
@@ -56,7 +56,7 @@ class TrialConfig:
     """Validations without a new best after which a stage ends; 0: never."""
     mode: Mode
     step_batches: int = 1
-    """Batches of a step in stage 1 and of methods with one module."""
+    """Batches per step in stage 1 and in methods with one module."""
     dtype: Dtype
     hidden_units: int
     sequence_length: int
@@ -134,7 +134,7 @@ class TrialConfig:
 
     @property
     def data(self) -> DataSettings:
-        """What of the dataset the trial uses, and its split."""
+        """The part of the dataset that the trial uses, and its split."""
         defaults = DataSettings()
         return DataSettings(
             split=self.split,

@@ -1,4 +1,4 @@
-"""Tables, statistics, figures and the page of a study; it only reads what the store has.
+"""Tables, statistics, figures and the page of a study; it only reads the store.
 
-Optuna is imported for the one figure that needs it, Ray never.
+It imports Optuna only for one figure, and never Ray.
 """

@@ -1,4 +1,4 @@
-"""The command line that gives a study, or its best setting alone."""
+"""The command line of a study, or of its best setting."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from perpeft_ray.config import SEARCHABLE, StudyConfig
 
 
 def study_command(study: StudyConfig) -> str:
-    """The `perpeft study` command of a study: a line for every field that is not the default."""
+    """The `perpeft study` command of a study: one line per field that differs from the default."""
     options = _differences(study, StudyConfig())
     return " \\\n  ".join(["perpeft study", *(shlex.join(option) for option in options)])
 
 
 def fixed_to(study: StudyConfig, setting: pd.Series) -> StudyConfig:
-    """The study with every searched setting given; `setting`: a row of `best_settings`.
+    """The study with every searched setting fixed; `setting`: a row of `best_settings`.
 
-    It has a name of its own, `<study>_best`, so that it does not meet the folder of the search.
+    Its name is `<study>_best`, so that it does not use the folder of the search.
     """
     changed = dataclasses.replace(
         study,

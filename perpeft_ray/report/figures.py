@@ -42,7 +42,7 @@ _TWENTY = colormaps["tab20"]
 
 
 def study_figures(results: StudyResults) -> list[StudyFigure]:
-    """All figures that the trials so far give."""
+    """All figures that the trials so far allow."""
     trials, users, epochs = results.trials, results.users, results.folder.epochs()
     figures = (
         effects(results.compared),
@@ -68,7 +68,7 @@ def write_figures(results: StudyResults) -> list[StudyFigure]:
 
 
 def figure_path(folder: StudyFolder, figure: StudyFigure) -> Path:
-    """Where a study has a figure."""
+    """The path of a study's figure."""
     return folder.path / "figures" / f"{figure.name}.png"
 
 
@@ -104,9 +104,9 @@ def effects(compared: Sequence[Comparison]) -> StudyFigure | None:
     legend(figure, columns=3)
     return StudyFigure(
         "effects",
-        "What PerPEFT gains over each method",
+        "PerPEFT's gain over each method",
         "Difference in test NDCG@20 × 100 with its 95 % bootstrap interval over users; filled "
-        "where it is significant (paired t, Holm-corrected, p < 0.05).",
+        "if significant (paired t, Holm-corrected, p < 0.05).",
         figure,
     )
 
@@ -114,7 +114,7 @@ def effects(compared: Sequence[Comparison]) -> StudyFigure | None:
 def learning_curves(
     trials: pd.DataFrame, epochs: pd.DataFrame, study: StudyConfig
 ) -> StudyFigure | None:
-    """Validation NDCG@20 of the compared trials by epoch, a panel per variant."""
+    """Validation NDCG@20 of the compared trials by epoch, one panel per variant."""
     final = final_trials(trials)
     final = final[final["mode"] == study.mode]
     validated = epochs[epochs.valid_ndcg_at_20.notna()]
@@ -146,7 +146,7 @@ def learning_curves(
         "learning_curves",
         "Learning curves",
         "Validation NDCG@20 × 100 by epoch, means over seeds. A curve that still rises at its end "
-        "asks for more epochs.",
+        "needs more epochs.",
         figure,
     )
 
@@ -198,7 +198,7 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
 
 
 def sensitivity_curves(trials: pd.DataFrame) -> StudyFigure | None:
-    """Test NDCG@20 against each setting that the study varies; None where it varies none."""
+    """Test NDCG@20 against each setting that the study varies; None if it varies none."""
     curves = sensitivity(trials)
     names = list(dict.fromkeys(curves.parameter))
     if not names:
@@ -219,15 +219,15 @@ def sensitivity_curves(trials: pd.DataFrame) -> StudyFigure | None:
     return StudyFigure(
         "sensitivity",
         "Sensitivity of PerPEFT",
-        "Means over seeds; bands are one standard deviation. The other settings are held.",
+        "Means over seeds; bands are one standard deviation. The other settings are fixed.",
         figure,
     )
 
 
 def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
-    """PerPEFT's gain over `global` in each group, of each variant's first seed.
+    """PerPEFT's gain over `global` in each group, for each variant's first seed.
 
-    `values`: of `user_values`. None where no variant has both methods.
+    `values`: of `user_values`. None if no variant has both methods.
     """
     of_variants = {}
     for variant in VARIANTS:
@@ -254,7 +254,7 @@ def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
     places[-1].set_xlabel("group, and its users")
     return StudyFigure(
         "groups",
-        "Groups and what they gain",
+        "Gain of each group",
         "PerPEFT's test NDCG@20 minus that of the global module for the same users, with its 95 % "
         "interval. First seed of each variant; groups are numbered from the largest.",
         figure,
@@ -262,7 +262,7 @@ def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
 
 
 def group_gains(users: pd.DataFrame) -> pd.DataFrame:
-    """Size and gain of each group, the largest first.
+    """Size and gain of each group, largest first.
 
     `users`: of one trial from `paired_users`. Columns: group (numbered from 0 by size), users,
     gain (mean of a - b), half_width (of its 95 % interval: 1.96 standard errors; null for one
@@ -281,9 +281,9 @@ def group_gains(users: pd.DataFrame) -> pd.DataFrame:
 
 
 def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | None:
-    """The search's trials in the order in which they began, and the best so far.
+    """The search's trials in order of their start, and the best so far.
 
-    A pruned trial stands at the best validation that it reached. None without a finished trial.
+    A pruned trial is drawn at its best validation. None without a finished trial.
     """
     tried = _tried(trials)
     if tried.empty:
@@ -317,7 +317,7 @@ def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | 
 def search_front(trials: pd.DataFrame) -> StudyFigure | None:
     """The search's complete trials by size and accuracy, and their Pareto front.
 
-    None where all trials have the same size.
+    None if all trials have the same size.
     """
     done = _complete(trials)
     if done.trainable_parameters.nunique() < 2:
@@ -348,8 +348,7 @@ def search_front(trials: pd.DataFrame) -> StudyFigure | None:
 def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
     """The share of the search's variance that each setting explains (fANOVA).
 
-    None where there are no more complete trials than settings that differ: anything would explain
-    them.
+    None without more complete trials than varied settings: anything would explain them.
     """
     from perpeft_ray.study.search.importance import setting_importances
 
@@ -383,10 +382,10 @@ def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
 
 
 def user_map(trials: pd.DataFrame, all_users: pd.DataFrame) -> StudyFigure | None:
-    """Each user by the first two principal components of what was grouped, coloured by group.
+    """Each user by the first two principal components of the grouped states, coloured by group.
 
     `trials`, `all_users`: of `read_results`. One panel per variant, of PerPEFT's first seed.
-    None where no such trial has ended.
+    None without such a trial.
     """
     final = final_trials(trials)
     firsts = final[final.method == "perpeft"].sort_values("seed").drop_duplicates("variant")
@@ -416,7 +415,7 @@ def user_map(trials: pd.DataFrame, all_users: pd.DataFrame) -> StudyFigure | Non
         "user_map",
         "Users and their groups",
         "SASRec's outputs for the users under the global module, which K-means grouped, by their "
-        "first two principal components; a colour and number a group, numbered from the largest. "
+        "first two principal components; one colour and number per group, from the largest on. "
         "First seed of each variant.",
         figure,
     )
@@ -438,7 +437,7 @@ def _band(axes: Axes, line: pd.DataFrame, variant: str, *, dashed: bool) -> None
 
 
 def _front(axes: Axes, points: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Draw the Pareto front of the points; its rows, the smallest first."""
+    """Draw the Pareto front of the points; returns its rows, smallest first."""
     front = points[on_front(points.trainable_parameters, points[score])]
     front = front.sort_values("trainable_parameters")
     axes.step(

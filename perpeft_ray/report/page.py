@@ -1,4 +1,4 @@
-"""`report.html`: a study on one page that needs nothing beside it."""
+"""`report.html`: a study on one self-contained page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from perpeft_ray.store.folder import StudyFolder
 def write_report(results: StudyResults) -> tuple[Path, dict[str, StudyTable]]:
     """Write a study's tables, figures and `report.html`; returns the page's path and the tables.
 
-    Everything comes from the study's folder; a study that is not done has a page that says so.
+    Reads only the study's folder; the page of an unfinished study says so.
     """
     tables, figures = write_tables(results), write_figures(results)
     path = results.folder.path / "report.html"
@@ -75,7 +75,7 @@ def _page(results: StudyResults, tables: dict[str, StudyTable], figures: list[St
 
 
 def _trials(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """A row per trial: its cells as (text, value to sort by), and which files it has."""
+    """One row per trial: its cells as (text, sort value), and its files."""
     for row in trials.sort_values("started_at").itertuples():
         seconds = (row.finished_at - row.started_at).total_seconds()
         setting = [getattr(row, name) for name in (*VARIED, "seed")]
@@ -106,7 +106,7 @@ def _times_100(value: float) -> str:
 
 
 def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[str]:
-    """What a reader has to know besides the verdict's notes."""
+    """Warnings besides the verdict's notes."""
     trials = results.trials
     yield from repeat_warnings(description.get("repeats"))
     if any(trials[f"{part}_fingerprint"].nunique() > 1 for part in ("tables", "images", "encoder")):
@@ -118,16 +118,16 @@ def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[st
     if pruned:
         yield f"{pruned} trials of the search were stopped early (ASHA); they are in no table."
     if len(results.study.seeds) == 1:
-        yield "One seed: nothing here says how much a result changes from seed to seed."
+        yield "One seed: how much results change from seed to seed is unknown."
     if str(description["git_revision"]).endswith("-dirty"):
-        yield "The code had changes that were not committed."
+        yield "The code had uncommitted changes."
     devices = sorted(trials.device.dropna().unique())
     if len(devices) > 1:
         yield f"Trials ran on different devices, so times differ: {', '.join(devices)}."
 
 
 def empty_groups(results: StudyResults) -> Iterator[str]:
-    """A sentence where compared trials have groups without users."""
+    """A warning if compared trials have groups without users."""
     used = results.users.groupby("trial_id").group.nunique()
     trials = results.trials[results.trials.groups.notna()].set_index("trial_id")
     empty = (trials.groups - used).dropna()
@@ -142,7 +142,7 @@ def empty_groups(results: StudyResults) -> Iterator[str]:
 
 
 def _parameters(trials: pd.DataFrame, declared: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """Scientific, nuisance and fixed parameters with the values that the trials have."""
+    """Scientific, nuisance and fixed parameters with the trials' values."""
     return [
         (part, "; ".join(f"{name} = {_values(trials[name])}" for name in names))
         for part, names in declared.items()

@@ -1,4 +1,4 @@
-"""From the rows of `trials/` to the numbers of the tables; data frames in, data frames out.
+"""Computes the numbers of the tables from the rows of `trials/`; data frames in and out.
 
 Metrics are as in `trials/`, in [0, 1]; tables show them × 100.
 """
@@ -20,7 +20,7 @@ from perpeft_ray.metrics import CUTOFFS
 
 METRICS = tuple(f"{name}_at_{k}" for name in ("hr", "ndcg") for k in CUTOFFS)
 SELECTION = "valid_ndcg_at_20"
-"""What settings and epochs are chosen by."""
+"""The metric that chooses settings and epochs."""
 COSTS = (
     "trainable_parameters",
     "trainable_fraction",
@@ -35,11 +35,11 @@ _CELL = ["method", "variant", "mode"]
 
 
 def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
-    """Test metrics over seeds, one row a method, variant, mode and metric.
+    """Test metrics over seeds, one row per method, variant, mode and metric.
 
     Columns: method, variant (null for methods without PEFT), mode, metric (`hr_at_10` …
     `ndcg_at_30`), mean, std (ddof = 1, null for one seed), seeds. Methods and variants are in the
-    paper's order. Where a seed was run again with another setting, the later trial counts.
+    paper's order. If a seed ran again with another setting, the later trial counts.
     """
     long = (
         final_trials(trials)
@@ -59,7 +59,7 @@ def final_trials(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def expected_trials(study: StudyConfig) -> int:
-    """Trials that a study's ablation has when it is done."""
+    """Number of trials of a study's finished ablation."""
     variants = study.values("variant")
     cells = sum(
         sum(exists(method, variant) for variant in variants) if method in PEFT_METHODS else 1
@@ -90,7 +90,7 @@ def best_settings(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
-    """What every learning rate gave every method that takes its own: a row a method, variant, rate.
+    """Every learning rate that a method tried: one row per method, variant, rate.
 
     Columns: method, variant, learning_rate, valid_ndcg_at_20 (of the search's phase), chosen.
     """
@@ -104,11 +104,11 @@ def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs(trials: pd.DataFrame) -> pd.DataFrame:
-    """What a trial of each method, variant and rank costs: medians over the final trials.
+    """Cost of a trial of each method, variant and rank: medians over the final trials.
 
-    In a study that compares settings alone, over those. Columns: method, variant, mode, rank,
-    trials, epoch_seconds (of stage 3, without evaluation), and medians under their names in
-    `trials/`.
+    In a study that only compares settings, medians over those trials. Columns: method, variant,
+    mode, rank, trials, epoch_seconds (of stage 3, without evaluation), and medians under their
+    names in `trials/`.
     """
     final = final_trials(trials)
     if final.empty:
@@ -143,10 +143,11 @@ def _of_settings(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
-    """Test NDCG@20 of PerPEFT against one setting at a time, the others held where it varies most.
+    """Test NDCG@20 of PerPEFT against one setting at a time, with the others fixed.
 
-    From all trials that read test, of either phase. Columns: parameter (of `VARIED`), variant,
-    mode, value, mean, std, seeds; no rows in a study that varies none of them in such trials.
+    The others are fixed where this setting has most values. Uses all trials that read test.
+    Columns: parameter (of `VARIED`), variant, mode, value, mean, std, seeds; empty if no such
+    trials vary a setting.
     """
     complete = (trials.phase != "search") & (trials.status == "COMPLETE")
     done = trials[complete & (trials.method == "perpeft")].drop_duplicates("config_hash")
@@ -164,7 +165,7 @@ def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curve(done: pd.DataFrame, parameter: str) -> pd.DataFrame | None:
-    """One line of the sensitivity figure; None where the parameter has fewer than two values."""
+    """One line of the sensitivity figure; None if the parameter has fewer than two values."""
     others = [name for name in VARIED if name != parameter]
     rows = done[done[parameter].notna()]
     held = rows.groupby(others, dropna=False)
@@ -183,7 +184,7 @@ def _searched(trials: pd.DataFrame, methods: tuple[str, ...] | list[str]) -> pd.
 
 
 def in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows by method, mode (sequential first) and variant; the order of the rest is kept."""
+    """Sort rows by method, mode (sequential first) and variant, keeping other order."""
     order = pd.DataFrame(index=frame.index)
     for name, values in (
         ("method", METHODS),

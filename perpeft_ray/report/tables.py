@@ -30,7 +30,7 @@ from perpeft_ray.store.folder import StudyFolder
 
 @dataclass(frozen=True)
 class StudyResults:
-    """What a study has found so far, read once."""
+    """A study's results so far, read once."""
 
     folder: StudyFolder
     study: StudyConfig
@@ -39,12 +39,12 @@ class StudyResults:
     users: pd.DataFrame
     """The users of the final trials."""
     compared: tuple[Comparison, ...]
-    """Of `compare_all`."""
+    """Results of `compare_all`."""
     verdict: Verdict
 
     @classmethod
     def read(cls, folder: StudyFolder) -> StudyResults:
-        """From the study's Parquet files alone."""
+        """Read the study's Parquet files."""
         study = folder.config
         trials, users = read_results([folder.path])
         compared = tuple(compare_all(user_values(trials, users)))
@@ -52,12 +52,12 @@ class StudyResults:
 
     @property
     def compares(self) -> bool:
-        """Whether methods are compared; else the study is about given settings alone."""
+        """Whether the study compares methods; otherwise only given settings."""
         return set(self.trials.phase) != {"settings"}
 
 
 def study_tables(results: StudyResults) -> dict[str, StudyTable]:
-    """All tables that the trials so far give, by name; the study's answer comes first."""
+    """All tables that the trials so far allow, by name; the study's answer comes first."""
     trials = results.trials
     tables = []
     if results.compares:
@@ -94,7 +94,7 @@ def write_tables(results: StudyResults) -> dict[str, StudyTable]:
 
 
 def best_setting(results: StudyResults) -> str | None:
-    """The search's best setting of PerPEFT by validation, in words; None before there is one."""
+    """The search's best setting of PerPEFT by validation, in words; None without one."""
     settings = best_settings(results.trials)
     if settings.empty:
         return None
@@ -171,14 +171,14 @@ def costs_table(trials: pd.DataFrame) -> StudyTable:
     }
     caption = (
         "Medians over complete trials: trainable parameters of the PEFT modules, also in % of the "
-        "frozen encoder's; seconds of training, with those of a stage 1 that is shared, and of an "
-        "epoch of stage 3; peak memory."
+        "frozen encoder's; seconds of training, including a shared stage 1, and of an epoch of "
+        "stage 3; peak memory."
     )
-    return StudyTable("costs", rows, (_text("What a trial costs", columns, caption),))
+    return StudyTable("costs", rows, (_text("Cost of a trial", columns, caption),))
 
 
 def front_table(trials: pd.DataFrame) -> StudyTable:
-    """The settings on the search's Pareto front, with what they reach in test."""
+    """The settings on the search's Pareto front, with their test results."""
     rows = front(trials)
     columns = {
         "variant": (rows.variant, ""),
@@ -205,7 +205,7 @@ def sensitivity_table(trials: pd.DataFrame) -> StudyTable:
         "test NDCG@20": (_means(rows), ""),
         "seeds": (rows.seeds, ""),
     }
-    caption = "× 100, mean ± standard deviation over seeds; the other settings are held."
+    caption = "× 100, mean ± standard deviation over seeds; the other settings are fixed."
     text = _text("Sensitivity of PerPEFT", columns, caption)
     return StudyTable("sensitivity", rows, (text,))
 
@@ -216,7 +216,7 @@ def _text(
     caption: str,
     best: tuple[str, pd.Series] | None = None,
 ) -> TextTable:
-    """A table for reading from columns by header, each with its format; `best`: what is bold."""
+    """A printed table from columns by header, each with its format; `best`: the bold cells."""
     texts = {
         header: [MISSING if pd.isna(value) else format(value, form) for value in values]
         for header, (values, form) in columns.items()
@@ -233,7 +233,7 @@ def _text(
 
 
 def _shown(trials: pd.DataFrame) -> list[Searchable]:
-    """The settings that a reader looks for, and others that PerPEFT's trials vary."""
+    """The main settings, and others that PerPEFT's trials vary."""
     own = trials[trials.method == "perpeft"]
     return [s for s in SEARCHABLE if s.words or own[s.name].nunique() > 1]
 

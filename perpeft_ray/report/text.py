@@ -1,4 +1,4 @@
-"""A table of words, and its Markdown, LaTeX and terminal forms."""
+"""A table of text, and its Markdown, LaTeX and terminal forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEST = "▸"
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place of a table."""
+    """One cell of a table."""
 
     text: str
     best: bool = False
@@ -33,10 +33,10 @@ class TextTable:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str
     rules: tuple[int, ...] = ()
-    """Rows that a line is drawn above on a terminal."""
+    """Rows with a line above them on a terminal."""
 
     def markdown(self) -> str:
-        """As GitHub shows it; ends with a newline."""
+        """The table in GitHub's Markdown; ends with a newline."""
         table = self._frame("**{}**").to_markdown(
             index=False, disable_numparse=True, colalign=self._sides("left", "right")
         )
@@ -53,7 +53,7 @@ class TextTable:
         )
 
     def terminal(self, *, bold: bool = True) -> Table:
-        """For `rich.print`; without `bold`, the best are marked by ▸, as in a log."""
+        """The table for `rich.print`; without `bold`, ▸ marks the best, as in a log."""
         table = Table(
             title=self.title,
             caption=self.caption if bold else self.caption.replace("bold:", f"{BEST}:"),
@@ -92,7 +92,7 @@ class StudyTable:
 
 
 def mean_and_std(mean: float, std: float) -> str:
-    """`4.82 ± 0.04` from values in [0, 1]; without the deviation where it is null."""
+    """`4.82 ± 0.04` from values in [0, 1]; without a null deviation."""
     return f"{100 * mean:.2f}" + ("" if pd.isna(std) else f" ± {100 * std:.2f}")
 
 

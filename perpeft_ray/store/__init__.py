@@ -1,1 +1,1 @@
-"""What lies on disk: the rows of trials and their schema, a study's folder, and who runs it."""
+"""Files of studies: trials' rows and their schema, a study's folder, weights, and the lease."""

@@ -1,1 +1,1 @@
-"""The study: what is searched, compared and repeated, and how its trials are placed on Ray."""
+"""The study: searches, compares and repeats, and places its trials on Ray."""

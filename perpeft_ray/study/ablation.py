@@ -1,7 +1,7 @@
 """The ablation study: the search of every method, then methods × variants × seeds.
 
-Only validation decides what is run; test is read by the trials of the last phase alone. Finished
-trials are skipped, so the same command continues a study that was interrupted.
+Only validation decides what to run; only the trials of the last phase read test. Finished trials
+are skipped, so the same command resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from perpeft_ray.study.tuning import run_tune
 
 
 def run_ablation(study: Study, progress: Progress) -> None:
-    """Run what is missing of the study; Ray must be there (`ray_for`).
+    """Run the missing trials of the study; Ray must run (`ray_for`).
 
-    The Optuna journal is `<study folder>/optuna.journal`; none of its trials is RUNNING after.
-    A method and variant of which no trial of the search has finished is left out, and named. Raises
-    RuntimeError where this leaves nothing of PerPEFT.
+    The Optuna journal is `<study folder>/optuna.journal`; none of its trials is RUNNING afterwards.
+    A method and variant without a finished search trial is omitted, with a warning. Raises
+    RuntimeError if nothing of PerPEFT is left.
     """
     config, folder = study.config, study.folder
     journal = study.folder.path / "optuna.journal"
@@ -93,9 +93,9 @@ def run_listed(
     *,
     fresh_processes: bool = False,
 ) -> None:
-    """Run those of the trials, which `run_ablation` does not have, that have not been run.
+    """Run the missing ones of these trials, which are not part of `run_ablation`.
 
-    Ray must be there. `fresh_processes` as in `run_tune`.
+    Ray must run. `fresh_processes` as in `run_tune`.
     """
     wanted = list(specs)
     finished = study.folder.finished()
@@ -105,7 +105,7 @@ def run_listed(
 
 
 def _best_perpeft(study: Study) -> TrialConfig | None:
-    """PerPEFT's best setting of all variants, by validation; None before any."""
+    """PerPEFT's best setting of all variants by validation; None without any."""
     rows = [row for row in study.folder.searched().values() if row.config.method == "perpeft"]
     scored = [row for row in rows if row.score is not None]
     return max(scored, key=lambda row: row.score or 0.0).config if scored else None

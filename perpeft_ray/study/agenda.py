@@ -1,4 +1,4 @@
-"""Which trial Tune runs next: the search's, then those that its results call for."""
+"""Chooses Tune's next trial: the search's, then those that follow from its results."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from perpeft_ray.study.search.suggest import Search
 from perpeft_ray.study.trainable import OBJECTIVE
 
 Ready = Callable[[Collection[Method]], list[TrialSpec]]
-"""Methods whose search has not ended -> the trials after the search that can be run."""
+"""From the methods whose search has not ended to the later trials that are ready."""
 
 
 class Agenda(Searcher):
-    """Hands out trials to Tune, and takes note of those that end.
+    """Hands trials to Tune, and records those that end.
 
-    One Tune run for a whole study starts the trials' processes once, and leaves no processor idle
-    where one phase waits for the other's last trial.
+    One Tune run per study starts the trials' processes once, and leaves no CPU idle while one phase
+    waits for the other's last trial.
 
     `finished`: keys of trials that need not run. `ready`: see `Ready`. `searches`: of the methods
-    that have one; their trials come first. `searched`: the search's trials that have a row, by
-    config hash.
+    with one; their trials come first. `searched`: the search's trials with a row, by config hash.
     """
 
     def __init__(
@@ -46,13 +45,13 @@ class Agenda(Searcher):
         self._queue: list[TrialSpec] | None = None
 
     def is_empty(self) -> bool:
-        """Whether there is nothing to run; to be asked before the first trial."""
+        """Whether there is nothing to run; call it before the first trial."""
         if any(search.left for search in self._searches.values()):
             return False
         return all(spec.key in self._ended for spec in self._ready(set()))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
-        """The next trial for Tune; None to be asked again, FINISHED when all has been done."""
+        """The next trial for Tune; None to ask again later, FINISHED when all is done."""
         spec = self._next(trial_id)
         if spec is None:
             return None if self._running else Searcher.FINISHED
@@ -60,9 +59,9 @@ class Agenda(Searcher):
         return spec.to_tune()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass validations of the search on."""
+        """Pass validations to the search."""
         spec = self._running[trial_id]
-        # Tune repeats the last result when the function has returned.
+        # Tune repeats the last result when the function returns.
         if spec.is_searched and OBJECTIVE in result and not result.get(DONE):
             search = self._searches[spec.config.method]
             search.report(trial_id, result["record/epoch"], result[OBJECTIVE])
@@ -70,7 +69,7 @@ class Agenda(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Note that a trial has ended; others may be ready now."""
+        """Record the end of a trial, which may make others ready."""
         spec = self._running.pop(trial_id)
         self._ended.add(spec.key)
         self._queue = None

@@ -299,7 +299,7 @@ def test_what_is_printed_is_one_table_and_about_25_lines(
     assert again == lines[:-1]
     perpeft(["tables", str(folder.path), "--all"])
     every = capsys.readouterr().out
-    assert "What a trial costs" in every
+    assert "Cost of a trial" in every
     assert "Test HR@20" in every
 
 

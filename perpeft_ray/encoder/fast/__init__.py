@@ -1,7 +1,7 @@
-"""Faster ways to what transformers and peft compute; the results are the same up to rounding.
+"""Faster versions of what transformers and peft compute, with the same results up to rounding.
 
-`PERPEFT_FAST=0` in the environment turns them all off. `benchmarks/fast_paths.py` measures what
-each gives; one that gives less than a tenth is not worth its code.
+`PERPEFT_FAST=0` in the environment turns them all off. `benchmarks/fast_paths.py` measures each;
+one that gains less than a tenth is not worth its code.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from perpeft_ray.config import Variant
 
 
 def enabled() -> bool:
-    """Whether the fast ways are taken."""
+    """Whether the fast versions are used."""
     return os.environ.get("PERPEFT_FAST", "1") != "0"
 
 
 def speed_up_model(model: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Let a transformers model compute faster, in place; `dtype` and `device` are its own."""
+    """Speed up a transformers model, in place; `dtype` and `device` are its own."""
     from perpeft_ray.encoder.fast.clip import replace_activation
     from perpeft_ray.encoder.fast.patches import embed_patches_by_product
     from perpeft_ray.encoder.fast.sdpa import attend_by_products
@@ -36,7 +36,7 @@ def speed_up_model(model: Any, dtype: torch.dtype, device: torch.device) -> None
 
 
 def speed_up_adapter(model: nn.Module, variant: Variant) -> None:
-    """Let the adapter that peft has put into a model compute faster, in place."""
+    """Speed up the adapter that peft put into a model, in place."""
     from perpeft_ray.encoder.fast.dropout import replace_dropout
     from perpeft_ray.encoder.fast.lora import compute_in_bfloat16
 

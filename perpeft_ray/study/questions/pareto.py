@@ -1,4 +1,4 @@
-"""Accuracy against size: which settings are on the front, and what they reach in test."""
+"""Accuracy against size: the settings on the front, and their test results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perpeft_ray.study.trainable import Study
 
 
 def run_front(study: Study, progress: Progress) -> None:
-    """Run what is missing of the search and its ablation, then of the front."""
+    """Run the missing trials of the search and its ablation, then of the front."""
     run_ablation(study, progress)
     run_listed(study, front_trials(study), progress)
 

@@ -1,4 +1,4 @@
-"""Sensitivity: one setting of PerPEFT at a time, about the best of each variant."""
+"""Sensitivity: varies one setting of PerPEFT at a time, around each variant's best."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from perpeft_ray.study.trainable import Study
 
 
 def run_sensitivity(study: Study, progress: Progress) -> None:
-    """Run what is missing of the ablation, whose search finds the best, and of the curves."""
+    """Run the missing trials of the ablation, whose search finds the best, and of the curves."""
     run_ablation(study, progress)
     run_listed(study, sensitivity_trials(study), progress)
 
 
 def sensitivity_trials(study: Study) -> list[TrialSpec]:
-    """Every value of every setting in the place of the search's best, with every seed and test
-    read; the other settings are held."""
+    """Every value of every setting around the search's best, the others fixed, with every seed;
+    test is read."""
     best = best_configs(study.folder.searched().values())
     return settings_trials(
         study.config,

@@ -1,1 +1,1 @@
-"""The search: its space, suggestions, early stopping, and how it goes on after a stop."""
+"""The search: space, suggestions, early stopping, and resuming."""

@@ -28,7 +28,7 @@ def setting_importances(settings: Sequence[Setting], scores: Sequence[float]) ->
     if len(set(scores)) < 2 or not varied:
         return {}
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # not that a study is made in memory
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no message about the in-memory study
     study = optuna.create_study(direction="maximize")
     optuna.logging.set_verbosity(verbosity)
     study.add_trials(

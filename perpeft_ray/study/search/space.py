@@ -1,7 +1,7 @@
-"""The search space of a method: which settings it can be given, all of them and one at a time.
+"""The search space of a method: all its settings, or one at a time.
 
-A *setting* is a dictionary of the values that apply: the variant, where the method has one, and
-those of `config.SEARCHABLE`.
+A *setting* is a dictionary of the values that apply: the variant, if the method has one, and those
+of `config.SEARCHABLE`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Setting = dict[str, Any]
 
 
 def variants_of(study: StudyConfig, method: Method) -> list[Variant | None]:
-    """The variants that a method is searched with; None alone for methods without a PEFT module."""
+    """The variants to search for a method; only None for methods without a PEFT module."""
     if method not in PEFT_METHODS:
         return [None]
     return [variant for variant in study.values("variant") if exists(method, variant)]
@@ -38,7 +38,7 @@ def first_setting(study: StudyConfig, method: Method, variant: Variant | None) -
 
 
 def all_settings(study: StudyConfig, method: Method) -> list[Setting] | None:
-    """Every setting, in the order in which the values are given; None where one has a range."""
+    """Every setting, in the order of the given values; None if one has a range."""
     if any(study.range_of(name) for name in VARIED):
         return None
     return [
@@ -51,8 +51,8 @@ def all_settings(study: StudyConfig, method: Method) -> list[Setting] | None:
 def suggest_setting(study: StudyConfig, method: Method, trial: optuna.trial.BaseTrial) -> Setting:
     """One setting from Optuna, define-by-run.
 
-    Only what has more than one value is suggested, and only what applies: what is given on the
-    command line leaves the search. Raises ValueError where a fixed trial lacks a value.
+    Suggests only what applies and has more than one value: passing a setting on the command line
+    removes it from the search. Raises ValueError if a fixed trial lacks a value.
     """
 
     def value(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The search of one method's settings: Optuna's ask and tell, kept in the study's journal."""
+"""The search of one method's settings by Optuna's ask and tell, stored in the study's journal."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ START = 2
 
 
 class Search:
-    """Which settings of a method are tried next.
+    """Chooses the next settings of a method.
 
     The first trial of each variant takes the first value of every setting; then Optuna's sampler
     suggests. Variants take turns, and no setting comes twice: a trial is deterministic. With
     `search.pareto` there are two objectives, accuracy and few trainable parameters.
 
-    `ended`: the method's trials that have a COMPLETE or PRUNED row, by config hash. Settings that
-    were suggested before and have none come first.
+    `ended`: the method's trials with a COMPLETE or PRUNED row, by config hash. Settings that were
+    suggested before and have no row come first.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Search:
     ) -> None:
         self._study, self._method = study, method
         pareto = study.search.pareto
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials have lines of their own
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials have their own lines
         self._optuna = optuna.create_study(
             storage=open_journal(journal),
             study_name=optuna_study_name(study, method),
@@ -74,11 +74,11 @@ class Search:
 
     @property
     def left(self) -> int:
-        """Trials that are still to be asked for."""
+        """Number of remaining trials."""
         return max(0, self._budget - len(self._tried))
 
     def ask(self, trial_id: str) -> TrialSpec:
-        """The next trial; Tune calls it `trial_id`."""
+        """The next trial, under Tune's name `trial_id`."""
         trial, setting = self._next()
         spec = self._spec(setting)
         trial.set_user_attr("trial_id", spec.trial_id)
@@ -87,16 +87,16 @@ class Search:
         return spec
 
     def report(self, trial_id: str, epoch: int, score: float) -> None:
-        """A validation of a running trial: the best score so far."""
+        """Report a running trial's validation: the best score so far."""
         if not self._study.search.pareto:  # Optuna takes no reports of two objectives
             self._running[trial_id].report(score, step=epoch)
 
     def tell(
         self, trial_id: str, status: Status, score: float | None = None, size: int | None = None
     ) -> None:
-        """How a trial ended; one that is COMPLETE with its score, and its size in `search.pareto`.
+        """Report a trial's end; a COMPLETE one's score, and its size in `search.pareto`.
 
-        Optuna gives a PRUNED trial the value that was reported last.
+        Optuna gives a PRUNED trial its last reported value.
         """
         trial = self._running.pop(trial_id)
         if status != "COMPLETE":
@@ -143,14 +143,14 @@ class Search:
         return self._asked()
 
     def _asked(self) -> tuple[optuna.Trial, Setting]:
-        # A sampler of its own for each suggestion: it depends on the trials so far alone,
-        # so that a study that is resumed needs no other state.
+        # A new sampler for each suggestion: it depends only on the trials so far,
+        # so that a resumed study needs no other state.
         self._optuna.sampler = sampler(self._random().randrange(2**32))
         trial = self._optuna.ask()
         return trial, suggest_setting(self._study, self._method, trial)
 
     def _random(self) -> random.Random:
-        # By trials that count: one that was interrupted is asked for again, and changes nothing.
+        # By trials that count: an interrupted one is asked for again and changes nothing.
         return random.Random(f"{self._study.search.seed}-{self._method}-{len(self._tried)}")
 
     def _spec(self, setting: Setting) -> TrialSpec:
@@ -158,14 +158,14 @@ class Search:
 
 
 def sampler(seed: int) -> BaseSampler:
-    """What suggests settings after the first ones."""
+    """The sampler of settings after the first ones."""
     return TPESampler(n_startup_trials=START, multivariate=True, constant_liar=True, seed=seed)
 
 
 def setting_of(
     study: StudyConfig, method: Method, trial: optuna.trial.FrozenTrial
 ) -> Setting | None:
-    """What a trial was given; None where the process was killed while it was being suggested."""
+    """A trial's setting; None if the process was killed during the suggestion."""
     try:
         return suggest_setting(study, method, optuna.trial.FixedTrial(trial.params))
     except ValueError:
@@ -179,7 +179,7 @@ def open_journal(journal: Path) -> JournalStorage:
 
 def optuna_study_name(study: StudyConfig, method: Method) -> str:
     """The study's name, the method, and a hash of the search: another space, fixed value or
-    objective is another search."""
+    objective means another search."""
     first = [first_setting(study, method, v) for v in variants_of(study, method)]
     settings = all_settings(study, method)
     space = [study.range_of("learning_rate"), first] if settings is None else settings
