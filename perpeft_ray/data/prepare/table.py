@@ -42,7 +42,6 @@ _GUESSES["title of an order"] = "title item_name product_name item_title product
 """Names that a column may have, likeliest first; case and `_` do not matter. In a table of orders
 `name` may be the user's."""
 _WORDS = {"user": "users", "item": "items", "time": "times", "key": "item ids"}
-_SPACE = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
 _NOTHING = "('', 'NULL', 'null', 'NaN', 'nan', 'None', '\\N', '#N/A')"
 _IMAGES = "images/"
 
@@ -274,11 +273,12 @@ def _plain_name(name: str) -> str:
 
 def _present(column: int) -> str:
     """SQL of a text without surrounding space; null for words such as NULL."""
-    return f"CASE WHEN trim(c{column}, {_SPACE}) IN {_NOTHING} THEN NULL ELSE trim(c{column}, {_SPACE}) END"  # noqa: E501
+    text = f"trim(c{column})"
+    return f"CASE WHEN {text} IN {_NOTHING} THEN NULL ELSE {text} END"
 
 
 def _spaced(column: int) -> str:
-    return f"coalesce(c{column} <> trim(c{column}, {_SPACE}), false)"
+    return f"coalesce(c{column} <> trim(c{column}), false)"
 
 
 def _joined(columns: Sequence[int], between: str) -> str:

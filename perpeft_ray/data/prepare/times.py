@@ -145,12 +145,12 @@ def _dates(column: str, form: _Form) -> Times:
 
 def _day_or_month(database: Database, table: str, column: str, where: str) -> str:
     """`day` or `month` first: the form that reads dates which the other does not."""
-    day, month = (_dates(column, _FORMS[name]).value for name in ("day", "month"))
     only_day, only_month, any_one = database.row(
-        f"SELECT first({column}) FILTER (d IS NOT NULL AND m IS NULL), "
-        f"first({column}) FILTER (m IS NOT NULL AND d IS NULL), first({column}) "
-        f"FROM (SELECT {column}, {day} AS d, {month} AS m FROM {table} "
-        f"WHERE regexp_matches({column}, {quoted(_NUMERIC)}))"
+        f"SELECT first({column}) FILTER (x.a > '12' AND x.b <= '12'), "
+        f"first({column}) FILTER (x.b > '12' AND x.a <= '12'), first({column}) FROM "
+        f"(SELECT {column}, list_transform([regexp_extract({column}, {quoted(_NUMERIC)}, "
+        "['a', 'b', 'y'])], lambda x: {'a': lpad(x.a, 2, '0'), 'b': lpad(x.b, 2, '0'), 'y': x.y})"
+        f"[1] AS x FROM {table}) WHERE x.y <> ''"
     )
     if only_day is not None and only_month is not None:
         raise InputError(
