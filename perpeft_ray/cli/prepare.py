@@ -17,9 +17,8 @@ from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.download import Limits
 from perpeft_ray.data.prepare.images import FAILURES_FILE, read_failures
 from perpeft_ray.data.prepare.normalise import prepare_parquet
-from perpeft_ray.data.prepare.paper import PAPER_DATASETS
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
-from perpeft_ray.data.prepare.report import findings, report_on, table_1
+from perpeft_ray.data.prepare.report import PAPER_DATASETS, findings, report_on, table_1
 from perpeft_ray.data.prepare.table import TableSource, prepare_table
 from perpeft_ray.screen import console as console_on
 from perpeft_ray.screen import note

@@ -31,9 +31,8 @@ from perpeft_ray.data.prepare.images import (
     read_failures,
     write_failures,
 )
-from perpeft_ray.data.prepare.kcore import make_core
-from perpeft_ray.data.prepare.paper import PAPER_DATASETS
 from perpeft_ray.data.prepare.recipe import SCRATCH, begun_to_read, preparing, source_files
+from perpeft_ray.data.prepare.report import PAPER_DATASETS
 from perpeft_ray.errors import InputError
 
 _REVIEW = "{user_id: 'VARCHAR', parent_asin: 'VARCHAR', rating: 'DOUBLE', timestamp: 'BIGINT'}"
@@ -220,13 +219,32 @@ def _select(
         "QUALIFY row_number() OVER (PARTITION BY user_row, item_row ORDER BY timestamp, line) = 1",
     )
     _check_joined(database, reviews, meta)
-    left = make_core(database, "core", "firsts", selection.core)
+    left = _make_core(database, "core", "firsts", selection.core)
     if not left:
         raise InputError(
             f"`category` must have interactions that pass the filters, but of "
             f"{database.count('reviews')} reviews of the chosen users and days and "
             f"{database.count('items')} items none is in the {selection.core}-core"
         )
+
+
+def _make_core(database: Database, name: str, source: str, k: int) -> int:
+    """Make the table `name`, the k-core of the table `source`; its rows, possibly 0.
+
+    `source` has the columns `user_row` and `item_row`; they are numbers, for speed. Removes users
+    and items with fewer than k rows in turns until all have k; the order does not change the core.
+    """
+    if not database.has(name):
+        left, before = database.replace("turn", f"SELECT * FROM {source}"), -1
+        while left != before:
+            before = left
+            for column in ("item_row", "user_row"):
+                left = database.replace(
+                    "turn",
+                    f"SELECT * FROM turn WHERE {column} IN "
+                    f"(SELECT {column} FROM turn GROUP BY {column} HAVING count(*) >= {k:d})",
+                )
+    return database.table(name, "SELECT * FROM turn")
 
 
 def _check_joined(database: Database, reviews: Path, meta: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.download import Limits
-from perpeft_ray.data.prepare.paper import PAPER_DATASETS
+from perpeft_ray.data.prepare.report import PAPER_DATASETS
 from perpeft_ray.errors import InputError
 from tests.data.prepare.conftest import jpeg
 
