@@ -54,11 +54,11 @@ def defaults(preset: StudyConfig) -> StudyConfig:
         ),
         search=replace(
             preset.search,
-            trials=6,
+            trials=4,
             max_concurrent=1,
             groups=(4, 8),
             conditioning_weights=(1.0, 0.5),
-            learning_rates=(3e-3, 1.5e-3, 6e-3),
+            learning_rates=(3e-3, 1.5e-3),
             multimodal_weights=(0.5, 0.1),
             peft_lr_scales=(1.0,),
             every_method=True,

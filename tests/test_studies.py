@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perpeft_ray.config import TABLE_2, TABLE_3
+from perpeft_ray.config import SIMPLE_METHODS, TABLE_2, TABLE_3
+from perpeft_ray.study.plan import search_budget, searching_methods
 from perpeft_ray.study.presets import Preset, preset
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -56,6 +57,15 @@ def test_the_tables_of_the_paper_are_covered():
     assert set(TABLE_2) <= set(preset("full").methods)
     assert set(TABLE_2) <= set(preset("paper").methods)
     assert set(TABLE_3) <= set(load("ablation_components").defaults(preset("toyshop")).methods)
+
+
+def test_real_data_searches_every_trained_method_alike():
+    study = load("real_data").defaults(preset("toyshop"))
+    trained = set(study.methods) - SIMPLE_METHODS
+    assert set(searching_methods(study)) == trained
+    for method in trained - {"without_mm"}:  # ids have no multimodal weight: a smaller space
+        assert search_budget(study, method) == study.search.trials
+    assert {len(study.values(name)) for name in ("learning_rate", "multimodal_weight")} == {2}
 
 
 def test_bad_input_of_a_script_exits_with_2(tmp_path):
