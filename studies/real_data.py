@@ -10,13 +10,17 @@ Full (Amazon Scientific, LoRA in the last two layers of MiniLM):
     python studies/real_data.py --study real_amazon --dataset parquet:PATH --encoder text:$MINILM
         --peft.last-layers 2 --seeds 0 1 2 3 4 --search.trials 16
 
-Every method has the same largest number of epochs, stops by the same patience, and has as many
-search trials among the same values of the learning rate and the multimodal weight; methods with
-groups also choose G and λ. Validation of the first seed chooses, then all seeds read test.
-`studies/findings.py` makes the tables of results/reference of one or more finished studies.
+Every method has the same largest number of epochs, stops by the same patience, and tries every
+learning rate with every multimodal weight. Validation of the first seed chooses, then all seeds
+read test. `studies/findings.py` makes the tables of results/reference. Which G and λ are best, by
+validation, at the settings that PerPEFT chose (LR and W):
 
-Scientific: method. Nuisance: learning rate, multimodal weight, groups, conditioning weight, seed.
-Fixed: the rest.
+    python studies/real_data.py --study real_groups --dataset parquet:PATH --encoder text:$MINILM
+        --methods perpeft --seeds 0 --train.lr LR --model.multimodal-weight W
+        --grouping.groups search --search.groups 4 8
+        --loss.conditioning-weight search --search.conditioning-weights 0.5 1
+
+Scientific: method. Nuisance: learning rate, multimodal weight, seed. Fixed: the rest.
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ def defaults(preset: StudyConfig) -> StudyConfig:
             "random_grouping",
         ),
         peft=replace(preset.peft, variant="lora", rank=4, last_layers=1),
+        grouping=replace(preset.grouping, groups=4),
+        loss=replace(preset.loss, conditioning_weight=1.0),
         train=replace(
             preset.train,
             batch_size=128,
@@ -56,8 +62,6 @@ def defaults(preset: StudyConfig) -> StudyConfig:
             preset.search,
             trials=4,
             max_concurrent=1,
-            groups=(4, 8),
-            conditioning_weights=(1.0, 0.5),
             learning_rates=(3e-3, 1.5e-3),
             multimodal_weights=(0.5, 0.1),
             peft_lr_scales=(1.0,),
