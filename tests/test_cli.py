@@ -220,10 +220,9 @@ def test_bad_input_exits_with_2_and_writes_nothing(folder, tmp_path, call, spoil
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_toyshop_leaves_nothing_either(tmp_path):
-    """In a process of its own, as from a shell."""
+def test_toyshop_leaves_nothing_either(tmp_path, call):
     groups = toyshop.USERS + 1
-    ended = run("--grouping.groups", str(groups), "--storage", "new", cwd=tmp_path)
+    ended = call(script, "--grouping.groups", str(groups), "--storage", "new")
     assert ended.returncode == 2
     rule = f"must be between 1 and the number of users ({toyshop.USERS}), but is {groups}"
     assert rule in ended.stderr

