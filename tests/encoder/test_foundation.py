@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (  # type: ignore[attr-defined]  # transformers adds it
+from transformers import (
     BertModel,
     CLIPProcessor,
     T5Config,

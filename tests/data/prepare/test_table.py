@@ -42,7 +42,7 @@ def rows(folder: Path) -> list[Row]:
 
 
 def items(folder: Path) -> list[list[Any]]:
-    return load_folder(folder / "out", "").items.values.tolist()  # type: ignore[no-any-return]
+    return load_folder(folder / "out", "").items.values.tolist()
 
 
 PLAIN = "user,item,time\nu,a,2024-01-02\nv,b,2024-01-03\n"
