@@ -66,8 +66,8 @@ def measure(scratch: Path, where: str) -> Row:
     from perpeft_ray.data.interactions import load_folder
     from perpeft_ray.data.item_arrays import in_this_process
     from perpeft_ray.encoder.preprocess import FoundationPreprocessor
-    from perpeft_ray.study.host.runtime import ray_for
     from perpeft_ray.study.ray_items import on_ray
+    from perpeft_ray.study.runtime import ray_for
 
     dataset = load_folder(scratch / "shop", "")
     preprocessor = FoundationPreprocessor(str(scratch / "encoder"))

@@ -165,7 +165,7 @@ def latencies(model: LoadedModel, histories: list[NDArray[np.int64]]) -> list[To
 
 def through_ray(model: Path, users: int, items: int) -> float:
     """Users a second of `recommend_all` with one worker: all of it but starting Ray."""
-    from perpeft_ray.study.host.runtime import ray_runtime
+    from perpeft_ray.study.runtime import ray_runtime
 
     histories = random_histories(users, items)
     owners = np.repeat(np.arange(users), [len(history) for history in histories])

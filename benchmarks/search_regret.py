@@ -25,8 +25,8 @@ import pandas as pd
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from perpeft_ray.config import TrialConfig
+from perpeft_ray.config.presets import preset
 from perpeft_ray.study.plan import search_trial
-from perpeft_ray.study.presets import preset
 from perpeft_ray.study.search.space import all_settings, suggest_setting
 from perpeft_ray.study.search.suggest import Search
 

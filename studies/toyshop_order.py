@@ -28,7 +28,7 @@ import pandas as pd
 
 from perpeft_ray.cli import parse, run
 from perpeft_ray.config import Method, TrialConfig, Variant
-from perpeft_ray.study.presets import preset
+from perpeft_ray.config.presets import preset
 
 PRESET = preset("toyshop")
 BASELINES: tuple[Method, ...] = ("without_mm", "frozen_mm", "global")

@@ -53,7 +53,7 @@ def _uses_ray(file: Path) -> bool:
 @pytest.fixture(scope="session")
 def one_ray():
     """One Ray for all tests of the session, as the study starts it."""
-    from perpeft_ray.study.host.runtime import ray_runtime
+    from perpeft_ray.study.runtime import ray_runtime
 
     with ray_runtime():
         yield

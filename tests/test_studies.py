@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from perpeft_ray.config import SIMPLE_METHODS, TABLE_2, TABLE_3
+from perpeft_ray.config.presets import Preset, preset
 from perpeft_ray.study.plan import search_budget, searching_methods
-from perpeft_ray.study.presets import Preset, preset
 
 STUDIES = Path(__file__).parents[1] / "studies"
 ADAPTED = ("ablation_components", "sensitivity", "efficiency", "pareto", "real_data")

@@ -16,7 +16,6 @@ from rich.table import Table
 from perpeft_ray.cli.study import StudyOptions
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.screen import console as console_on
-from perpeft_ray.study.host.job import check_storage_outlives_job
 
 if TYPE_CHECKING:
     from perpeft_ray.data.interactions import Dataset
@@ -37,7 +36,12 @@ def doctor(config: StudyConfig) -> None:
     from perpeft_ray.data.places import is_uri
     from perpeft_ray.data.sources import raw_files
     from perpeft_ray.store.folder import storage_folder
-    from perpeft_ray.study.check import check_inputs, check_settings, with_encoder
+    from perpeft_ray.study.check import (
+        check_inputs,
+        check_settings,
+        check_storage_outlives_job,
+        with_encoder,
+    )
     from perpeft_ray.study.doctor.examine import diagnose
 
     check_storage_outlives_job(config.storage)

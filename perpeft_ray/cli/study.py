@@ -14,8 +14,8 @@ import tyro
 from perpeft_ray.cli.parsing import parse, run
 from perpeft_ray.cli.results import show_results
 from perpeft_ray.config import AUTO, StudyConfig
+from perpeft_ray.config.presets import Preset, preset
 from perpeft_ray.errors import InputError
-from perpeft_ray.study.presets import Preset, preset
 
 
 @dataclass(frozen=True)

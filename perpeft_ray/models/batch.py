@@ -82,7 +82,7 @@ def recommend_all(
     not at all. Raises InputError for a bad model or table, a table without any known item, and if
     `out` exists.
     """
-    from perpeft_ray.study.host.runtime import ray_runtime
+    from perpeft_ray.study.runtime import ray_runtime
 
     options, out = options or BatchOptions(), out.absolute()
     for name in ("k", "batch_size", "workers"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 
 from perpeft_ray.config import AUTO, StudyConfig
 from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.places import is_uri
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Split, split_dataset
 from perpeft_ray.encoder.foundation import load_towers
@@ -18,6 +21,9 @@ from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
 from perpeft_ray.encoder.source import default_encoder
 from perpeft_ray.errors import InputError
+
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray's job supervisor, under exactly this name, and by nothing else."""
 
 
 def check_inputs(
@@ -97,4 +103,23 @@ def check_study(study: StudyConfig, num_users: int | None, *, has_images: bool) 
         raise InputError(
             f"`search.trials` must be at least the number of variants ({len(variants)}), "
             f"but is {study.search.trials}"
+        )
+
+
+def submission_id() -> str | None:
+    """The id of the Ray job that runs this process; None outside `ray job submit`."""
+    config = os.environ.get(_JOB_CONFIG)
+    if config is None:
+        return None
+    metadata: dict[str, str] = json.loads(config)["metadata"]
+    return metadata.get("job_submission_id")
+
+
+def check_storage_outlives_job(storage: str) -> None:
+    """Raise InputError for a relative `storage` in a Ray job: results would vanish with the job."""
+    job = submission_id()
+    if job is not None and not is_uri(storage) and not Path(storage).is_absolute():
+        raise InputError(
+            "`storage` must be an absolute path or a URI in a Ray job (the working directory of "
+            f"job {job} is a copy that Ray deletes), but is {storage!r}"
         )

@@ -14,18 +14,16 @@ from perpeft_ray.data.places import is_uri, reached
 from perpeft_ray.data.sources import absolute_dataset
 from perpeft_ray.data.split import repeat_shares
 from perpeft_ray.encoder.source import absolute_encoder
-from perpeft_ray.errors import InputError
+from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
 from perpeft_ray.store.description import repeat_warnings
 from perpeft_ray.store.folder import DESCRIPTION, StudyFolder, storage_folder, study_place
 from perpeft_ray.store.lease import leased, others_hold
 from perpeft_ray.store.weights import keep_weights
 from perpeft_ray.study.ablation import run_ablation
-from perpeft_ray.study.check import check_inputs
-from perpeft_ray.study.host.disk import telling_a_full_disk
-from perpeft_ray.study.host.job import check_storage_outlives_job
-from perpeft_ray.study.host.runtime import ray_for
+from perpeft_ray.study.check import check_inputs, check_storage_outlives_job
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.ray_items import telling
+from perpeft_ray.study.runtime import ray_for
 from perpeft_ray.study.trackers import check_trackers
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.train.fingerprints import fingerprints
@@ -50,7 +48,7 @@ def run_study(
     log_file = storage / config.study / "study.log"
     kept = study_place(config.storage, config.study)
     with (
-        telling_a_full_disk(log_file.parent),
+        stopping_on_full_disk(log_file.parent),
         Progress() as progress,
         contextlib.ExitStack() as stack,
     ):
@@ -133,3 +131,21 @@ def _leaving_nothing_behind(storage: Path, folder: Path) -> Iterator[None]:
             if not others_hold(path):
                 shutil.rmtree(path, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def stopping_on_full_disk(folder: Path) -> Iterator[None]:
+    """Raise StudyStoppedError if the block ends because a disk is full.
+
+    `folder`: where the study writes, for the message.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+        raise StudyStoppedError(
+            f"no room on the disk ({free / 1e6:.1f} MB are left in {folder}); make room, then "
+            "rerun the same command to resume"
+        ) from error

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import ray
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.schedulers import TrialScheduler
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import remove_folder, subfolder, subfolders
 from perpeft_ray.study.agenda import Agenda
-from perpeft_ray.study.host.memory import take_memory_kills_as_deaths
-from perpeft_ray.study.host.room import resources_of_worker
-from perpeft_ray.study.host.scratch import scratch_folder
 from perpeft_ray.study.plan import is_one_of
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.room import resources_of_worker
+from perpeft_ray.study.runtime import scratch_folder
 from perpeft_ray.study.trainable import Study, make_trainable
 from perpeft_ray.study.watch import Watch
 from perpeft_ray.train.ray_train import Groups, worker_groups
 
 OF_RAY_TRAIN = "ray_train"
 """Folder of Ray Train's own files, beside the checkpoints of trials."""
+_ON_FAILURE = ("_actor_start_failed", "_actor_task_failed")
 
 
 def run_tune(
@@ -91,3 +97,27 @@ def _concurrency(config: StudyConfig, workers: int) -> int:
         for name, amount in resources_of_worker(config).items()
     ]
     return max(1, min(config.search.max_concurrent, *fits))
+
+
+def take_memory_kills_as_deaths() -> None:
+    """Work around Ray 2.60: make Tune treat an out-of-memory kill as the trial's death.
+
+    Ray's memory monitor raises OutOfMemoryError, which is not a RayActorError and which Tune does
+    not expect: in a running trial it ends the whole study, and in a starting one Tune loses the
+    error for the row. Raises AttributeError if Ray no longer has these methods.
+    """
+    for name in _ON_FAILURE:
+        told = getattr(RayActorManager, name)
+        if not hasattr(told, "__wrapped__"):
+            setattr(RayActorManager, name, _with_deaths(told))
+
+
+def _with_deaths(told: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(told)
+    def wrapper(*args: Any, exception: Exception, **named: Any) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            # The first line has the node and its memory; the rest is general advice.
+            exception = RayActorError(error_msg=str(exception).strip().partition("\n")[0])
+        told(*args, exception=exception, **named)
+
+    return wrapper

@@ -12,11 +12,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from perpeft_ray.data.places import remove_folder, subfolder
+from perpeft_ray.errors import is_full_disk
 from perpeft_ray.store.record import Status, TrialRecord
-from perpeft_ray.study.host.disk import is_full_disk
-from perpeft_ray.study.host.room import Patience
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.room import Patience
 from perpeft_ray.study.trackers import trackers
 from perpeft_ray.study.trainable import Study, from_result
 from perpeft_ray.train.outcome import EpochRecord

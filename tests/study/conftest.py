@@ -182,7 +182,7 @@ def ray_runtime(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Ray as a study has it, with its log; trials may be of `fake_run`."""
     from ray import cloudpickle
 
-    from perpeft_ray.study.host.runtime import ray_for
+    from perpeft_ray.study.runtime import ray_for
 
     # Trials' processes cannot import test modules.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -19,12 +19,12 @@ from optuna.trial import TrialState
 from ray.exceptions import RayTaskError
 
 from perpeft_ray.config import SearchSettings, StudyConfig
-from perpeft_ray.errors import StudyStoppedError
+from perpeft_ray.errors import StudyStoppedError, is_full_disk
 from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.ablation import run_ablation
-from perpeft_ray.study.host.disk import is_full_disk, telling_a_full_disk
-from perpeft_ray.study.host.room import wait_for_room
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.room import wait_for_room
+from perpeft_ray.study.run import stopping_on_full_disk
 from perpeft_ray.study.search.resume import settle
 from perpeft_ray.study.search.suggest import open_journal
 from tests.study.conftest import rows_of
@@ -100,7 +100,7 @@ def test_a_full_disk_stops_the_study_which_resumes_once_there_is_room(
     full = replace(study, folder=FullAfter(study.folder, 2))
     with (
         pytest.raises(StudyStoppedError, match=r"no room on the disk \(.* MB are left in .*same"),
-        telling_a_full_disk(study.folder.path),
+        stopping_on_full_disk(study.folder.path),
     ):
         run(full)
     before = rows_of(study)
@@ -122,7 +122,7 @@ def test_a_full_disk_is_known_however_it_is_told(tmp_path: Path) -> None:
     assert is_full_disk(in_tune)
     assert not is_full_disk(OSError(errno.EACCES, "no"))
     assert not is_full_disk(MemoryError())
-    with pytest.raises(ValueError, match="other"), telling_a_full_disk(tmp_path / "none"):
+    with pytest.raises(ValueError, match="other"), stopping_on_full_disk(tmp_path / "none"):
         raise ValueError("other")
 
 

@@ -17,8 +17,8 @@ from perpeft_ray.data.places import reached, read_file, remove_folder, subfolder
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.doctor import diagnosis, node_report
 from perpeft_ray.study.doctor.diagnosis import Check
-from perpeft_ray.study.doctor.node_report import NodeReport, Question
-from perpeft_ray.study.host.runtime import ray_runtime, with_gpus, worker_counts
+from perpeft_ray.study.doctor.node_report import NodeQuery, NodeReport
+from perpeft_ray.study.runtime import ray_runtime, with_gpus, worker_counts
 
 LIBRARIES = ("ray", "torch", "transformers", "peft")
 """Distributions that must be the same on every node, besides Python and this package."""
@@ -167,7 +167,7 @@ def _ask(
 ) -> dict[str, NodeReport | None]:
     """Every node's report, by its name; None without an answer within ANSWER_S."""
     questions = {
-        name: Question(
+        name: NodeQuery(
             meeting=str(meeting),
             sign=_sign(meeting),
             name=node,

@@ -17,7 +17,7 @@ SIGN = "here"
 """The file that the asking process wrote to the meeting folder."""
 
 
-class Question(TypedDict):
+class NodeQuery(TypedDict):
     """The questions to a node."""
 
     meeting: str
@@ -44,7 +44,7 @@ class NodeReport(TypedDict):
     """Fingerprint of the encoder on this node."""
 
 
-def report_node(question: Question) -> NodeReport:
+def report_node(question: NodeQuery) -> NodeReport:
     """Report on the node where this runs. Does not raise, whatever the node's set-up."""
     fingerprint, complaint = _encoder(question["encoder"])
     return {

@@ -14,9 +14,9 @@ from perpeft_ray.config import (
     exists,
 )
 from perpeft_ray.study.ablation import run_listed
-from perpeft_ray.study.host.scratch import scratch_folder
 from perpeft_ray.study.plan import TrialSpec, settings_trials
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.runtime import scratch_folder
 from perpeft_ray.study.search.space import first_setting
 from perpeft_ray.study.trainable import Study
 

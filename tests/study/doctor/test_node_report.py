@@ -14,7 +14,7 @@ from perpeft_ray.encoder.source import encoder_fingerprint
 from perpeft_ray.study.doctor.node_report import (
     MISSING,
     SIGN,
-    Question,
+    NodeQuery,
     library_versions,
     report_node,
     visible_gpus,
@@ -22,7 +22,7 @@ from perpeft_ray.study.doctor.node_report import (
 
 
 @pytest.fixture
-def question(tmp_path: Path) -> Question:
+def question(tmp_path: Path) -> NodeQuery:
     (tmp_path / SIGN).write_text("a sign")
     data = tmp_path / "items.parquet"
     data.write_bytes(b"12345")
@@ -36,7 +36,7 @@ def question(tmp_path: Path) -> Question:
     }
 
 
-def test_a_healthy_node_complains_of_nothing(question: Question, tmp_path: Path) -> None:
+def test_a_healthy_node_complains_of_nothing(question: NodeQuery, tmp_path: Path) -> None:
     answer = report_node(question)
     assert (answer["storage"], answer["catalogue"], answer["encoder"]) == (None, None, None)
     assert answer["fingerprint"] == encoder_fingerprint("toyshop-clip")
@@ -51,7 +51,7 @@ def test_versions_of_this_process() -> None:
     assert found["perpeft-ray"] == perpeft_ray.__version__
 
 
-def test_another_storage_catalogue_and_encoder(question: Question, tmp_path: Path) -> None:
+def test_another_storage_catalogue_and_encoder(question: NodeQuery, tmp_path: Path) -> None:
     answer = report_node({**question, "meeting": str(tmp_path / "none"), "encoder": "/none"})
     assert answer["storage"] == "cannot read it: No such file or directory"
     assert answer["fingerprint"] is None
@@ -65,7 +65,7 @@ def test_another_storage_catalogue_and_encoder(question: Question, tmp_path: Pat
     assert answer["catalogue"] == f"cannot read {file}.none: No such file or directory"
 
 
-def test_a_storage_at_a_uri(question: Question, s3: str) -> None:
+def test_a_storage_at_a_uri(question: NodeQuery, s3: str) -> None:
     meeting = f"{s3}/results/.doctor"
     write_file(f"{meeting}/{SIGN}", b"a sign")
     answer = report_node({**question, "meeting": meeting})

@@ -14,10 +14,10 @@ from perpeft_ray.config import (
     StudyConfig,
     TrainSettings,
 )
+from perpeft_ray.config.presets import preset
 from perpeft_ray.errors import InputError
 from perpeft_ray.study.check import check_study
 from perpeft_ray.study.plan import search_trial
-from perpeft_ray.study.presets import preset
 from perpeft_ray.study.search.space import all_settings, suggest_setting
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from perpeft_ray.errors import InputError
-from perpeft_ray.study.host import scratch
-from perpeft_ray.study.host.scratch import ray_folder, scratch_folder
+from perpeft_ray.study import runtime
+from perpeft_ray.study.runtime import ray_folder, scratch_folder
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +91,6 @@ def test_a_long_ray_tmpdir_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_folder_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 60)
-    monkeypatch.setattr(scratch, "_SHORT_FOLDERS", ("/no/such",))
+    monkeypatch.setattr(runtime, "_SHORT_FOLDERS", ("/no/such",))
     with pytest.raises(InputError, match=r"at most 18 bytes .* /no/such can be"), ray_folder():
         pass

@@ -20,9 +20,9 @@ from perpeft_ray import screen
 from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.encoder import sizes
 from perpeft_ray.errors import InputError, StudyStoppedError
-from perpeft_ray.study.host import runtime
-from perpeft_ray.study.host.runtime import ray_for, ray_runtime, with_gpus
+from perpeft_ray.study import runtime
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.runtime import ray_for, ray_runtime, with_gpus
 from perpeft_ray.study.watch import one_line
 from perpeft_ray.train.outcome import EpochRecord
 from tests.study.whole_space import search_trials

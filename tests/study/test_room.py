@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "quick_study.py"
+SCRIPT = Path(__file__).with_name("quick_study.py")
 SMALL_NODES = [(0, 0), (1, 1), (1, 1)]
 """CPUs and GPUs of the head and two nodes; the GPUs are only declared."""
 CASES = [

@@ -19,10 +19,10 @@ from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from perpeft_ray.study.host import memory
-from perpeft_ray.study.host.memory import take_memory_kills_as_deaths
+from perpeft_ray.study import tuning
+from perpeft_ray.study.tuning import take_memory_kills_as_deaths
 
-SCRIPT = Path(__file__).parents[1] / "quick_study.py"
+SCRIPT = Path(__file__).with_name("quick_study.py")
 KILLED = "Memory on the node (IP: 10.0.0.1) was 23.1GB used / 24.0GB limit"
 ROOM = 3.5e9
 """Bytes above what is in use: Ray takes 1 GB of it, the trial 5 GB at most, so that others on the
@@ -83,7 +83,7 @@ def test_what_else_tune_does_not_know_still_ends_it() -> None:
 
 
 def test_a_ray_without_these_methods_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "RayActorManager", object)
+    monkeypatch.setattr(tuning, "RayActorManager", object)
     with pytest.raises(AttributeError, match="_actor_start_failed"):
         take_memory_kills_as_deaths()
 

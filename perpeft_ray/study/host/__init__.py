@@ -1,1 +1,0 @@
-"""The machine or cluster of a study: Ray, room for trials, jobs, a full disk."""
