@@ -18,7 +18,7 @@ from torch import nn
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.layout import PROJECTOR
-from perpeft_ray.recommender.model import Module, Recommender
+from perpeft_ray.recommender.model import GroupParameters, Recommender
 
 ADAPTER = "adapter"
 _PREFIX = "base_model.model."
@@ -29,7 +29,7 @@ _MODULE_LISTS = {"target_modules", "feedforward_modules"}
 
 
 def write_module(
-    model: Recommender, module: Module, config: TrialConfig, folder: Path, base: str
+    model: Recommender, module: GroupParameters, config: TrialConfig, folder: Path, base: str
 ) -> None:
     """Write a group's module of a recommender to an existing folder.
 
@@ -86,7 +86,7 @@ def read_module(model: Recommender, config: TrialConfig, folder: Path) -> dict[s
     return module
 
 
-def _named(module: Module, prefix: str) -> dict[str, torch.Tensor]:
+def _named(module: GroupParameters, prefix: str) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix(prefix): tensor.detach().cpu().contiguous()
         for name, tensor in module.items()
@@ -94,7 +94,7 @@ def _named(module: Module, prefix: str) -> dict[str, torch.Tensor]:
     }
 
 
-def _put(model: Recommender, module: Module) -> None:
+def _put(model: Recommender, module: GroupParameters) -> None:
     parameters = dict(model.tower.named_parameters()) if model.tower is not None else {}
     with torch.no_grad():
         for name, tensor in module.items():

@@ -27,7 +27,7 @@ from perpeft_ray.recommender.projector import Projector
 from perpeft_ray.recommender.sampling import TrainingBatch
 from perpeft_ray.recommender.sasrec import SASRec
 
-Module = Mapping[str, nn.Parameter]
+GroupParameters = Mapping[str, nn.Parameter]
 """One group's trainable tensors by name: `encoder.*` is the PEFT module, `projector.*` the rest."""
 
 _TOWER = ("encoder.", "projector.")
@@ -84,12 +84,12 @@ class Recommender(nn.Module):
             if parameter.requires_grad
         }
 
-    def embed(self, items: NDArray[np.int64], module: Module) -> Tensor:
+    def embed(self, items: NDArray[np.int64], module: GroupParameters) -> Tensor:
         """`e_i` of ascending distinct item indices [n], [n, D]; index 0 gives zeros."""
         ids, content = self.parts(items, module)
         return ids + self.weight * content
 
-    def parts(self, items: NDArray[np.int64], module: Module) -> tuple[Tensor, Tensor]:
+    def parts(self, items: NDArray[np.int64], module: GroupParameters) -> tuple[Tensor, Tensor]:
         """The summands of `embed`: id embeddings and projected content, [n, D] each."""
         padded = int(len(items) > 0 and items[0] == 0)
         content = self.content(items[padded:], module)
@@ -100,7 +100,7 @@ class Recommender(nn.Module):
         table = self.backbone.item_embedding.weight
         return F.embedding(sent(items, table.device), table, padding_idx=0)
 
-    def content(self, items: NDArray[np.int64], module: Module) -> Tensor:
+    def content(self, items: NDArray[np.int64], module: GroupParameters) -> Tensor:
         """Projected content of item indices [n], each 1..I, [n, D]; zeros without a tower."""
         if self.tower is None:
             table = self.backbone.item_embedding.weight
@@ -113,7 +113,7 @@ class Recommender(nn.Module):
         where: NDArray[np.int64],
         users: NDArray[np.int64],
         content: Tensor,
-        module: Module,
+        module: GroupParameters,
     ) -> Tensor:
         """`e_i` at every position [..., B, T] of users [B].
 
@@ -125,7 +125,7 @@ class Recommender(nn.Module):
     def loss_sum(
         self,
         batch: TrainingBatch,
-        module: Module,
+        module: GroupParameters,
         conditioning_weight: float,
         content: Tensor | None = None,
     ) -> tuple[Tensor, int]:
@@ -150,7 +150,7 @@ class Recommender(nn.Module):
         return loss, int(np.count_nonzero(batch.inputs))
 
     @torch.no_grad()
-    def embed_all(self, module: Module) -> Tensor:
+    def embed_all(self, module: GroupParameters) -> Tensor:
         """`e_i` of all items under a module, float32 [I+1, D]; row 0, the padding, is zero."""
         content = torch.zeros_like(self.backbone.item_embedding.weight)
         for chunk in self.chunks():
@@ -198,7 +198,7 @@ class Recommender(nn.Module):
         owners: NDArray[np.integer],
         inputs: NDArray[np.int64],
         item_embeddings: Tensor,
-        module: Module,
+        module: GroupParameters,
     ) -> Tensor:
         """The user side of scores: its products with the rows of `embed_all` score all items.
 
@@ -207,5 +207,5 @@ class Recommender(nn.Module):
         return self.states(inputs, item_embeddings)
 
 
-def _own(module: Module) -> dict[str, Tensor]:
+def _own(module: GroupParameters) -> dict[str, Tensor]:
     return {name: p for name, p in module.items() if name.startswith(_TOWER)}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from perpeft_ray.encoder.rows import sent
-from perpeft_ray.recommender.model import Module, Recommender
+from perpeft_ray.recommender.model import GroupParameters, Recommender
 
 _GATE_BIAS = 2.0
 """Level 2 starts near the global module's embedding: sigmoid(2) = 0.88."""
@@ -74,7 +74,7 @@ class VectorRecommender(Recommender):
         where: NDArray[np.int64],
         users: NDArray[np.int64],
         content: Tensor,
-        module: Module,
+        module: GroupParameters,
     ) -> Tensor:
         """As in `Recommender`, with each user's owner vector applied."""
         index = sent(where, content.device)  # [..., B, T]
@@ -94,7 +94,7 @@ class VectorRecommender(Recommender):
         owners: NDArray[np.integer],
         inputs: NDArray[np.int64],
         item_embeddings: Tensor,
-        module: Module,
+        module: GroupParameters,
     ) -> Tensor:
         """As in `Recommender`, [B, 2D], up to a constant per user.
 
@@ -112,7 +112,9 @@ class VectorRecommender(Recommender):
         states = self.last_outputs(inputs, embed)
         return torch.cat([states, self.weight * factor * states], dim=1)
 
-    def _vectors(self, owners: NDArray[np.integer], module: Module) -> tuple[Tensor, Tensor]:
+    def _vectors(
+        self, owners: NDArray[np.integer], module: GroupParameters
+    ) -> tuple[Tensor, Tensor]:
         own: dict[str, Tensor] = {
             name.removeprefix(_PREFIX): parameter
             for name, parameter in module.items()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.encoder.hardware import sizes_of
-from perpeft_ray.recommender.model import Module
+from perpeft_ray.recommender.model import GroupParameters
 from perpeft_ray.recommender.sampling import TrainingBatch, TrainingSampler, batches_of
 from perpeft_ray.train.collective import Alone, Collective
 from perpeft_ray.train.memory import Units
@@ -70,7 +70,7 @@ class _Piece:
     padded: int
     """1 if padding is among the items, else 0."""
     dropout: int
-    module: Module
+    module: GroupParameters
 
 
 def steps_of(

@@ -19,7 +19,7 @@ from perpeft_ray.config import LONGEST_LIST
 from perpeft_ray.data.split import Split
 from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.metrics import RankingMetrics, list_metrics, ranking_metrics
-from perpeft_ray.recommender.model import Module, Recommender
+from perpeft_ray.recommender.model import GroupParameters, Recommender
 from perpeft_ray.recommender.ranking import target_ranks
 from perpeft_ray.recommender.sampling import last_inputs, select
 from perpeft_ray.train.collective import Collective
@@ -36,7 +36,7 @@ class CatalogueContents:
         self,
         groups: Iterable[int],
         model: Recommender,
-        modules: Mapping[int, Module],
+        modules: Mapping[int, GroupParameters],
         collective: Collective,
     ) -> dict[int, Tensor]:
         """By group, float32 [I+1, D], row 0 zero; the same on every worker."""
@@ -55,7 +55,7 @@ class CatalogueContents:
             self._known[group] = module, content
         return {group: self._known[group][1] for group in wanted}
 
-    def _is_known(self, group: int, module: Module) -> bool:
+    def _is_known(self, group: int, module: GroupParameters) -> bool:
         """Whether a group's content is known for equal weights."""
         then, _ = self._known.get(group, ({}, None))
         return group in self._known and all(
@@ -65,7 +65,7 @@ class CatalogueContents:
 
 def evaluate(
     model: Recommender,
-    modules: Mapping[int, Module],
+    modules: Mapping[int, GroupParameters],
     groups: NDArray[np.int32],
     split: Split,
     part: Literal["valid", "test"],

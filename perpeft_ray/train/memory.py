@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from perpeft_ray.encoder.hardware import sizes_of
-from perpeft_ray.recommender.model import Module, Recommender
+from perpeft_ray.recommender.model import GroupParameters, Recommender
 
 _LEAST_ITEMS = 32
 _PROBED_ITEMS = 8
@@ -48,7 +48,7 @@ def bytes_to_keep(memory_gb: float, device: torch.device) -> float:
     return max(memory_gb * 1e9, torch.cuda.get_device_properties(device).total_memory / 6)
 
 
-def bytes_of_an_item(model: Recommender, module: Module) -> float:
+def bytes_of_an_item(model: Recommender, module: GroupParameters) -> float:
     """Bytes that the backward pass keeps per item, measured on the first few items."""
     table = model.backbone.item_embedding.weight
     probed = sizes_of(table.device).padded(_PROBED_ITEMS)
