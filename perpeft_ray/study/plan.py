@@ -209,6 +209,18 @@ def best_configs(searched: Iterable[Searched]) -> Best:
     return {cell: row.config for cell, row in best.items()}
 
 
+def resources_of_worker(study: StudyConfig) -> dict[str, float]:
+    """Ray's resources of each of a trial's workers, without zeros."""
+    amounts = {"CPU": float(study.cpus_per_worker), "GPU": study.gpus}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def workers_that_fit(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
+    """Workers with these resources that a node with those can hold."""
+    # Three times a third of a GPU is one GPU.
+    return min(math.floor(node.get(kind, 0.0) / each + 1e-9) for kind, each in worker.items())
+
+
 def _takes_perpefts(study: StudyConfig, method: Method) -> bool:
     """Whether a method is PerPEFT with one thing changed, and takes its settings."""
     return method in PERSONAL_METHODS and method != "perpeft" and not study.search.every_method

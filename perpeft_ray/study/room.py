@@ -12,14 +12,9 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import StudyStoppedError
+from perpeft_ray.study.plan import resources_of_worker, workers_that_fit
 
 LOOK_EVERY_S = 1.0
-
-
-def resources_of_worker(config: StudyConfig) -> dict[str, float]:
-    """The resources of a worker."""
-    amounts = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus}
-    return {name: amount for name, amount in amounts.items() if amount}
 
 
 def wait_for_room(config: StudyConfig, workers: int) -> None:
@@ -105,11 +100,7 @@ def _too_small(asked: list[dict[str, float]]) -> str:
         in_all.update(node)
     if any(in_all[name] < amount * len(asked) for name, amount in bundle.items()):
         return ""
-    # A third of a GPU three times is one GPU.
-    fit = sum(
-        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in bundle.items())
-        for node in nodes
-    )
+    fit = sum(workers_that_fit(node, bundle) for node in nodes)
     if fit >= len(asked):
         return ""
     if fit == 0:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.encoder.sizes import encoder_parameters
 from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
+from perpeft_ray.study.plan import resources_of_worker
 from perpeft_ray.study.room import wait_for_room
 
 _ENVIRONMENT = {
@@ -189,8 +190,7 @@ def _check_answers(address: str) -> None:
 def _check_resources(study: StudyConfig) -> None:
     """Raise InputError for resources that Ray lacks, for which it would wait for ever."""
     cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus}
-    for kind, amount in of_worker.items():
+    for kind, amount in resources_of_worker(study).items():
         field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
         for name, workers in worker_counts(study).items():
             needed = workers * amount

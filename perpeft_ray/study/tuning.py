@@ -15,9 +15,8 @@ from ray.tune.schedulers import TrialScheduler
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import remove_folder, subfolder, subfolders
 from perpeft_ray.study.agenda import Agenda
-from perpeft_ray.study.plan import is_one_of
+from perpeft_ray.study.plan import is_one_of, resources_of_worker
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.room import resources_of_worker
 from perpeft_ray.study.runtime import scratch_folder
 from perpeft_ray.study.trainable import Study, make_trainable
 from perpeft_ray.study.watch import Watch

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.study.doctor.node_report import MISSING, NodeReport
+from perpeft_ray.study.plan import resources_of_worker, workers_that_fit
 
 Reports = Mapping[str, NodeReport | None]
 """Each node's report, by name; None: no answer."""
@@ -34,14 +34,11 @@ def check_answers(reports: Reports, seconds: float) -> Check:
     """Every node must run a task within `seconds`."""
     silent = sorted(name for name, report in reports.items() if report is None)
     found = f"{len(reports) - len(silent)} of {len(reports)} answer"
-    if not silent:
-        return Check("nodes", found)
-    return Check(
-        "nodes",
-        found,
+    change = (
         f"{_names(silent)} ran no task within {seconds:g} s: restart Ray there, or look into "
-        "`ray list tasks` and the node's logs",
+        "`ray list tasks` and the node's logs"
     )
+    return Check("nodes", found, change if silent else None)
 
 
 def check_versions(own: Mapping[str, str], reports: Reports) -> Check:
@@ -56,14 +53,8 @@ def check_versions(own: Mapping[str, str], reports: Reports) -> Check:
         if _public(there) != _public(own[name])
     ]
     found = ", ".join(f"{name} {version}" for name, version in own.items())
-    if not wrong:
-        return Check("versions", found)
-    return Check(
-        "versions",
-        found,
-        f"{'; '.join(wrong)}: use the same image on every node, or install with "
-        "--constraint constraints.txt",
-    )
+    advice = "use the same image on every node, or install with --constraint constraints.txt"
+    return Check("versions", found, _change(wrong, advice))
 
 
 def check_resources(
@@ -75,7 +66,8 @@ def check_resources(
     `joined`: whether it is a joined cluster, which may grow. On its own Ray a study runs as many
     trials at a time as fit, so room for one is enough.
     """
-    places = sum(_places(study, node) for node in nodes.values())
+    worker = resources_of_worker(study)
+    places = sum(workers_that_fit(node, worker) for node in nodes.values())
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes.values()) for kind in ("CPU", "GPU"))
     found = (
         f"{_count(len(nodes), 'node')}, {_count(cpus, 'CPU')}, {_count(gpus, 'GPU')}: "
@@ -116,14 +108,9 @@ def check_storage(storage: str, reports: Reports, arrived: Mapping[str, bool]) -
             wrong.append(f"{node} {report['storage']}")
         elif not arrived[node]:
             wrong.append(f"what {node} wrote did not arrive")
-    if not wrong:
-        return Check("storage", f"{storage} is one folder, written and read on every node")
-    return Check(
-        "storage",
-        storage,
-        f"{'; '.join(wrong)}: mount one file system at this path on every node, for the user that "
-        "runs Ray",
-    )
+    found = storage if wrong else f"{storage} is one folder, written and read on every node"
+    advice = "mount one file system at this path on every node, for the user that runs Ray"
+    return Check("storage", found, _change(wrong, advice))
 
 
 def check_catalogue(dataset: str, files: int, reports: Reports) -> Check:
@@ -131,9 +118,8 @@ def check_catalogue(dataset: str, files: int, reports: Reports) -> Check:
     if not files:
         return Check("catalogue", f"{dataset} is generated from its seed, no node needs a file")
     wrong = [f"{n} {r['catalogue']}" for n, r in _answered(reports) if r["catalogue"] is not None]
-    if not wrong:
-        return Check("catalogue", f"{dataset} is the same on every node")
-    return Check("catalogue", dataset, f"{'; '.join(wrong)}: put it where every node sees it")
+    found = dataset if wrong else f"{dataset} is the same on every node"
+    return Check("catalogue", found, _change(wrong, "put it where every node sees it"))
 
 
 def check_raw_files(dataset: str, sizes: Sequence[int]) -> Check:
@@ -150,9 +136,9 @@ def check_encoder(encoder: str, fingerprint: str, reports: Reports) -> Check:
             wrong.append(f"{node}: {report['encoder']}")
         elif report["fingerprint"] != fingerprint:
             wrong.append(f"{node} has another encoder under this name")
-    if not wrong:
-        return Check("encoder", f"{encoder} is the same on every node")
-    return Check("encoder", encoder, f"{'; '.join(wrong)}; put it where every node sees it")
+    found = encoder if wrong else f"{encoder} is the same on every node"
+    change = f"{'; '.join(wrong)}; put it where every node sees it"
+    return Check("encoder", found, change if wrong else None)
 
 
 def check_gpus(gpus_per_worker: float, seen: Mapping[str, int | None]) -> Check:
@@ -204,16 +190,8 @@ def check_dashboard(url: str, status: int | None) -> Check:
     return Check("dashboard", f"{url} answers")
 
 
-def _places(study: StudyConfig, node: Mapping[str, float]) -> int:
-    """Workers that fit on a node."""
-    of_worker = {"CPU": study.cpus_per_worker, "GPU": study.gpus}
-    fits = [
-        # A third of a GPU three times is one GPU.
-        math.floor(node.get(kind, 0) / amount + 1e-9)
-        for kind, amount in of_worker.items()
-        if amount
-    ]
-    return min(fits)
+def _change(wrong: list[str], advice: str) -> str | None:
+    return f"{'; '.join(wrong)}: {advice}" if wrong else None
 
 
 def _answered(reports: Reports) -> list[tuple[str, NodeReport]]:
