@@ -141,7 +141,7 @@ def perpeft(arguments: Sequence[str]) -> None:
 
 def version() -> str:
     """This package, its git revision where it is a clone, and the libraries that matter most."""
-    from perpeft_ray.store.surroundings import git_revision, versions
+    from perpeft_ray.store.description import git_revision, versions
 
     found = versions()
     revision = git_revision()

@@ -25,13 +25,15 @@ from perpeft_ray.store.description import (
     check_unchanged,
     declared_parameters,
     from_json,
+    git_revision,
+    machine,
+    versions,
 )
 from perpeft_ray.store.files import whole_file
 from perpeft_ray.store.lease import HOLDER
 from perpeft_ray.store.mirror import Mirror
 from perpeft_ray.store.record import Searched, TrialRecord
 from perpeft_ray.store.schema import EPOCHS, TRIALS, USERS, epochs_table, trial_table, users_table
-from perpeft_ray.store.surroundings import git_revision, machine, versions
 from perpeft_ray.train.fingerprints import Fingerprints
 
 DESCRIPTION = "study.json"
