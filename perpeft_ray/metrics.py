@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 CUTOFFS = (10, 20, 30)
 
@@ -70,3 +70,12 @@ def ranking_metrics(ranks: NDArray[np.integer]) -> RankingMetrics:
     means = {f"hr_at_{k}": float(hit(ranks, k).mean()) for k in CUTOFFS}
     means |= {f"ndcg_at_{k}": float(ndcg(ranks, k).mean()) for k in CUTOFFS}
     return RankingMetrics(**means)
+
+
+def on_front(sizes: ArrayLike, scores: ArrayLike) -> NDArray[np.bool_]:
+    """True if no other point is at most as large and better, or smaller and as good; bool [n]."""
+    size, score = np.asarray(sizes), np.asarray(scores)
+    no_worse = (size[None] <= size[:, None]) & (score[None] >= score[:, None])
+    better = (size[None] < size[:, None]) | (score[None] > score[:, None])
+    beaten: NDArray[np.bool_] = np.any(no_worse & better, axis=1)
+    return ~beaten

@@ -40,7 +40,7 @@ def defaults(preset: StudyConfig) -> StudyConfig:
 QUESTION = Question(
     scientific=("method", "variant", "rank"),
     defaults=defaults,
-    run="perpeft_ray.study.questions.efficiency:run_efficiency",
+    run="perpeft_ray.study.questions:run_efficiency",
 )
 
 if __name__ == "__main__":

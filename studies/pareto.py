@@ -44,7 +44,7 @@ def defaults(preset: StudyConfig) -> StudyConfig:
 QUESTION = Question(
     scientific=("variant", "rank", "groups"),
     defaults=defaults,
-    run="perpeft_ray.study.questions.pareto:run_front",
+    run="perpeft_ray.study.questions:run_front",
 )
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def defaults(preset: StudyConfig) -> StudyConfig:
 QUESTION = Question(
     scientific=("groups", "rank", "conditioning_weight", "learning_rate"),
     defaults=defaults,
-    run="perpeft_ray.study.questions.sensitivity:run_sensitivity",
+    run="perpeft_ray.study.questions:run_sensitivity",
 )
 
 if __name__ == "__main__":

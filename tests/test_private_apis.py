@@ -32,7 +32,9 @@ def test_no_other_private_name_of_a_library_is_used() -> None:
     assert used == LISTED
 
 
-@pytest.mark.parametrize("module", ["study/tuning.py", "sdpa.py", "lora.py", "clip.py", "prefix.py"])
+@pytest.mark.parametrize(
+    "module", ["study/tuning.py", "sdpa.py", "lora.py", "clip.py", "prefix.py"]
+)
 def test_contributing_lists_them(module: str) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert module in text.partition("## Private APIs")[2].partition("\n## ")[0]

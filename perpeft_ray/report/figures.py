@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from perpeft_ray.config import METHODS, SEARCHABLE, VARIANTS, VARIED, StudyConfig
+from perpeft_ray.metrics import on_front
 from perpeft_ray.report.drawing import (
     GREY,
     METHOD_COLOURS,
@@ -33,7 +34,6 @@ from perpeft_ray.report.summary import (
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.files import whole_file
 from perpeft_ray.store.folder import StudyFolder
-from perpeft_ray.study.questions.front import on_front
 
 _SETTINGS = ("variant", *VARIED)
 _LABELS = {setting.name: setting.label for setting in SEARCHABLE}

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from perpeft_ray.config import VARIANTS, StudyConfig
+from perpeft_ray.metrics import on_front
 from perpeft_ray.report.drawing import PANEL, VARIANT_COLOURS, VARIANT_MARKERS
 from perpeft_ray.report.figures import (
     effects,
@@ -25,7 +26,6 @@ from perpeft_ray.report.figures import (
 from perpeft_ray.report.statistics import compare_all, paired_users, read_values, user_values
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.folder import StudyFolder
-from perpeft_ray.study.questions.front import on_front
 from tests.records import frames_of, with_ranks
 
 

@@ -15,11 +15,9 @@ import pytest
 from optuna.trial import TrialState
 
 from perpeft_ray.config import METHODS, SearchSettings, StudyConfig
+from perpeft_ray.metrics import on_front
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.questions.efficiency import efficiency_trials
-from perpeft_ray.study.questions.front import on_front
-from perpeft_ray.study.questions.pareto import run_front
-from perpeft_ray.study.questions.sensitivity import run_sensitivity
+from perpeft_ray.study.questions import efficiency_trials, run_front, run_sensitivity
 from perpeft_ray.study.search.suggest import Search, open_journal, optuna_study_name
 from tests.study.conftest import rows_of
 

@@ -1,1 +1,0 @@
-"""What studies ask beyond the ablation: which trials, and in which settings."""
