@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from perpeft_ray.config import TrialConfig
 from perpeft_ray.metrics import CUTOFFS
 from perpeft_ray.models.layout import ENCODER, GROUPING, ExportConfig
 from perpeft_ray.report.statistics import user_metric
@@ -37,7 +38,7 @@ def model_card(config: ExportConfig, users: pd.DataFrame, has_adapter: bool) -> 
         f"2602.09445). Exported by perpeft-ray {config.version} from trial `{config.trial_id}`.",
         "## Metrics",
         f"Means over {measured.users} users, × 100, with 95 % bootstrap intervals over users; "
-        "the last item of each user is test, the one before it validation; candidates are all "
+        f"{_split(trial)}; candidates are all "
         f"{config.items:,} items minus the user's history, ties count against the target. One "
         "training seed: another seed's model may differ by more than these intervals.",
         _table(measured.rows),
@@ -53,6 +54,15 @@ def model_card(config: ExportConfig, users: pd.DataFrame, has_adapter: bool) -> 
     settings["dataset"] = _public(trial.dataset)
     parts += ["## Settings", f"```json\n{json.dumps(settings, indent=2)}\n```", _LIMITS]
     return "\n\n".join(parts) + "\n"
+
+
+def _split(trial: TrialConfig) -> str:
+    if trial.split == "leave_one_out":
+        return "the last item of each user is test, the one before it validation"
+    return (
+        "training ends at one point in time for all users; test is a user's first item in the "
+        f"latest {trial.test_share:.0%} of all interactions, validation that in as many before"
+    )
 
 
 _LIMITS = """## Limits
@@ -72,17 +82,17 @@ class _Measured:
 
 
 def _measured(users: pd.DataFrame) -> _Measured:
-    rows = []
-    evaluated = users.dropna(subset="valid_rank")
+    rows, count = [], 0
     for part in _PARTS:
-        ranks = evaluated[f"{part}_rank"].dropna().to_numpy()
+        ranks = users[f"{part}_rank"].dropna().to_numpy()
         if len(ranks) == 0:  # a trial of the search has not read test
             continue
+        count = len(ranks)  # of the last part, test where it was read
         for name in ("hr", "ndcg"):
             for k in CUTOFFS:
                 values = user_metric(ranks, f"{name}@{k}")
                 rows.append((part, f"{name.upper()}@{k}", *_mean_and_interval(values)))
-    return _Measured(len(evaluated), rows)
+    return _Measured(count, rows)
 
 
 def _mean_and_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:

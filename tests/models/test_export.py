@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -19,6 +21,7 @@ import perpeft_ray
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
+from perpeft_ray.models.card import model_card
 from perpeft_ray.models.export import ExportOptions, export_trial
 from perpeft_ray.models.loaded import LoadedModel
 from perpeft_ray.models.trained import TrainedTrial, item_embeddings, open_trained
@@ -216,6 +219,19 @@ def test_the_card_is_hugging_faces_and_has_the_studys_numbers(
         str(Path(study_folder.config.dataset.removeprefix("parquet:")).parent) not in card.content
     )
     assert f"| test | NDCG@20 | {100 * row.test_ndcg_at_20:.2f} |" in card.text
+
+
+def test_the_card_says_how_the_data_were_split(study_folder, finished_trial, tmp_path):
+    """By time, other users are tested than validated."""
+    export_trial(study_folder, finished_trial("perpeft", "lora"), tmp_path / "model")
+    config = perpeft_ray.load(tmp_path / "model").config
+    trial = dataclasses.replace(config.trial, split="time", test_share=0.1)
+    users = pd.DataFrame({"valid_rank": [0, np.nan, np.nan], "test_rank": [np.nan, 0, 40]})
+    text = model_card(dataclasses.replace(config, trial=trial), users, has_adapter=False)
+    assert "Means over 2 users" in text
+    assert "| validation | HR@10 | 100.00 |" in text
+    assert "| test | HR@10 | 50.00 |" in text
+    assert "test is a user's first item in the latest 10% of all interactions" in text
 
 
 def test_a_searched_trial_has_no_test_on_its_card(study_folder, finished_trial, tmp_path):
