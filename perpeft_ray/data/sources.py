@@ -76,6 +76,20 @@ def absolute_dataset(uri: str) -> str:
     return f"{source}:{place}" + (f"#{name}" if name else "")
 
 
+def cached_folder(uri: str, cache: Path) -> Path | None:
+    """The folder of the data format that a dataset has on this machine; None without one.
+
+    Prepares nothing, so of data that are prepared from raw files there is None.
+    """
+    source, colon, rest = uri.partition(":")
+    folder = None
+    if source == "toyshop":
+        folder = _toyshop_folder(uri, rest if colon else "0", cache)
+    elif source == "parquet":
+        folder = Path(rest)
+    return folder if folder is not None and folder.is_dir() else None
+
+
 def raw_files(uri: str) -> list[Path]:
     """The raw files that `open_dataset` would prepare; none if there is nothing to prepare.
 
@@ -131,6 +145,16 @@ def _prepared(cache: Path, name: str, recipe: Mapping[str, Any]) -> Path:
 
 
 def _toyshop(uri: str, seed: str, cache: Path) -> Path:
+    from perpeft_ray.data import toyshop
+
+    folder = _toyshop_folder(uri, seed, cache)
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            toyshop.write_toyshop(temporary, int(seed))
+    return folder
+
+
+def _toyshop_folder(uri: str, seed: str, cache: Path) -> Path:
     if not (seed.isascii() and seed.isdigit()):
         raise InputError(f"`dataset` toyshop:SEED must have a whole number, but is {uri!r}")
     from perpeft_ray.data import toyshop
@@ -139,11 +163,7 @@ def _toyshop(uri: str, seed: str, cache: Path) -> Path:
     source = hashlib.sha256()
     for file in sorted(Path(toyshop.__file__).parent.glob("toyshop*.py")):
         source.update(file.read_bytes())
-    folder = cache / f"toyshop-{int(seed)}-{source.hexdigest()[:8]}"
-    if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            toyshop.write_toyshop(temporary, int(seed))
-    return folder
+    return cache / f"toyshop-{int(seed)}-{source.hexdigest()[:8]}"
 
 
 def _path_and_name(rest: str) -> tuple[str, str]:

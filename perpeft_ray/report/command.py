@@ -14,7 +14,11 @@ from perpeft_ray.config import SEARCHABLE, StudyConfig
 
 def study_command(study: StudyConfig) -> str:
     """The `perpeft study` command of a study: one line per field that differs from the default."""
-    options = _differences(study, StudyConfig())
+    options = list(_differences(study, StudyConfig()))
+    if not study.is_toyshop:  # whose study would choose by the data what is not given
+        options.insert(0, ["--preset", "toyshop"])
+        if study.encoder == StudyConfig().encoder:
+            options.insert(1, ["--encoder", study.encoder])
     return " \\\n  ".join(["perpeft study", *(shlex.join(option) for option in options)])
 
 

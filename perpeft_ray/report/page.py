@@ -14,6 +14,7 @@ from perpeft_ray.config import SEARCHABLE, VARIED
 from perpeft_ray.report.command import fixed_to, study_command
 from perpeft_ray.report.drawing import StudyFigure
 from perpeft_ray.report.figures import figure_path, write_figures
+from perpeft_ray.report.practice import in_practice
 from perpeft_ray.report.summary import SELECTION, best_settings
 from perpeft_ray.report.tables import (
     StudyResults,
@@ -56,6 +57,9 @@ def _page(results: StudyResults, tables: dict[str, StudyTable], figures: list[St
         study=study,
         users=None if trials.empty else trials.users_evaluated.max(),
         verdict=results.verdict.lines(folder.uri or f"{study.storage}/{study.study}"),
+        practice=in_practice(study, trials, tables["groups"].numbers, results.verdict)
+        if "groups" in tables
+        else [],
         best=best_setting(results),
         best_command=None
         if settings.empty

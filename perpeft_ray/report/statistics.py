@@ -134,7 +134,7 @@ def compare_users(
     a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
     differences = a - b
     spread = float(np.std(differences, ddof=1)) if len(a) > 1 else 0.0
-    low, high = _bootstrap(a, b)
+    low, high = bootstrap(a, b)
     return Comparison(
         *names,
         metric=metric,
@@ -255,7 +255,7 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     return adjusted
 
 
-def _bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+def bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:
     """Low and high ends of the 95 % percentile intervals of (difference, ratio) of means.
 
     NaN with fewer than two users, or if b is 0 for all, so that no ratio exists.

@@ -13,6 +13,7 @@ from perpeft_ray.config import SEARCHABLE, Searchable, StudyConfig
 from perpeft_ray.report.ablation_table import ablation_table
 from perpeft_ray.report.comparisons import comparisons_table
 from perpeft_ray.report.metrics_tables import metrics_table, slices_table
+from perpeft_ray.report.practice import groups_table, titles_of_users
 from perpeft_ray.report.statistics import Comparison, compare_all, read_results, user_values
 from perpeft_ray.report.summary import (
     SELECTION,
@@ -75,6 +76,8 @@ def study_tables(results: StudyResults) -> dict[str, StudyTable]:
         lengths = results.study.metrics.k
         tables += [metrics_table(trials, results.users, lengths)]
         tables += [slices_table(trials, results.users)]
+        titles = titles_of_users(results.folder)
+        tables += [groups_table(trials, results.users, titles)]
     tables.append(costs_table(trials))
     return {table.name: table for table in tables}
 

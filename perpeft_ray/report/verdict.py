@@ -49,6 +49,8 @@ class Verdict:
 
     sentences: tuple[str, ...]
     """One per variant, then one for each other method that is better than PerPEFT."""
+    options: tuple[str, ...]
+    """Options of the command line that answer the notes."""
     notes: tuple[str, ...]
     """Notes on what is incomplete or too small to decide."""
     use: Choice | None
@@ -95,14 +97,16 @@ def verdict(study: StudyConfig, trials: pd.DataFrame, compared: Sequence[Compari
         for comparison in better
         if comparison.method_b not in ("global", "frozen_mm")  # said already
     ]
-    notes = tuple(_notes(study, trials, final))
+    found = list(_notes(study, trials, final))
+    notes = tuple(note for note, _ in found)
+    options = tuple(option for _, option in found if option)
     winners = [c.method_b for c in better if c.method_b not in NOT_EXPORTED]
     if winners:
-        return Verdict(tuple(sentences), notes, _best(final, winners[:1]), decided=True)
+        return Verdict(tuple(sentences), options, notes, _best(final, winners[:1]), decided=True)
     beaten = {name for name, c in of_lead.items() if c.significant and c.difference > 0}
     level = [method for method in RIVALS if method in set(final.method) - beaten]
     use = lead if lead and not level else _best(final, ["perpeft", *level])
-    return Verdict(tuple(sentences), notes, use, decided=bool(lead) and not level)
+    return Verdict(tuple(sentences), options, notes, use, decided=bool(lead) and not level)
 
 
 def _of_perpeft(compared: Iterable[Comparison]) -> list[Comparison]:
@@ -195,13 +199,15 @@ def _why_not(variant: str, trials: pd.DataFrame) -> str:
     return "not compared, `perpeft` and `global` have no seed in common"
 
 
-def _notes(study: StudyConfig, trials: pd.DataFrame, final: pd.DataFrame) -> Iterator[str]:
-    """Notes that a reader needs before relying on the verdict."""
+def _notes(
+    study: StudyConfig, trials: pd.DataFrame, final: pd.DataFrame
+) -> Iterator[tuple[str, str]]:
+    """Notes that a reader needs before relying on the verdict, and the options that answer them."""
     ablation = trials[trials.phase == "ablation"]
     done, expected = int((ablation.status == "COMPLETE").sum()), expected_trials(study)
     if done < expected:
         failed = int((ablation.status == "FAIL").sum())
-        yield f"{done} of {expected} compared trials are complete, {failed} failed"
+        yield f"{done} of {expected} compared trials are complete, {failed} failed", ""
     rates = study.values("learning_rate")
     own_rate = final[~final.method.isin(PERSONAL_METHODS - {"perpeft"} | SIMPLE_METHODS)]
     highest, lowest = own_rate.learning_rate >= max(rates), own_rate.learning_rate <= min(rates)
@@ -214,10 +220,16 @@ def _notes(study: StudyConfig, trials: pd.DataFrame, final: pd.DataFrame) -> Ite
         if at_edge.any()
     ]
     if len(rates) > 1 and edges:
-        yield f"best learning rate the {', the '.join(edges)}: search a wider range"
+        low, high = (
+            min(rates) / (2 if lowest.any() else 1),
+            max(rates) * (2 if highest.any() else 1),
+        )
+        option = f"--search.learning-rate {low:g} {high:g}"
+        yield f"best learning rate the {', the '.join(edges)}: search a wider range", option
     rising = final[final.still_improving.eq(True)]
     if len(rising):
-        yield f"still improving at the last epoch: {_cells(rising)}: train longer"
+        option = f"--train.personal-epochs {2 * study.train.personal_epochs}"
+        yield f"still improving at the last epoch: {_cells(rising)}: train longer", option
     searched = trials[(trials.phase == "search") & (trials.method == "perpeft")]
     counts = searched[searched.status == "COMPLETE"].variant.value_counts()
     settings = math.prod(len(study.values(name)) for name in VARIED)
@@ -225,7 +237,8 @@ def _notes(study: StudyConfig, trials: pd.DataFrame, final: pd.DataFrame) -> Ite
     few = [v for v in study.values("variant") if counts.get(v, 0) < least]
     if few and len(searched) and "perpeft" in study.methods:
         named = ", ".join(map(_title, few))
-        yield f"fewer than {least} search trials for {named}: settings are close to random"
+        option = f"--search.trials {least * len(study.values('variant'))}"
+        yield f"fewer than {least} search trials for {named}: settings are close to random", option
 
 
 def _cells(rows: pd.DataFrame, most: int = 2) -> str:

@@ -61,7 +61,7 @@ def test_a_notebook_shows_table_and_verdict(folder: StudyFolder, record) -> None
     folder.write_trial(record("perpeft", "lora", 0.3))
     shown = perpeft_ray.open_study(folder.path)._repr_markdown_()
     assert shown.startswith("### Test NDCG@20 × 100 on toyshop")
-    assert "| perpeft | " in shown
+    assert "| perpeft " in shown
     assert "- LoRA: not compared" in shown
 
 

@@ -214,6 +214,7 @@ def test_tables_are_written_in_all_forms(folder: StudyFolder) -> None:
         "learning_rates",
         "metrics",
         "slices",
+        "groups",
         "costs",
     ]
     assert {path.name for path in (folder.path / "tables").iterdir()} == {
