@@ -1,4 +1,4 @@
-"""A study of one's own data before it begins: its settings, its time, the effect it could show."""
+"""Plans a study of own data before it begins: its settings, time, and the effect it can show."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import prepare_dataset
 
 GROUP_USERS = 50
-"""Users that a group should have on average, at least."""
+"""Least users per group, on average."""
 _MOST_TRIALS = 100
 _SAMPLE_ITEMS = 300
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study will do; `print` shows it."""
+    """The plan of a study; `print` shows it."""
 
     config: StudyConfig
     lines: tuple[str, ...]
@@ -51,14 +51,14 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds on this machine, scaled up from a sample."""
+    """Estimated seconds on this machine, scaled up from a sample."""
 
     prepare: float
-    """To decode and tokenise all items."""
+    """Decoding and tokenising all items."""
     epoch: float
-    """To train for one epoch."""
+    """Training for one epoch."""
     evaluation: float
-    """To evaluate with one module: all items encoded."""
+    """Evaluating with one module, which encodes all items."""
 
 
 def plan_study(
@@ -68,13 +68,12 @@ def plan_study(
     given: Collection[str] | None = None,
     fetch: bool = True,
 ) -> StudyPlan:
-    """Choose by the data what is not `given`, and say what to expect; writes nothing.
+    """Choose settings by the data, except the `given` ones, and estimate the study; writes nothing.
 
-    `budget`: time that the study may take, such as `2h`, which `search.trials` is chosen for.
-    `given`: dotted names of settings of `config` that stay as they are; None: those that are not a
-    `StudyConfig`'s defaults. `fetch`: whether weights may be fetched to measure a step. A study
-    that has begun keeps what was chosen then. Raises InputError for data that cannot be used, and
-    where no encoder is named and the default is out of reach.
+    `budget`: time for the study, such as `2h`; it determines `search.trials`. `given`: dotted names
+    of settings of `config` to keep; None: those that differ from `StudyConfig`'s defaults. `fetch`:
+    whether to download weights to measure a step. A started study keeps its settings. Raises
+    InputError for unusable data, and if no encoder is named and the default is out of reach.
     """
     if given is None:
         defaults = _dotted(StudyConfig(encoder=AUTO, dataset=config.dataset))
@@ -110,13 +109,13 @@ def plan_study(
 
 
 def chosen(config: StudyConfig, given: Collection[str], users: int) -> StudyConfig:
-    """The settings for `users` evaluated users of a real catalogue; those `given` stay.
+    """The settings for `users` evaluated users of a real catalogue, except the `given` ones.
 
     Values of the searched settings are those of studies/real_data.py.
     """
     groups = tuple(g for g in (4, 8) if users >= g * GROUP_USERS) or (2,)
     most = max(groups if "search.groups" not in given else config.values("groups"))
-    per_step = users // (8 * most)  # a group's module then has at least 8 steps an epoch
+    per_step = users // (8 * most)  # at least 8 steps per epoch for a group's module
     wanted: dict[str, Any] = {
         "search.variants": ("lora",),
         "search.trials": 8,
@@ -137,7 +136,7 @@ def chosen(config: StudyConfig, given: Collection[str], users: int) -> StudyConf
 
 
 def with_settings(config: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
-    """A study with other values of settings, by dotted name."""
+    """A study with changed settings, by dotted name."""
     parts: dict[str, dict[str, Any]] = {}
     changes: dict[str, Any] = {}
     for name, value in settings.items():
@@ -153,7 +152,7 @@ def with_settings(config: StudyConfig, settings: Mapping[str, Any]) -> StudyConf
 def measured(config: StudyConfig, dataset: Dataset, scratch: Path) -> Cost:
     """Train `global` on a few users for two epochs, and scale up to all users and items.
 
-    An estimate: of the second epoch, in which nothing is loaded any more.
+    The second epoch is measured, which no longer includes loading.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.cpus_per_worker)
@@ -177,7 +176,7 @@ def measured(config: StudyConfig, dataset: Dataset, scratch: Path) -> Cost:
 
 
 def estimated(config: StudyConfig, cost: Cost) -> float:
-    """Seconds that a study takes where no trial ends early; every method as slow as `global`."""
+    """Seconds of a study if no trial ends early and every method is as slow as `global`."""
     at_once = max(
         min(
             config.search.max_concurrent,
@@ -191,7 +190,7 @@ def estimated(config: StudyConfig, cost: Cost) -> float:
         if method in SIMPLE_METHODS:
             continue
         searched = search_budget(config, method) if method in searching else 0
-        seeds = len(config.seeds) - (method in searching)  # the search has trained the first
+        seeds = len(config.seeds) - (method in searching)  # the search has trained the first seed
         trials = searched + seeds * len(variants_of(config, method))
         train = config.train
         epochs = train.epochs + train.personal_epochs
@@ -203,7 +202,7 @@ def estimated(config: StudyConfig, cost: Cost) -> float:
 
 
 def within(config: StudyConfig, cost: Cost, budget_s: float) -> StudyConfig:
-    """The study with the most search trials that `estimated` has within a budget, or the fewest."""
+    """The study with the most search trials within a budget by `estimated`, or the fewest."""
     least = len(config.values("variant"))
     sizes = [
         with_settings(config, {"search.trials": trials}) for trials in range(least, _MOST_TRIALS)
@@ -262,7 +261,7 @@ def _time(config: StudyConfig, cost: Cost | None, budget_s: float | None) -> str
 
 
 def _shows(config: StudyConfig, split: Split) -> str:
-    """The smallest effect, with the spread over users of the better of two counted methods."""
+    """The smallest effect, from the spread over users of the better of two counted methods."""
     methods: tuple[SimpleMethod, ...] = ("item_knn", "popularity")
     values = {}
     for method in methods:
@@ -281,7 +280,7 @@ def _shows(config: StudyConfig, split: Split) -> str:
 
 
 def _sample(dataset: Dataset) -> Dataset:
-    """The first users to evaluate that have at most `_SAMPLE_ITEMS` items, and those items."""
+    """The first evaluated users with at most `_SAMPLE_ITEMS` items, and those items."""
     rows = dataset.interactions
     rows = rows[rows.groupby("user_id")["item_id"].transform("size") >= MIN_INTERACTIONS]
     user, users = rows["user_id"].factorize()
@@ -297,18 +296,18 @@ def _sample(dataset: Dataset) -> Dataset:
 
 
 def _begun(config: StudyConfig) -> StudyConfig | None:
-    """The configuration of a study that has begun; None where it has not."""
+    """The configuration of a started study; None if it has not started."""
     place = study_place(config.storage, config.study)
     if not is_uri(place):
         return StudyFolder.open(place).config if (Path(place) / DESCRIPTION).exists() else None
     try:
         return StudyFolder.open(place).config
-    except InputError:  # nothing there yet, or out of reach, which the study itself reports
+    except InputError:  # not there yet, or out of reach, which the study itself reports
         return None
 
 
 def _dotted(config: StudyConfig) -> dict[str, Any]:
-    """Values by dotted name, tuples as they are."""
+    """Values by dotted name, with tuples unchanged."""
     flat: dict[str, Any] = {}
     for name, value in vars(config).items():
         if hasattr(value, "__dataclass_fields__"):
@@ -319,7 +318,7 @@ def _dotted(config: StudyConfig) -> dict[str, Any]:
 
 
 def _name(dataset: str) -> str:
-    """A study's name after its data: of a path the last part, as a plain word."""
+    """A study's name from its data: the last part of a path, as a plain word."""
     last = re.split(r"[/#:]", dataset.rstrip("/"))[-1]
     return re.sub(r"[^\w-]+", "_", last).strip("_") or "study"
 

@@ -1,4 +1,4 @@
-"""What a study is: nested, with the command line's dotted names."""
+"""The configuration of a study: nested, with the command line's dotted names."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from perpeft_ray.config.variants import FACTS, Variant
 from perpeft_ray.errors import InputError
 
 AUTO = "auto"
-"""The encoder that is chosen by the data, before a study begins."""
+"""Stands for the default encoder of the data, chosen before a study begins."""
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A study: what is searched, compared and repeated."""
+    """A study: what to search, compare and repeat."""
 
     dataset: str = "toyshop"
     """toyshop[:SEED], parquet:PATH, release:PATH#NAME or amazon2023:RAW_DIR#CATEGORY."""
@@ -43,22 +43,22 @@ class StudyConfig:
     study: str = "ablation_peft"
     """The study's name."""
     workers: int = 1
-    """Ray Train workers of a trial."""
+    """Ray Train workers per trial."""
     parallel_workers: int = 0
     """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0: no such rows."""
     cpus_per_worker: int = 1
-    """CPU threads of a worker."""
+    """CPU threads per worker."""
     gpus_per_worker: float | None = None
-    """GPUs of a worker, also a fraction; 0 trains on the CPU. None: where Ray has GPUs 1, or 0.25
-    for encoders of under 50 million parameters, else 0."""
+    """GPUs per worker, also a fraction; 0: train on the CPU. None: 1 if Ray has GPUs (0.25 for
+    encoders under 50 million parameters), else 0."""
     memory_gb: float = 4.0
-    """What a training step of a worker may keep for its backward pass; what is beyond is computed
-    again, which takes longer and changes nothing."""
+    """Memory that a worker's training step may keep for its backward pass. The rest is computed
+    again, which takes longer but gives the same result."""
     log: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Trackers besides TensorBoard: mlflow, wandb; install each first."""
     checkpoints: str = ""
-    """Folder or URI (such as s3://…) that all nodes reach, for the checkpoints of trials that have
-    not ended; empty: in the study's folder."""
+    """Folder or URI (such as s3://…) that all nodes reach, for checkpoints of unfinished trials;
+    empty: in the study's folder."""
     start_timeout_s: float = 20.0
     """Seconds to wait for Ray to have room for a trial; more on a cluster that grows on demand."""
     seeds: tuple[int, ...] = (0,)
@@ -122,7 +122,7 @@ class StudyConfig:
 
     @property
     def is_toyshop(self) -> bool:
-        """Whether the data are the embedded catalogue, which all defaults are sized for."""
+        """Whether the data are the embedded catalogue, for which all defaults are sized."""
         return self.dataset.partition(":")[0] == "toyshop"
 
     @property
@@ -132,7 +132,7 @@ class StudyConfig:
 
     @property
     def gpus(self) -> float:
-        """`gpus_per_worker`, 0 where Ray was not asked yet whether it has GPUs."""
+        """`gpus_per_worker`; 0 before Ray is asked for its GPUs."""
         return self.gpus_per_worker or 0.0
 
     def trial(
@@ -146,12 +146,12 @@ class StudyConfig:
     ) -> TrialConfig:
         """A trial of this study; settings that do not apply to the method are dropped to None.
 
-        `given`: values of `SEARCHABLE` settings, by name; of those that are left out, the first.
+        `given`: values of `SEARCHABLE` settings by name; others take their first value.
 
-        `without_group_negatives` is by definition a conditioning weight of 0, `large_global` one
-        module of the size that all `groups` modules have together. In parallel mode a step has as
-        many batches as there are groups, in every stage and for every method; for those that have
-        no groups, as the study's largest number of groups.
+        `without_group_negatives` means a conditioning weight of 0, `large_global` one module as
+        large as all `groups` modules together. In parallel mode a step has one batch per group, in
+        every stage and for every method; methods without groups use the study's largest number of
+        groups.
         """
 
         def value(setting: Searchable) -> Any:
@@ -204,9 +204,9 @@ class StudyConfig:
         )
 
     def values(self, name: str) -> tuple[Any, ...]:
-        """Values that a searchable setting can take: one if given, those of `search` if not.
+        """Values of a searchable setting: the given one, else those of `search`.
 
-        `name`: variant, or one of `VARIED`. Of a range: its geometric mean, then its two ends.
+        `name`: variant, or one of `VARIED`. For a range: its geometric mean, then its two ends.
         """
         if name == "variant":
             given, choices = self.peft.variant, self.search.variants
@@ -221,14 +221,14 @@ class StudyConfig:
         return tuple(getattr(self.search, setting.choices))
 
     def range_of(self, name: str) -> tuple[float, float] | None:
-        """The log-uniform range that a setting is searched in; None where it has values."""
+        """The log-uniform range of a searched setting; None if it has a list of values."""
         setting = _named(name)
         if setting.range is None or attrgetter(setting.given)(self) != SEARCH:
             return None
         return getattr(self.search, setting.range)  # type: ignore[no-any-return]  # by its name
 
     def _try_every_value(self) -> None:
-        """Build a trial with every value of every setting, so that bad ones are told at once."""
+        """Build a trial with every value of every setting, to report bad ones at once."""
         names = ("variant", *VARIED)
         values = {name: self.values(name) for name in names}
         first = {name: values[name][0] for name in names}
@@ -237,7 +237,7 @@ class StudyConfig:
                 for variant in values["variant"]:
                     if exists(method, variant):
                         self.trial(method, seed=seed, **{**first, "variant": variant})
-        # A bad rank must be told even where the first variant has none.
+        # Report a bad rank even if the first variant has none.
         for name in names:
             for value in values[name]:
                 for variant in values["variant"]:
