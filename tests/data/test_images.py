@@ -20,24 +20,6 @@ def rgb_of(image: Image.Image, path: Path, **options) -> np.ndarray:
     return np.asarray(rgb)
 
 
-def test_exif_rotation(tmp_path):
-    pixels = np.zeros((16, 32, 3), dtype=np.uint8)
-    pixels[:, :16] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise to see it upright
-    rgb = rgb_of(Image.fromarray(pixels), tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(rgb, np.rot90(pixels, -1))
-
-
-def test_grey(tmp_path):
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    expected = np.stack([grey] * 3, axis=2)
-    np.testing.assert_array_equal(rgb_of(Image.fromarray(grey), tmp_path / "8.png"), expected)
-    deep = grey.astype(np.uint16) * 257  # 0..65535
-    np.testing.assert_array_equal(rgb_of(Image.fromarray(deep), tmp_path / "16.png"), expected)
-    np.testing.assert_array_equal(rgb_of(Image.fromarray(deep), tmp_path / "16.tif"), expected)
-
-
 GREY = np.arange(256).reshape(16, 16)
 EXPECTED = np.stack([GREY] * 3, axis=2)
 

@@ -92,11 +92,9 @@ def test_a_convolutional_model_is_pooled_over_space(encoders):
         torch.testing.assert_close(towers(batch)[:, :12], expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "text"])
 @pytest.mark.parametrize("modality", ["text", "image"])
 def test_one_modality_is_its_half(encoders, family, modality):
-    if family == "text":
-        pytest.skip("has one modality")
     name = encoders[family]
     whole, half = load_towers(name, "float32", CPU), load_towers(name, "float32", CPU, modality)
     with torch.no_grad():

@@ -37,13 +37,6 @@ def test_titles_find_their_images_among_held_out_items(model, processor, held_ou
     assert recall.at_1 > 0.35
 
 
-def test_images_do_not_find_titles_that_were_shuffled(model, processor, held_out):
-    titles, images = held_out
-    shifted = titles[1:] + titles[:1]
-    recall = pretrain_toyshop_clip.text_to_image_recall(model, processor, shifted, images)
-    assert recall.at_5 < 0.1
-
-
 def test_processor_only_scales_the_toyshops_own_images(processor, held_out):
     image = held_out[1][0]
     pixels = processor.image_processor(images=image, return_tensors="np").pixel_values[0]

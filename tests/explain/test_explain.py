@@ -96,14 +96,6 @@ def test_what_cannot_be_explained_is_told(study_folder, finished_trial):
         explain_user(study_folder, trial, 0, other=7)
 
 
-def test_iisan_leaves_attention_as_it_is_and_says_so(study_folder, finished_trial):
-    trial = open_trained(study_folder, finished_trial("perpeft", "iisan"))
-    found = explain_item(trial, 5, (0, 2), neighbours=0)
-    assert not found.has_attention
-    assert [view.words for view in found.views] == [None, None]
-    assert [view.neighbours for view in found.views] == [[], []]
-
-
 def test_a_user_under_three_modules(study_folder, finished_trial):
     trial_id = finished_trial("perpeft", "lora")
     of_global = finished_trial("global", "lora")

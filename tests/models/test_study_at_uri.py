@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-import pytest
 
 import perpeft_ray
 from perpeft_ray.cli.main import perpeft
@@ -11,14 +10,9 @@ from perpeft_ray.store.folder import StudyFolder
 from tests.models.conftest import new_study, trials_of
 
 
-@pytest.fixture(params=["file", "s3"])
-def storage(request, tmp_path):
-    if request.param == "s3":
-        return f"{request.getfixturevalue('s3')}/results"
-    return (tmp_path / "store").as_uri()
+def test_three_machines(s3, shop, tmp_path, monkeypatch):
+    storage = f"{s3}/results"
 
-
-def test_three_machines(storage, shop, tmp_path, monkeypatch):
     def on(machine: str) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
 

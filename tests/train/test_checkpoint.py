@@ -8,18 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.data.places import subfolders
 from perpeft_ray.train import fit
-from perpeft_ray.train.collective import TorchCollective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.snapshot import read_snapshot
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace
-from tests.processes import run_workers
 
 RANKS = ("group", "test_group", "valid_rank", "test_rank")
 
@@ -155,7 +151,7 @@ def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
     _assert_same(_run(config, fresh, checkpoints), unbroken)
 
 
-@pytest.mark.parametrize("scheme", ["file", "fsspec+memory", "s3"])
+@pytest.mark.parametrize("scheme", ["file", "s3"])
 def test_checkpoints_at_a_uri(workspace, make_trial, tmp_path, stop_in, scheme, request):
     root = request.getfixturevalue("s3") if scheme == "s3" else f"{scheme}://{tmp_path}"
     config = make_trial("global", personal_epochs=3)
@@ -170,43 +166,3 @@ def test_checkpoints_at_a_uri(workspace, make_trial, tmp_path, stop_in, scheme, 
     _assert_same(resumed, unbroken)
     assert [r.epoch for r in resumed[1] if r.stage == 3] == [2, 3, 4]
     assert "trial" not in subfolders(root)
-
-
-def _broken_worker(
-    rank: int, world: int, config: TrialConfig, workspace: Workspace, folder: Path
-) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    real = fit.train_epoch  # type: ignore[attr-defined]  # not public there
-
-    def train_epoch(state: Any, data: Any, epoch: int, *rest: Any) -> float:
-        if epoch == 3:
-            (folder / f"stopped{rank}").touch()
-            raise StoppedError
-        return real(state, data, epoch, *rest)
-
-    fit.train_epoch = train_epoch  # type: ignore[attr-defined]  # not public there
-    with pytest.raises(StoppedError):
-        _run(
-            config,
-            workspace,
-            folder / "checkpoints",
-            collective=TorchCollective(),
-        )
-    dist.destroy_process_group()
-
-
-def test_another_number_of_workers_goes_on(workspace, make_trial, tmp_path):
-    """Two workers stop, and one continues."""
-    config = make_trial(mode="parallel", personal_epochs=3)
-    unbroken = _run(config, _fresh(workspace, tmp_path / "unbroken"), None)
-    fresh = _fresh(workspace, tmp_path / "broken")
-    run_workers(_broken_worker, 2, config, fresh, tmp_path)
-    assert (tmp_path / "stopped1").exists()
-    resumed = _run(config, fresh, tmp_path / "checkpoints")
-    for name in RANKS:
-        ranks = getattr(resumed[0].users, name)
-        assert np.array_equal(ranks, getattr(unbroken[0].users, name)), name
-    losses = [[record.loss for record in run[1]] for run in (resumed, unbroken)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)  # type: ignore[call-overload]  # two lists

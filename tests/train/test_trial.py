@@ -84,12 +84,11 @@ def test_a_simple_baseline_is_a_trial_without_epochs(workspace, make_trial, meth
     assert (evaluated >= 0).all() == test
 
 
-@pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])
-def test_the_same_seed_gives_the_same_ranks(workspace, make_trial, variant, tmp_path):
-    first = _run(make_trial("perpeft", variant), workspace)
+def test_the_same_seed_gives_the_same_ranks(workspace, make_trial, tmp_path):
+    first = _run(make_trial("perpeft", "lora"), workspace)
     elsewhere = _without_cache(workspace, tmp_path)
-    again = _run(make_trial("perpeft", variant), elsewhere)
-    other = _run(make_trial("perpeft", variant, seed=1), workspace)
+    again = _run(make_trial("perpeft", "lora"), elsewhere)
+    other = _run(make_trial("perpeft", "lora", seed=1), workspace)
     assert np.array_equal(first.users.test_rank, again.users.test_rank)
     assert np.array_equal(first.users.group, again.users.group)
     assert not np.array_equal(first.users.test_rank, other.users.test_rank)
@@ -116,7 +115,7 @@ def test_stage_one_is_computed_once_for_those_that_share_it(workspace, make_tria
     assert len(list(stages.glob("*.safetensors"))) == 2
 
 
-@pytest.mark.parametrize("variant", ["lora", "ia3", "iisan"])
+@pytest.mark.parametrize("variant", ["lora", "iisan"])
 def test_a_modality_left_out_changes_nothing_by_its_content(make_trial, tmp_path, variant):
     """Without titles the ranks of `without_text` stay, and so without images of `without_image`."""
     shop = write_small_shop(tmp_path / "shop")
@@ -149,7 +148,7 @@ def test_global_from_the_cache_is_global_without(workspace, make_trial, tmp_path
     assert straight.selected_epoch == cached.selected_epoch
 
 
-@pytest.mark.parametrize("method", ["global", "perpeft", "group_level_2"])
+@pytest.mark.parametrize("method", ["global", "perpeft"])
 def test_a_trained_trial_is_not_trained_again(workspace, make_trial, tmp_path, method, monkeypatch):
     """What the search trained, the ablation only evaluates; nothing but test differs."""
     config = make_trial(method, epochs=2, personal_epochs=2)
@@ -184,15 +183,6 @@ def test_test_is_read_once_and_only_when_asked(workspace, make_trial, tmp_path, 
     assert "test" not in parts
     _run(config, workspace)
     assert parts.count("test") == 1
-
-
-def test_selection_is_by_validation(workspace, make_trial):
-    records: list[EpochRecord] = []
-    config = make_trial(personal_epochs=4, learning_rate=3e-2)
-    outcome = run_trial(config, workspace, records.append, test=True)
-    stage3 = {r.epoch: r.valid.ndcg_at_20 for r in records if r.stage == 3 and r.valid}
-    assert outcome.selected_epoch == max(stage3, key=lambda epoch: stage3[epoch])
-    assert outcome.valid.ndcg_at_20 == max(stage3.values())
 
 
 def test_more_groups_than_users(workspace, make_trial):
