@@ -37,7 +37,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process has all files with Ray; a file's tests stay together and share fixtures."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneRay(LoadScopeScheduling):
+    class OneRay(LoadScopeScheduling):  # type: ignore[misc]  # untyped there
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return "ray" if _uses_ray(config.rootpath / file) else file
