@@ -56,7 +56,7 @@ def row(output: str, check: str) -> str:
 def test_two_healthy_nodes(nodes, small_shop, tmp_path):
     second = nodes.start_worker(cpus=1)
     wait_for_nodes(nodes, 2)
-    data = f"--dataset parquet:{small_shop}"
+    data = f"--dataset parquet:{small_shop} --encoder toyshop-clip"
     ended = doctor(nodes, tmp_path / "results", f"{TRIALS} {data}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "2 of 2 answer" in row(ended.stdout, "nodes")

@@ -33,6 +33,7 @@ def test_a_stopped_trial_goes_on_from_where_the_study_says(tmp_path: Path, as_ur
     )
     config = StudyConfig(
         dataset=f"parquet:{shop}",
+        encoder="toyshop-clip",
         storage=str(tmp_path / "results"),
         checkpoints=place.as_uri() if as_uri else str(place),
         train=train,

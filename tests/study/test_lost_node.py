@@ -25,7 +25,7 @@ def test_a_trial_outlives_a_node(tmp_path: Path) -> None:
         epochs=1, personal_epochs=8, batch_size=8, validate_every=1, dtype="float32"
     )
     shop = write_small_shop(tmp_path / "shop")
-    config = StudyConfig(dataset=f"parquet:{shop}", train=train).trial(
+    config = StudyConfig(dataset=f"parquet:{shop}", encoder="toyshop-clip", train=train).trial(
         "perpeft",
         seed=0,
         variant="lora",

@@ -81,6 +81,7 @@ def _study(folder: Path) -> Study:
     shop = write_small_shop(folder / "shop")
     config = StudyConfig(
         dataset=f"parquet:{shop}",
+        encoder="toyshop-clip",
         storage=str(folder / "results"),
         workers=2,
         parallel_workers=0,
