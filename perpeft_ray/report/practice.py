@@ -1,4 +1,4 @@
-"""What a study means in practice: who gains, what groups have, what it costs, what to try next."""
+"""A study in practice: who gains, what groups like, what it costs, what to try next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perpeft_ray.report.verdict import Verdict
 from perpeft_ray.store.folder import StudyFolder
 
 _LEAST_USERS = 5
-"""Of a group, that have a word, for the word to be named."""
+"""Least users of a group with a word for the word to be named."""
 
 
 def groups_table(
@@ -72,10 +72,10 @@ def groups_table(
 def distinctive_words(
     groups: pd.Series, titles: pd.DataFrame, most: int = 3
 ) -> dict[int, list[str]]:
-    """By group, words that its users have more often than all users, the most telling first.
+    """Per group, words that its users have more often than all users, most distinctive first.
 
-    `groups`: by user_id; `titles`: of `titles_of_users`. A word counts once a user, weighted by its
-    share in the group times the logarithm of how often more that is than among all.
+    `groups`: by user_id; `titles`: of `titles_of_users`. A word counts once per user; its weight is
+    its share in the group times the logarithm of that share over the share among all.
     """
     own = titles[titles.user_id.isin(groups.index)]
     words = own.assign(word=own.title.str.lower().str.findall(r"[^\W\d_]{3,}")).explode("word")
@@ -95,7 +95,7 @@ def distinctive_words(
 
 
 def titles_of_users(folder: StudyFolder) -> pd.DataFrame | None:
-    """Each interaction's user_id and title (null for none); None where the data are not here."""
+    """Each interaction's user_id and title (null for none); None if the data are not here."""
     packed = folder.path / "data"
     place: Path | None = packed
     if not packed.is_dir():
@@ -109,7 +109,7 @@ def titles_of_users(folder: StudyFolder) -> pd.DataFrame | None:
 def in_practice(
     study: StudyConfig, trials: pd.DataFrame, groups: pd.DataFrame, verdict: Verdict
 ) -> list[str]:
-    """Sentences for someone who decides whether to use PerPEFT; every word follows from the study.
+    """Computed sentences for a decision about PerPEFT.
 
     `groups`: the numbers of `groups_table`.
     """
@@ -167,7 +167,7 @@ def _what_it_costs(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def _best(trials: pd.DataFrame) -> pd.Series | None:
-    """The row of PerPEFT's best final trial by validation that `global` has a match for."""
+    """The row of PerPEFT's best final trial by validation with a matching `global` trial."""
     final = final_trials(trials)
     final = final[final["mode"] == final.study_mode]
     of_global = set(final[final.method == "global"].variant)

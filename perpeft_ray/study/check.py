@@ -29,12 +29,11 @@ _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def check_inputs(
     config: StudyConfig, cache: Path, *, again: bool = True
 ) -> tuple[StudyConfig, Dataset]:
-    """Open the dataset and the encoder, the default one where none is named.
+    """Open the dataset and the encoder, by default the data's default encoder.
 
-    Returns the study with its encoder. Raises InputError for unusable ones.
-
-    Also for a variant that does not fit the encoder: its trials would all fail. `again`: as in
-    `open_dataset`; a started study keeps the data that it started with.
+    Returns the study with its encoder. Raises InputError for unusable ones, and for a variant that
+    does not fit the encoder: its trials would all fail. `again`: as in `open_dataset`; a started
+    study keeps the data that it started with.
     """
 
     dataset = open_dataset(config.dataset, cache, config.data, again=again)
@@ -46,7 +45,7 @@ def check_inputs(
 
 
 def with_encoder(config: StudyConfig, *, has_images: bool) -> StudyConfig:
-    """The study with the default encoder of its data where it has none."""
+    """The study with an encoder: its own, or the default for its data."""
     if config.encoder != AUTO:
         return config
     return replace(config, encoder=default_encoder(config.dataset, has_images=has_images)[0])

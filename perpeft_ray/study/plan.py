@@ -1,4 +1,4 @@
-"""Which trials a study has, in which order, and which of them is best; pure, without Ray."""
+"""Plans a study's trials and their order, and finds the best; pure, without Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from perpeft_ray.store.record import Phase, Searched
 from perpeft_ray.study.search.space import Setting, all_settings, first_setting, variants_of
 
 Key = tuple[str, str]
-"""(phase, config_hash): a trial of a study, as `StudyFolder.finished` has it."""
+"""(phase, config_hash): a trial of a study, as in `StudyFolder.finished`."""
 Cell = tuple[Method, Variant | None]
 """A method and variant: a cell of the study's table."""
 Best = Mapping[Cell, TrialConfig]
@@ -30,19 +30,19 @@ Best = Mapping[Cell, TrialConfig]
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One trial to run: its config, and what is not part of its result."""
+    """One trial to run: its config, and settings that do not affect its result."""
 
     phase: Phase
     config: TrialConfig
 
     @property
     def test(self) -> bool:
-        """Whether the test items are read: never in the search."""
+        """Whether to read the test items: never in the search."""
         return self.phase != "search"
 
     @property
     def key(self) -> Key:
-        """What tells whether the trial has been run."""
+        """The key by which finished trials are found."""
         return self.phase, self.config.config_hash
 
     @property
@@ -60,17 +60,17 @@ class TrialSpec:
         )
 
     def to_tune(self) -> dict[str, Any]:
-        """As plain values: what Tune knows of a trial."""
+        """The trial as plain values for Tune."""
         return asdict(self)
 
     @classmethod
     def from_tune(cls, values: Mapping[str, Any]) -> TrialSpec:
-        """The trial that `to_tune` was called on."""
+        """The inverse of `to_tune`."""
         return cls(values["phase"], TrialConfig(**values["config"]))
 
 
 def is_one_of(trial_id: str, keys: Collection[Key]) -> bool:
-    """Whether a trial id is that of one of these trials."""
+    """Whether a trial id belongs to one of these trials."""
     return any(
         trial_id.startswith(f"{phase}-") and trial_id.endswith(f"-{config_hash[:8]}")
         for phase, config_hash in keys
@@ -84,10 +84,10 @@ def search_trial(study: StudyConfig, method: Method, setting: Setting) -> TrialS
 
 
 def searching_methods(study: StudyConfig) -> list[Method]:
-    """Methods whose settings are searched: PerPEFT, and those that do not take PerPEFT's settings.
+    """Methods with a search: PerPEFT, and those that do not take PerPEFT's settings.
 
-    PerPEFT with one thing changed takes PerPEFT's, unless `search.every_method`. A baseline that
-    has only one setting needs no search.
+    PerPEFT with one change takes PerPEFT's settings, unless `search.every_method`. A baseline with
+    only one setting needs no search.
     """
     methods: list[Method] = []
     if PERSONAL_METHODS & set(study.methods):
@@ -101,7 +101,7 @@ def searching_methods(study: StudyConfig) -> list[Method]:
 
 
 def search_budget(study: StudyConfig, method: Method) -> int:
-    """Trials of a method's search: as many per variant for every method, PerPEFT's rounded up."""
+    """Trials of a method's search: equally many per variant for all methods, rounded up."""
     trials = study.search.trials
     if method != "perpeft":
         per_variant = -(-trials // len(variants_of(study, "perpeft")))
@@ -112,10 +112,9 @@ def search_budget(study: StudyConfig, method: Method) -> int:
 def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
     """Methods × seeds × variants, with test read.
 
-    `best` has the best config of every method and variant that was searched. The others are
-    PerPEFT with one thing changed and take its config, or have only one setting.
-    Methods are the outermost loop: neighbours then differ in variant or seed, so that trials
-    running side by side seldom wait for the same stage 1.
+    `best` has the best config of every searched method and variant. The others are PerPEFT with one
+    change and take its config, or have only one setting. Methods are the outermost loop: neighbours
+    then differ in variant or seed, so that concurrent trials seldom wait for the same stage 1.
     """
     specs = simple_trials(study)
     searched = searching_methods(study)
@@ -153,7 +152,7 @@ def simple_trials(study: StudyConfig) -> list[TrialSpec]:
 def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec]:
     """PerPEFT in the training mode that the study does not use, for every seed.
 
-    `config`: PerPEFT's best, of the best variant. Empty where `parallel_workers` is 0 or PerPEFT is
+    `config`: PerPEFT's best, of the best variant. Empty if `parallel_workers` is 0 or PerPEFT is
     not among the methods.
     """
     if study.parallel_workers == 0 or "perpeft" not in study.methods:
@@ -166,7 +165,7 @@ def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec
 
 
 def settings_trials(study: StudyConfig, configs: Iterable[TrialConfig]) -> list[TrialSpec]:
-    """Each config with every seed and test read, none twice; for studies of PerPEFT's settings."""
+    """Each distinct config with every seed and test read; for studies of PerPEFT's settings."""
     seeded = (replace(config, seed=seed) for config in configs for seed in study.seeds)
     specs = {c.config_hash: TrialSpec("settings", c) for c in seeded}
     return list(specs.values())
@@ -175,10 +174,10 @@ def settings_trials(study: StudyConfig, configs: Iterable[TrialConfig]) -> list[
 def ready_trials(
     study: StudyConfig, searched: Iterable[Searched], searching: Collection[Method]
 ) -> list[TrialSpec]:
-    """The trials after the search that can be run now, those that have been run among them.
+    """The trials after the search that are ready, including finished ones.
 
-    `searched`: the search's trials that have ended; `searching`: methods whose search has not. A
-    method waits for the end of its search, or of PerPEFT's whose settings it takes.
+    `searched`: the search's finished trials; `searching`: methods whose search has not ended. A
+    method waits for the end of its search, or of PerPEFT's if it takes PerPEFT's settings.
     """
     best = {c: config for c, config in best_configs(searched).items() if c[0] not in searching}
     return ablation_trials(study, best)
@@ -200,7 +199,7 @@ def count_trials(study: StudyConfig) -> int:
 
 
 def best_configs(searched: Iterable[Searched]) -> Best:
-    """The config with the highest score for each method and variant, the first of equals."""
+    """The config with the highest score per method and variant, the first among equals."""
     best: dict[Cell, Searched] = {}
     for row in searched:
         cell = (row.config.method, row.config.variant)
@@ -210,24 +209,24 @@ def best_configs(searched: Iterable[Searched]) -> Best:
 
 
 def resources_of_worker(study: StudyConfig) -> dict[str, float]:
-    """Ray's resources of each of a trial's workers, without zeros."""
+    """Ray resources of each of a trial's workers, without zeros."""
     amounts = {"CPU": float(study.cpus_per_worker), "GPU": study.gpus}
     return {name: amount for name, amount in amounts.items() if amount}
 
 
 def workers_that_fit(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
-    """Workers with these resources that a node with those can hold."""
+    """How many workers with these resources fit on a node with those."""
     # Three times a third of a GPU is one GPU.
     return min(math.floor(node.get(kind, 0.0) / each + 1e-9) for kind, each in worker.items())
 
 
 def _takes_perpefts(study: StudyConfig, method: Method) -> bool:
-    """Whether a method is PerPEFT with one thing changed, and takes its settings."""
+    """Whether a method is PerPEFT with one change, and takes its settings."""
     return method in PERSONAL_METHODS and method != "perpeft" and not study.search.every_method
 
 
 def _with_method(study: StudyConfig, method: Method, perpeft: TrialConfig) -> TrialConfig:
-    """PerPEFT's config, with one thing changed."""
+    """PerPEFT's config with one change."""
     shared = {name: getattr(perpeft, name) for name in ("variant", *VARIED)}
     return study.trial(method, seed=study.seeds[0], **shared)
 

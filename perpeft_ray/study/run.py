@@ -1,4 +1,4 @@
-"""From a study's configuration to its finished trials."""
+"""Runs a study from its configuration to finished trials."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def run_study(
     *,
     scientific: tuple[str, ...] = ("method", "variant", "mode"),
 ) -> Path | str:
-    """Run what is missing of a study; returns the path or URI of its folder.
+    """Run or resume a study; returns the path or URI of its folder.
 
     `run_trials` runs the trials; `scientific` as in `StudyFolder.create`. Raises InputError before
-    anything is written, and StudyStoppedError where a disk is full or Ray has no room.
+    anything is written, and StudyStoppedError if a disk is full or Ray has no room.
     """
     check_storage_outlives_job(config.storage)
     config = _anywhere(config)
@@ -84,7 +84,7 @@ def run_study(
 
 
 def _anywhere(config: StudyConfig) -> StudyConfig:
-    """The study with absolute paths: it means the same in any folder."""
+    """The study with absolute paths, which mean the same in any folder."""
 
     def absolute(place: str) -> str:
         return place if is_uri(place) else str(Path(place).expanduser().absolute())
@@ -119,9 +119,9 @@ def _open_study(
 
 @contextlib.contextmanager
 def _leaving_nothing_behind(storage: Path, folder: Path) -> Iterator[None]:
-    """Where the input turns out to be bad, remove what did not exist before: storage or study.
+    """If the input turns out to be bad, remove the new storage or study folder.
 
-    Unless it is by now another process's, which was started at the same time.
+    Keeps it if another process, started at the same time, uses it by now.
     """
     new = [path for path in (storage, folder) if not path.exists()][:1]
     try:
