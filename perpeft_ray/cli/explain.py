@@ -107,7 +107,7 @@ def _kept(folder: StudyFolder, page: Path) -> str:
     if not page.is_relative_to(folder.path):
         return str(page)
     folder.keep()
-    return folder.told(page)
+    return folder.shown_path(page)
 
 
 def print_item(explanation: ItemExplanation, dataset: Dataset) -> None:

@@ -174,8 +174,8 @@ def _union(path: str, commands: Mapping[str, Command | Commands], arguments: Seq
                 kind = pkgutil.resolve_name(command.options)
             if hasattr(kind, "defaults"):
                 default = kind.defaults(rest)
-        told = tyro.conf.subcommand(
+        described = tyro.conf.subcommand(
             name, default=default, description=command.summary, constructor=kind
         )
-        kinds.append(Annotated[Any, told])
+        kinds.append(Annotated[Any, described])
     return reduce(or_, kinds)

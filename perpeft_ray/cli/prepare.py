@@ -124,8 +124,8 @@ def _prepare(command: _Command, make: Callable[[], list[str]]) -> None:
     """Make the folder, then print its content and how it was made."""
     started = time.perf_counter()
     with _telling():
-        told = make()
-    _print_result(command, told, started)
+        notes = make()
+    _print_result(command, notes, started)
 
 
 @contextlib.contextmanager
@@ -142,11 +142,11 @@ def _telling() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _print_result(command: _Command, told: list[str], started: float) -> None:
+def _print_result(command: _Command, notes: list[str], started: float) -> None:
     memory_gb = 1.0 if isinstance(command, Release) else command.memory_gb
     report = report_on(command.out, memory_gb=memory_gb)
     console = console_on()
-    for line in (*findings(report), *told):
+    for line in (*findings(report), *notes):
         console.print(line, highlight=False, markup=False)
     failures = read_failures(command.out)
     if failures:

@@ -112,7 +112,7 @@ def _shown(folder: StudyFolder, path: Path) -> str:
     here = Path.cwd()
     if not folder.uri and path.is_relative_to(here):
         return str(path.relative_to(here))
-    return folder.told(path).removesuffix("/.")
+    return folder.shown_path(path).removesuffix("/.")
 
 
 def _print_answer(

@@ -1,7 +1,7 @@
 """IISAN: a side network on cached hidden states; no gradient passes through the towers.
 
 Source: Fu et al., SIGIR 2024, in the form of the PerPEFT paper (METHOD.md section 4).
-Letters: n items, K hidden states a tower, W a tower's width.
+Letters: n items, K hidden states per tower, W a tower's width.
 """
 
 from __future__ import annotations

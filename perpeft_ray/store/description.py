@@ -90,18 +90,18 @@ def check_unchanged(
 
 def repeat_warnings(repeats: dict[str, float] | None) -> list[str]:
     """Warnings about repeats in the data; `repeats`: shares as in `study.json`, None: unknown."""
-    told = []
+    warnings = []
     if repeats and repeats["targets_in_history"] >= TOLD_FROM:
-        told.append(
+        warnings.append(
             f"{repeats['targets_in_history']:.1%} of the test targets are already in the user's "
             "history; they are easy to rank, so every metric is higher than for new items only."
         )
     if repeats and repeats["repeated_rows"] >= TOLD_FROM:
-        told.append(
+        warnings.append(
             f"{repeats['repeated_rows']:.1%} of the interactions are repeated rows (same user, "
             "item and time); was a file concatenated twice?"
         )
-    return told
+    return warnings
 
 
 def from_json(kind: type[Any], values: dict[str, Any]) -> Any:

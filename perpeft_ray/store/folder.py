@@ -132,7 +132,7 @@ class StudyFolder:
         """Path or URI of the trained stages and trials of all studies in this storage."""
         return subfolder(self.uri.rpartition("/")[0], ".cache") if self.uri else self.cache
 
-    def told(self, file: Path) -> str:
+    def shown_path(self, file: Path) -> str:
         """The place of a file of the study for people: its URI if the study has one."""
         name = file.relative_to(self.path).as_posix()
         return f"{self.uri}/{name}" if self.uri else str(file)

@@ -46,7 +46,7 @@ News = EpochRecord | TrialOutcome | Failure
 class _Trial:
     task: Task
     news: list[News] = field(default_factory=list)
-    told: int = 0
+    reported: int = 0
     """The last reported epoch."""
     losses: int = 0
     """Since then."""
@@ -119,8 +119,8 @@ class Broker:
         trial = self._in_hand(slot, serial)
         if trial is None or trial.dropped or self._closed:
             return True
-        if record.epoch > trial.told:
-            trial.told, trial.losses = record.epoch, 0
+        if record.epoch > trial.reported:
+            trial.reported, trial.losses = record.epoch, 0
             trial.news.append(record)
             await self._tell()
         return False
@@ -145,7 +145,7 @@ class Broker:
         if for_want_of_memory:
             error: Exception = MemoryError(how)
         elif trial.losses > MAX_LOSSES:
-            text = f"workers were lost {trial.losses} times in epoch {trial.told + 1}"
+            text = f"workers were lost {trial.losses} times in epoch {trial.reported + 1}"
             error = RuntimeError(f"{text}; killed, perhaps for want of memory, or gone ({how})")
         elif not trial.dropped:
             return

@@ -147,7 +147,7 @@ def test_the_uri_is_the_study(record, machine, tmp_path: Path) -> None:
     machine("reader")
     opened = StudyFolder.open(config.storage + "/ablation_peft")
     assert opened.trials().trial_id.tolist() == ["one"]
-    assert opened.told(opened.path / "report.html") == f"{opened.uri}/report.html"
+    assert opened.shown_path(opened.path / "report.html") == f"{opened.uri}/report.html"
     assert opened.path != storage_folder(config.storage) / "ablation_peft"  # a study may run there
     with pytest.raises(InputError, match=r"must have study\.json, but file:.*/none has none"):
         StudyFolder.open(config.storage + "/none")

@@ -139,14 +139,14 @@ def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
     notes = []
     if source.items is None:
         content = _content(orders, source, "title of an order")
-        notes += [orders.told()]
+        notes += [orders.description()]
         notes += orders.table.read(database, "read_interactions", f"{columns}, {content}")
     else:
         products = _Columns(opened(source.items))
         same = orders.name(item) if orders.name(item) in products.table.columns else None
         key = products.one("key", source.key or same)
         content = _content(products, source, "title")
-        notes += [orders.told(), products.told()]
+        notes += [orders.description(), products.description()]
         notes += orders.table.read(database, "read_interactions", columns)
         notes += products.table.read(database, "read_items", f"{_present(key)} AS id, {content}")
     user_id = _exact(database, "read_interactions", "user_id", orders.where([user]), notes)
@@ -229,7 +229,7 @@ class _Columns:
         self._chosen[role] = columns, given is None
         return columns
 
-    def told(self) -> str:
+    def description(self) -> str:
         """How the table was understood."""
         roles = ", ".join(
             f"{role} = {', '.join(map(self.name, columns)) or 'none'}"
@@ -326,9 +326,9 @@ def _check_times(database: Database, times: Times, where: str) -> list[str]:
             f"{where} must have times of one form, but {wrong:,} of {every:,} are not as "
             f"{times.words}, such as {example[:60]!r}; give --date-format or mend them"
         )
-    told = [f"from {times.shown(first)} to {times.shown(last)}"]
+    lines = [f"from {times.shown(first)} to {times.shown(last)}"]
     if wrong:
-        told.append(
+        lines.append(
             f"{wrong:,} interactions with an unreadable time left out, such as {example[:60]!r}"
         )
         database.delete("raw_interactions", "unreadable IS NOT NULL")
@@ -336,8 +336,8 @@ def _check_times(database: Database, times: Times, where: str) -> list[str]:
         limit = int((time.time() + 86_400) * 1e9) // times.unit
         (future,) = database.row(f"SELECT count(*) FROM raw_interactions WHERE timestamp > {limit}")
         if future:
-            told.append(f"{future:,} interactions in the future")
-    return told
+            lines.append(f"{future:,} interactions in the future")
+    return lines
 
 
 def _locate_images(database: Database, images: Path, names: Sequence[str]) -> list[str]:

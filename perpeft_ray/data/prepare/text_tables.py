@@ -67,20 +67,20 @@ class TextTable:
         database.drop("rejected", "rejected_scan")
         with database.reading(f"{str(self.file)!r}"):
             rows = database.replace(name, f"SELECT {columns} FROM {self.source}")
-        told, lost = [], 0
+        reasons, lost = [], 0
         for reason, lines, line, text in self._rejected(database):
             lost += lines
-            told.append(
+            reasons.append(
                 f"{lines:,} lines of {self.file.name} left out: {reason} (line {line}: {text!r})"
             )
         if lost > MOST_REJECTED * (rows + lost):
             raise InputError(
                 f"{str(self.file)!r} ({self.words}) must have rows like its header, but of "
-                f"{rows + lost:,} lines " + "; ".join(told)
+                f"{rows + lost:,} lines " + "; ".join(reasons)
             )
         if not rows:
             raise InputError(f"{str(self.file)!r} must have at least one row, but has none")
-        return told
+        return reasons
 
     def _rejected(self, database: Database) -> list[tuple[str, int, int, str]]:
         """By reason: number of lines, also those inside quotes, and the first one's text."""

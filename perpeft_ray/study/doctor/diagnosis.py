@@ -175,7 +175,7 @@ def check_authentication(status: int | None) -> Check:
         "~/.ray/auth_token to every node, set RAY_AUTH_MODE=token and start Ray again"
     )
     if status is None:
-        change = "cannot be told while the dashboard does not answer"
+        change = "unknown while the dashboard does not answer"
     return Check("authentication", "off" if status else "unknown", change)
 
 
