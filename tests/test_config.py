@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from typing import Any, cast
@@ -11,6 +12,7 @@ import pytest
 from perpeft_ray.config import (
     METHODS,
     VARIANTS,
+    DataSettings,
     GroupingSettings,
     LossSettings,
     Method,
@@ -207,6 +209,36 @@ def test_only_what_applies_tells_trials_apart():
     assert one == two
     assert one.config_hash == two.config_hash
     assert trial("perpeft", "lora") != trial("perpeft", "ia3")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataSettings(),
+        DataSettings(split="time", test_share=0.2),
+        DataSettings(min_interactions=5, sample_users=100, sample_seed=3),
+    ],
+)
+def test_a_trial_has_the_data_settings_of_its_study(data):
+    config = StudyConfig(data=data).trial("popularity", seed=0)
+    assert config.data == data
+    assert (config.test_share is None) == (data.split == "leave_one_out")
+    assert (config.sample_seed is None) == (data.sample_users is None)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"split": "random"}, "`data.split` must be one of leave_one_out, time, but is random"),
+        ({"split": "time", "test_share": 0.5}, "`data.test_share` must be above 0 and below 0.5"),
+        ({"min_interactions": 0}, "`data.min_interactions` must be a whole number of at least 1"),
+        ({"sample_users": 0}, "`data.sample_users` must be a whole number of at least 1"),
+        ({"sample_users": 5, "sample_seed": -1}, "`data.sample_seed` must be a whole number"),
+    ],
+)
+def test_rules_of_the_data_settings(data, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        StudyConfig(data=DataSettings(**data))
 
 
 def test_the_mode_follows_the_workers_unless_given():
