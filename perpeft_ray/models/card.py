@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.metrics import CUTOFFS
 from perpeft_ray.models.layout import ENCODER, GROUPING, ExportConfig
-from perpeft_ray.report.statistics import user_metric
+from perpeft_ray.report.statistics import mean_and_interval, user_metric
 
-_RESAMPLES = 2000
 _PARTS = {"valid": "validation", "test": "test"}
 
 
@@ -91,26 +88,8 @@ def _measured(users: pd.DataFrame) -> _Measured:
         for name in ("hr", "ndcg"):
             for k in CUTOFFS:
                 values = user_metric(ranks, f"{name}@{k}")
-                rows.append((part, f"{name.upper()}@{k}", *_mean_and_interval(values)))
+                rows.append((part, f"{name.upper()}@{k}", *mean_and_interval(values)))
     return _Measured(count, rows)
-
-
-def _mean_and_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean and its 95 % percentile interval; only the mean if all values are equal."""
-    from scipy import stats
-
-    mean = float(values.mean())
-    if len(values) < 2 or values.min() == values.max():
-        return mean, mean, mean
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        batch=100,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return mean, float(interval.low), float(interval.high)
 
 
 def _head(config: ExportConfig, measured: _Measured) -> str:

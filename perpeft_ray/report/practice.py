@@ -11,7 +11,7 @@ import pandas as pd
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.interactions import open_tables
 from perpeft_ray.data.sources import cached_folder
-from perpeft_ray.report.statistics import bootstrap, paired_users, user_values
+from perpeft_ray.report.statistics import mean_and_interval, paired_users, user_values
 from perpeft_ray.report.summary import SELECTION, costs, final_trials
 from perpeft_ray.report.text import Cell, StudyTable, TextTable
 from perpeft_ray.report.verdict import Verdict
@@ -41,8 +41,7 @@ def groups_table(
     rows = []
     for group, own in pairs.groupby("group"):
         a, b = own.a.to_numpy(), own.b.to_numpy()
-        low, high = bootstrap(a, b)
-        means = (a.mean(), b.mean(), a.mean() - b.mean(), low[0], high[0])
+        means = (a.mean(), b.mean(), *mean_and_interval(a - b))
         rows.append((best.variant, int(group), len(own), *means, ", ".join(words.get(group, ()))))
     numbers = pd.DataFrame(rows, columns=columns)
     text = TextTable(
@@ -131,6 +130,9 @@ def _who_gains(groups: pd.DataFrame) -> Iterator[str]:
         return
     gain, lose = groups[groups.gain_low > 0], groups[groups.gain_high < 0]
     total = groups.users.sum()
+    if not len(gain) and not len(lose):
+        yield f"In none of {len(groups)} groups is a gain or loss against one global module clear."
+        return
     yield (
         f"{len(gain)} of {len(groups)} groups gain over one global module, with "
         f"{gain.users.sum() / total:.0%} of the users, and {len(lose)} lose; for the others it is "

@@ -134,7 +134,7 @@ def compare_users(
     a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
     differences = a - b
     spread = float(np.std(differences, ddof=1)) if len(a) > 1 else 0.0
-    low, high = bootstrap(a, b)
+    low, high = _bootstrap(a, b)
     return Comparison(
         *names,
         metric=metric,
@@ -255,7 +255,25 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     return adjusted
 
 
-def bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+def mean_and_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean and its 95 % bootstrap percentile interval; only the mean if all values are equal."""
+    from scipy import stats
+
+    mean = float(values.mean())
+    if len(values) < 2 or values.min() == values.max():
+        return mean, mean, mean
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return mean, float(interval.low), float(interval.high)
+
+
+def _bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:
     """Low and high ends of the 95 % percentile intervals of (difference, ratio) of means.
 
     NaN with fewer than two users, or if b is 0 for all, so that no ratio exists.

@@ -68,6 +68,14 @@ def test_several_seeds_and_no_note_leave_nothing_to_try(frames: Frames) -> None:
     assert not any(line.startswith("To try next") for line in lines)
 
 
+def test_groups_that_do_not_differ_are_said_not_to(record: Record) -> None:
+    ranks = np.random.default_rng(0).integers(0, 40, 60)
+    frames = frames_of([with_ranks(record(method), ranks) for method in ("perpeft", "global")])
+    found = replace(verdict(StudyConfig(), frames[0], []), options=())
+    lines = in_practice(StudyConfig(), frames[0], groups_table(*frames).numbers, found)
+    assert lines[0] == "In none of 6 groups is a gain or loss against one global module clear."
+
+
 def test_words_are_those_that_a_group_has_more_often() -> None:
     titles = pd.DataFrame(
         [(f"u{n}", "Oak lamp" if n < 10 else "Steel lamp") for n in range(20)]
