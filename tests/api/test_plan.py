@@ -178,3 +178,14 @@ def test_only_the_toyshop_has_the_toy_encoder() -> None:
 def test_the_toyshops_study_has_no_plan(option: str) -> None:
     with pytest.raises(InputError, match=f"`{option}` must be left out for the toyshop"):
         StudyCommand(StudyConfig(), given=(option,)).run()
+
+
+def test_a_dry_run_prints_the_plan_and_stops(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan_module, "measured", lambda *_: Cost(30.0, 6.0, 1.0))
+    config = StudyConfig(dataset=f"parquet:{shop}", encoder="toyshop-clip")
+    StudyCommand(config, dry_run=True, given=("dataset", "encoder", "dry_run")).run()
+    assert capsys.readouterr().out.startswith("Plan of my_shop:")
+    assert list(tmp_path.iterdir()) == []
