@@ -106,7 +106,7 @@ class Table:
     source: Annotated[TableSource, tyro.conf.arg(name="")]
     out: Path
     """The new folder."""
-    memory_gb: float = 1.0
+    memory_gb: float = 0.7
     """Memory limit of DuckDB; the rest goes to disk beside the new folder."""
 
     def run(self) -> None:

@@ -76,7 +76,7 @@ class TableSource:
     """Encoding of the files, if it is not UTF-8, UTF-16 or Windows-1252."""
 
 
-def prepare_table(source: TableSource, out: Path, *, memory_gb: float = 1.0) -> Repairs:
+def prepare_table(source: TableSource, out: Path, *, memory_gb: float = 0.7) -> Repairs:
     """Make the folder `out`; returns how the tables were understood and what was left out.
 
     Ids are the files' text without surrounding space, and without `.0` if a whole column ends in
