@@ -208,7 +208,8 @@ def within(config: StudyConfig, cost: Cost, budget_s: float) -> StudyConfig:
         with_settings(config, {"search.trials": trials}) for trials in range(least, _MOST_TRIALS)
     ]
     fitting = [study for study in sizes if estimated(study, cost) <= budget_s]
-    return fitting[-1] if fitting else sizes[0]
+    most = fitting[-1] if fitting else sizes[0]
+    return with_settings(most, {"search.trials": search_budget(most, "perpeft")})
 
 
 def seconds_of(text: str) -> float:
@@ -234,12 +235,13 @@ def _lines(
     train = config.train
     groups = config.values("groups")
     of_group = users // max(groups)
+    searched = search_budget(config, "perpeft")
     return [
         f"Plan of {config.study}:",
         f"  data       {users:,} users to evaluate of {split.num_users:,}; {split.num_items:,} "
         f"items, {images:,} with an image; {len(dataset.interactions):,} interactions",
         f"  encoder    {weights}",
-        f"  trials     {count_trials(config)}, of them {config.search.trials} to search PerPEFT's "
+        f"  trials     {count_trials(config)}, of them {searched} to search PerPEFT's "
         f"settings; {', '.join(config.values('variant'))}; {_listed(groups)} groups "
         f"(of at least {of_group:,} users on average)",
         f"  training   {train.batch_size} users per batch; up to {train.epochs} + "

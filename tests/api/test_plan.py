@@ -79,6 +79,7 @@ def test_a_budget_takes_as_many_search_trials_as_fit() -> None:
     more = replace(most, search=replace(most.search, trials=most.search.trials + 1))
     assert estimated(most, cost) <= budget < estimated(more, cost)
     assert within(study, cost, 1.0).search.trials == 1
+    assert within(study, cost, 1e9).search.trials == 2**4 * 3  # every setting once
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400)])
