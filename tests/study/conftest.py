@@ -32,7 +32,10 @@ def rows_of(study: Any) -> list[dict[str, Any]]:
     trials = study.folder.trials().sort_values("trial_id")
     epochs = study.folder.epochs().groupby("trial_id").size()
     trials["epochs"] = [epochs.get(trial_id, 0) for trial_id in trials.trial_id]
-    return trials.astype(object).where(trials.notna(), None).to_dict("records")
+    rows = trials.astype(object).where(trials.notna(), None).to_dict("records")
+    return [
+        {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows
+    ]
 
 
 Score = Callable[[TrialConfig], float]
