@@ -28,7 +28,7 @@ from perpeft_ray.config import TrialConfig
 from perpeft_ray.config.presets import preset
 from perpeft_ray.study.plan import search_trial
 from perpeft_ray.study.search.space import all_settings, suggest_setting
-from perpeft_ray.study.search.suggest import Search
+from perpeft_ray.study.search.suggest import open_searches
 
 GRID = Path(__file__).parents[1] / "results/reference/search_grid.parquet"
 SEEDS = 50
@@ -94,7 +94,7 @@ def ours(scores: dict[Key, float], seed: int) -> Iterator[TrialConfig]:
     """The settings that a study's search tries."""
     study = replace(STUDY, search=replace(STUDY.search, seed=seed))
     with tempfile.TemporaryDirectory() as folder:
-        search = Search(study, "perpeft", Path(folder) / "journal", {})
+        search = open_searches(study, Path(folder) / "journal", {})["perpeft"]
         while search.left:
             config = search.ask("trial").config
             search.tell("trial", "COMPLETE", scores[key(config)])

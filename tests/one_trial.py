@@ -21,7 +21,7 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
 
     def keep(record: EpochRecord) -> None:
         epochs.append(record)
-        report(to_result(record, spec.config))
+        report(to_result(epochs))
 
     checkpoints = subfolder(study.checkpoints, spec.trial_id)
     outcome = run_trial(spec.config, study.workspace, keep, test=spec.test, checkpoints=checkpoints)

@@ -19,10 +19,8 @@ from perpeft_ray.study.plan import (
     searching_methods,
 )
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.search.resume import settle
-from perpeft_ray.study.search.schedule import AshaWithinVariant
 from perpeft_ray.study.search.space import variants_of
-from perpeft_ray.study.search.suggest import Search
+from perpeft_ray.study.search.suggest import open_searches
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.study.tuning import run_tune
 
@@ -30,46 +28,23 @@ from perpeft_ray.study.tuning import run_tune
 def run_ablation(study: Study, progress: Progress) -> None:
     """Run the missing trials of the study; Ray must run (`ray_for`).
 
-    The Optuna journal is `<study folder>/optuna.journal`; none of its trials is RUNNING afterwards.
+    The Optuna journal is `<study folder>/optuna.journal`.
     A method and variant without a finished search trial is omitted, with a warning. Raises
     RuntimeError if nothing of PerPEFT is left.
     """
     config, folder = study.config, study.folder
-    journal = study.folder.path / "optuna.journal"
     finished = folder.finished()
     done = len([key for key in finished if key[0] != "settings"])
     searched = [name for name in VARIED if len(config.values(name)) > 1]
     progress.plan(max(count_trials(config), done), done, searched)
-    before = folder.searched()
-    settle(config, journal, before)
-    searches = {
-        method: Search(
-            config,
-            method,
-            journal,
-            {key: row for key, row in before.items() if row.config.method == method},
-        )
-        for method in searching_methods(config)
-    }
-    try:
-        run_tune(
-            study,
-            Agenda(
-                finished,
-                lambda searching: ready_trials(config, folder.searched().values(), searching),
-                searches,
-                folder.searched,
-            ),
-            progress,
-            workers=config.workers,
-            scheduler=(
-                AshaWithinVariant(config, before)
-                if config.search.asha and not config.search.pareto
-                else None
-            ),
-        )
-    finally:
-        settle(config, journal, folder.searched())
+    searches = open_searches(config, study.folder.path / "optuna.journal", folder.searched())
+    agenda = Agenda(
+        finished,
+        lambda searching: ready_trials(config, folder.searched().values(), searching),
+        searches,
+        folder.searched,
+    )
+    run_tune(study, agenda, progress, workers=config.workers)
 
     best = best_configs(folder.searched().values())
     perpeft = _best_perpeft(study)

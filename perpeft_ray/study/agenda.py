@@ -58,13 +58,14 @@ class Agenda(Searcher):
         self._running[trial_id] = spec
         return spec.to_tune()
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass validations to the search."""
+    def stops(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Pass a validation to the search, and say whether to stop its trial."""
         spec = self._running[trial_id]
         # Tune repeats the last result when the function returns.
-        if spec.is_searched and OBJECTIVE in result and not result.get(DONE):
-            search = self._searches[spec.config.method]
-            search.report(trial_id, result["record/epoch"], result[OBJECTIVE])
+        if not spec.is_searched or OBJECTIVE not in result or result.get(DONE):
+            return False
+        search = self._searches[spec.config.method]
+        return search.report(trial_id, result["record"]["epoch"], result[OBJECTIVE])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

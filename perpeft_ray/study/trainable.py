@@ -6,7 +6,7 @@ It runs in a process of Tune's own, which needs no processor and imports nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
-from perpeft_ray.config import StudyConfig, TrialConfig
+from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import is_uri, subfolder
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.store.folder import StudyFolder
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from perpeft_ray.train.workspace import Workspace
 
 OBJECTIVE = "best_valid_ndcg_at_20"
-"""Key of the objective in what a trial reports to Tune; absent before any validation."""
-VALIDATED_STAGE3_EPOCHS = "validated_stage3_epochs"
-"""Key of ASHA's time: epochs of stage 3, present only where this epoch was validated."""
+"""Key of the objective in what a trial reports to Tune; absent before any validation.
+
+Stage 3 selects among its own epochs, so that it begins anew there.
+"""
+BEST_SO_FAR = "best_so_far"
+"""Key of the best of all validations so far, which never falls."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +113,18 @@ def follow(
                         finished_at=datetime.now(UTC),
                     )
                 epochs.append(news)
-                report(to_result(news, spec.config))
+                report(to_result(epochs))
     finally:  # also where Tune stops the trial, by SystemExit in `report`
         ray.get(broker.drop.remote(task.trial_id))
 
 
-def to_result(record: EpochRecord, config: TrialConfig) -> dict[str, Any]:
-    """What Tune is told of an epoch: the record, and the keys that search and ASHA read.
+def to_result(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
+    """What Tune is told of the last of these epochs: the record, and what search and trackers read.
 
     Raises FloatingPointError where the objective is not finite: Optuna would leave the trial
     RUNNING for ever.
     """
+    record = epochs[-1]
     result: dict[str, Any] = {"record": asdict(record)}
     if record.best_valid_ndcg_at_20 is not None:
         if not math.isfinite(record.best_valid_ndcg_at_20):
@@ -128,8 +132,7 @@ def to_result(record: EpochRecord, config: TrialConfig) -> dict[str, Any]:
                 f"validation NDCG@20 is {record.best_valid_ndcg_at_20} in epoch {record.epoch}"
             )
         result[OBJECTIVE] = record.best_valid_ndcg_at_20
-    if record.stage == 3 and record.valid is not None:
-        result[VALIDATED_STAGE3_EPOCHS] = record.epoch - config.stage1_epochs
+        result[BEST_SO_FAR] = max(epoch.best_valid_ndcg_at_20 or 0.0 for epoch in epochs)
     return result
 
 

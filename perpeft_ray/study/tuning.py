@@ -10,14 +10,14 @@ import ray
 from ray import tune
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.schedulers import TrialScheduler
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import remove_folder, subfolder, subfolders
 from perpeft_ray.study.agenda import Agenda
-from perpeft_ray.study.plan import is_one_of, resources_of_worker
+from perpeft_ray.study.plan import TrialSpec, is_one_of, resources_of_worker
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.runtime import scratch_folder
+from perpeft_ray.study.trackers import trackers
 from perpeft_ray.study.trainable import Study, make_trainable
 from perpeft_ray.study.watch import Watch
 from perpeft_ray.train.ray_train import Groups, worker_groups
@@ -33,7 +33,6 @@ def run_tune(
     progress: Progress,
     *,
     workers: int,
-    scheduler: TrialScheduler | None = None,
     fresh_processes: bool = False,
 ) -> None:
     """Let Tune run the trials of an agenda; returns when all have ended.
@@ -64,16 +63,17 @@ def run_tune(
             tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
             tune_config=tune.TuneConfig(
                 search_alg=agenda,
-                scheduler=scheduler,
                 num_samples=-1,  # as many as the agenda has
                 max_concurrent_trials=groups.count,
                 reuse_actors=True,
+                trial_name_creator=lambda trial: TrialSpec.from_tune(trial.config).trial_id,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
                 name=config.study,
                 storage_path=str(scratch),
-                callbacks=[Watch(study, running, progress)],
+                stop=agenda.stops,
+                callbacks=[Watch(study, running, progress), *trackers(config, study.folder.path)],
                 verbose=0,
             ),
         ).fit()

@@ -17,7 +17,6 @@ from perpeft_ray.store.record import Status, TrialRecord
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.room import Patience
-from perpeft_ray.study.trackers import trackers
 from perpeft_ray.study.trainable import Study, from_result
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.ray_train import Workers
@@ -38,7 +37,6 @@ class Watch(tune.Callback):
         self._progress = progress
         self._started_at: dict[str, datetime] = {}
         self._epochs: dict[str, list[EpochRecord]] = {}
-        self._trackers = trackers(study.config, study.folder.path)
         self._patience = Patience(study.config.start_timeout_s)
         self._stopped_by: BaseException | None = None
 
@@ -54,8 +52,6 @@ class Watch(tune.Callback):
         self._epochs[trial.trial_id] = []
         spec = TrialSpec.from_tune(trial.config)
         self._progress.start(spec)
-        for tracker in self._trackers:
-            tracker.begin(spec)
 
     def on_trial_result(
         self,
@@ -70,10 +66,7 @@ class Watch(tune.Callback):
             return
         record = from_result(result)
         self._epochs[trial.trial_id].append(record)
-        spec = TrialSpec.from_tune(trial.config)
-        self._progress.epoch(spec, record)
-        for tracker in self._trackers:
-            tracker.epoch(spec, record)
+        self._progress.epoch(TrialSpec.from_tune(trial.config), record)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
@@ -141,9 +134,6 @@ class Watch(tune.Callback):
             seconds=(datetime.now(UTC) - started_at).total_seconds() if started_at else 0.0,
             error=error,
         )
-        if started_at:
-            for tracker in self._trackers:
-                tracker.end(spec, status)
         self._study.folder.keep()
 
 

@@ -31,7 +31,7 @@ def run(study: Any) -> str:
 
 def journal_states(study: Any) -> Counter[TrialState]:
     storage = open_journal(study.folder.path / "optuna.journal")
-    [name] = [n for n in optuna.get_all_study_names(storage) if "-perpeft-" in n]
+    [name] = [n for n in optuna.get_all_study_names(storage) if n.endswith("-perpeft")]
     loaded = optuna.load_study(study_name=name, storage=storage)
     return Counter(trial.state for trial in loaded.trials)
 

@@ -49,7 +49,7 @@ def rows(storage: Path, study: str = "ablation_peft") -> pd.DataFrame:
 
 def states(storage: Path, study: str = "ablation_peft") -> Counter[TrialState]:
     journal = open_journal(storage / study / "optuna.journal")
-    [name] = [n for n in optuna.get_all_study_names(journal) if "-perpeft-" in n]
+    [name] = [n for n in optuna.get_all_study_names(journal) if n.endswith("-perpeft")]
     return Counter(t.state for t in optuna.load_study(study_name=name, storage=journal).trials)
 
 

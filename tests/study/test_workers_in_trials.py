@@ -121,7 +121,7 @@ def _run(study: Study) -> str:
 
 def _states(study: Study) -> list[TrialState]:
     storage = open_journal(study.folder.path / "optuna.journal")
-    [name] = [n for n in optuna.get_all_study_names(storage) if "-perpeft-" in n]
+    [name] = [n for n in optuna.get_all_study_names(storage) if n.endswith("-perpeft")]
     return sorted(t.state for t in optuna.load_study(study_name=name, storage=storage).trials)
 
 
@@ -200,7 +200,6 @@ def test_workers_that_have_no_room_end_the_wait(tmp_path: Path) -> None:
         _run(study)
     assert time.monotonic() - began < 90  # 3 s, on a machine that may be busy
     assert study.folder.trials().empty
-    assert TrialState.RUNNING not in _states(study)
     ray.kill(other)
     _wait_until_nothing_is_left(but_groups=True)
     for key, group in placement_group_table().items():

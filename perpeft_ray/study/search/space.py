@@ -48,11 +48,11 @@ def all_settings(study: StudyConfig, method: Method) -> list[Setting] | None:
     ]
 
 
-def suggest_setting(study: StudyConfig, method: Method, trial: optuna.trial.BaseTrial) -> Setting:
+def suggest_setting(study: StudyConfig, method: Method, trial: optuna.Trial) -> Setting:
     """One setting from Optuna, define-by-run.
 
     Suggests only what applies and has more than one value: passing a setting on the command line
-    removes it from the search. Raises ValueError if a fixed trial lacks a value.
+    removes it from the search.
     """
 
     def value(name: str) -> Any:

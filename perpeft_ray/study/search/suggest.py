@@ -5,19 +5,23 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from perpeft_ray.config import Method, StudyConfig, Variant, canonical_hash
+from perpeft_ray.config import Method, StudyConfig, Variant
+from perpeft_ray.store.files import whole_file
 from perpeft_ray.store.record import Searched, Status
-from perpeft_ray.study.plan import TrialSpec, search_budget, search_trial
+from perpeft_ray.study.plan import TrialSpec, search_budget, search_trial, searching_methods
 from perpeft_ray.study.search.space import (
     Setting,
     all_settings,
@@ -28,8 +32,43 @@ from perpeft_ray.study.search.space import (
 
 SCORE, SIZE = "validation NDCG@20", "trainable parameters"
 """Names of the objectives in the journal."""
+SETTING = "setting"
+"""Attribute of a trial in the journal: what it was given, also what left the search."""
 START = 2
 """Trials after which TPE models the scores; `benchmarks/search_regret.py` compares samplers."""
+
+
+def open_searches(
+    study: StudyConfig, journal: Path, ended: Mapping[str, Searched]
+) -> dict[Method, Search]:
+    """The searches of a study's methods, resumed from the journal and the rows.
+
+    `ended`: the search's trials that have a COMPLETE or PRUNED row, by config hash. They say what
+    was tried, since a process can be killed at any line: the journal is rewritten from them. Its
+    trials without a row were interrupted, and come first.
+    """
+    methods = searching_methods(study)
+    if not methods:
+        return {}
+    known = {method: _trials_of(study, method, journal) for method in methods}
+    with whole_file(journal) as fresh:
+        storage = open_journal(fresh)
+        for method, trials in known.items():
+            _create(study, method, storage).add_trials(
+                _as_row_says(study, trial, ended[key])
+                for key, trial in trials.items()
+                if key in ended
+            )
+    return {
+        method: Search(
+            study,
+            method,
+            journal,
+            {key: row.config.variant for key, row in ended.items() if row.config.method == method},
+            [t.user_attrs[SETTING] for key, t in known[method].items() if key not in ended],
+        )
+        for method in methods
+    }
 
 
 class Search:
@@ -39,8 +78,8 @@ class Search:
     suggests. Variants take turns, and no setting comes twice: a trial is deterministic. With
     `search.pareto` there are two objectives, accuracy and few trainable parameters.
 
-    `ended`: the method's trials with a COMPLETE or PRUNED row, by config hash. Settings that were
-    suggested before and have no row come first.
+    `tried`: the variants of the method's trials that have ended, by config hash. `first`: settings
+    that come before any other.
     """
 
     def __init__(
@@ -48,27 +87,16 @@ class Search:
         study: StudyConfig,
         method: Method,
         journal: Path,
-        ended: Mapping[str, Searched],
+        tried: Mapping[str, Variant | None],
+        first: Sequence[Setting],
     ) -> None:
         self._study, self._method = study, method
-        pareto = study.search.pareto
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials have their own lines
-        self._optuna = optuna.create_study(
-            storage=open_journal(journal),
+        self._optuna = optuna.load_study(
             study_name=optuna_study_name(study, method),
-            directions=["maximize", "minimize"] if pareto else ["maximize"],
-            load_if_exists=True,
+            storage=open_journal(journal),
+            pruner=_pruner(study, method),
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self._optuna.set_metric_names([SCORE, SIZE] if pareto else [SCORE])
-        asked: dict[str, Setting] = {}
-        for trial in self._optuna.get_trials(deepcopy=False):
-            setting = setting_of(study, method, trial)
-            if setting is not None:
-                asked[self._spec(setting).config.config_hash] = setting
-        self._unfinished = [setting for key, setting in asked.items() if key not in ended]
-        self._tried = {key: row.config.variant for key, row in ended.items()}
+        self._tried, self._first = dict(tried), list(first)
         self._running: dict[str, optuna.Trial] = {}
         self._budget = search_budget(study, method)
 
@@ -82,14 +110,17 @@ class Search:
         trial, setting = self._next()
         spec = self._spec(setting)
         trial.set_user_attr("trial_id", spec.trial_id)
+        trial.set_user_attr(SETTING, setting)
         self._running[trial_id] = trial
         self._tried[spec.config.config_hash] = setting["variant"]
         return spec
 
-    def report(self, trial_id: str, epoch: int, score: float) -> None:
-        """Report a running trial's validation: the best score so far."""
-        if not self._study.search.pareto:  # Optuna takes no reports of two objectives
-            self._running[trial_id].report(score, step=epoch)
+    def report(self, trial_id: str, epoch: int, score: float) -> bool:
+        """Note the best score so far of a running trial, and say whether to stop it early."""
+        if self._study.search.pareto:  # Optuna takes no reports of two objectives
+            return False
+        self._running[trial_id].report(score, step=epoch)
+        return self._running[trial_id].should_prune()
 
     def tell(
         self, trial_id: str, status: Status, score: float | None = None, size: int | None = None
@@ -106,8 +137,8 @@ class Search:
         self._optuna.tell(trial, [score, float(size or 0)] if self._study.search.pareto else score)
 
     def _next(self) -> tuple[optuna.Trial, Setting]:
-        if self._unfinished:
-            return self._enqueued(self._unfinished.pop(0))
+        if self._first:
+            return self._enqueued(self._first.pop(0))
         variant = self._turn()
         first = first_setting(self._study, self._method, variant)
         if not self._is_tried(first):
@@ -157,19 +188,53 @@ class Search:
         return search_trial(self._study, self._method, setting)
 
 
+@dataclass(frozen=True)
+class HalvingWithinVariant(BasePruner):
+    """Asynchronous successive halving (ASHA) among the trials of one variant.
+
+    At each rung a trial has to reach the median of the others there; the first always goes on.
+    Every variant needs a best setting that was trained to its end: among all trials halving would
+    drop a variant that learns slowly before its settings are told apart. Only epochs of stage 3
+    count, since trials that differ in groups or conditioning weight share stage 1. Source: Li et
+    al., MLSys 2020.
+    """
+
+    stage1_epochs: int
+    grace: int
+    """Epochs of stage 3 at the first rung; rungs double."""
+    last: int
+    """The last epoch; a trial that has had it is finished."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether to stop a trial at its latest report, whose step is its epoch."""
+        *before, now = sorted(trial.intermediate_values)
+        rung = self.grace
+        while self.stage1_epochs + 2 * rung <= now:
+            rung *= 2
+        start = self.stage1_epochs + rung
+        if not max(before, default=0) < start <= now < self.last:
+            return False
+        others = [
+            values[min(steps)]
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number
+            and other.params.get("variant") == trial.params.get("variant")
+            and (values := other.intermediate_values)
+            and (steps := [step for step in values if step >= start])
+        ]
+        return bool(others) and trial.intermediate_values[now] < median(others)
+
+
+def _pruner(study: StudyConfig, method: Method) -> BasePruner:
+    if method != "perpeft" or not study.search.asha:
+        return NopPruner()
+    first, last = study.train.epochs, study.train.epochs + study.train.personal_epochs
+    return HalvingWithinVariant(first, study.search.grace_epochs, last)
+
+
 def sampler(seed: int) -> BaseSampler:
     """The sampler of settings after the first ones."""
     return TPESampler(n_startup_trials=START, multivariate=True, constant_liar=True, seed=seed)
-
-
-def setting_of(
-    study: StudyConfig, method: Method, trial: optuna.trial.FrozenTrial
-) -> Setting | None:
-    """A trial's setting; None if the process was killed during the suggestion."""
-    try:
-        return suggest_setting(study, method, optuna.trial.FixedTrial(trial.params))
-    except ValueError:
-        return None
 
 
 def open_journal(journal: Path) -> JournalStorage:
@@ -178,11 +243,52 @@ def open_journal(journal: Path) -> JournalStorage:
 
 
 def optuna_study_name(study: StudyConfig, method: Method) -> str:
-    """The study's name, the method, and a hash of the search: another space, fixed value or
-    objective means another search."""
-    first = [first_setting(study, method, v) for v in variants_of(study, method)]
-    settings = all_settings(study, method)
-    space = [study.range_of("learning_rate"), first] if settings is None else settings
-    fixed = search_trial(study, method, first[0]).config.config_hash
-    objectives = 2 if study.search.pareto else 1
-    return f"{study.study}-{method}-{canonical_hash([space, fixed, objectives])[:8]}"
+    """The name in the journal of the search of a method."""
+    return f"{study.study}-{method}"
+
+
+def _create(study: StudyConfig, method: Method, storage: JournalStorage) -> optuna.Study:
+    pareto = study.search.pareto
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials have lines of their own
+    created = optuna.create_study(
+        storage=storage,
+        study_name=optuna_study_name(study, method),
+        directions=["maximize", "minimize"] if pareto else ["maximize"],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        created.set_metric_names([SCORE, SIZE] if pareto else [SCORE])
+    return created
+
+
+def _trials_of(study: StudyConfig, method: Method, journal: Path) -> dict[str, FrozenTrial]:
+    """What a journal has of a method, by config hash: the latest trial of each setting.
+
+    A trial has no setting where the process was killed while it was being suggested.
+    """
+    name = optuna_study_name(study, method)
+    storage = open_journal(journal) if journal.exists() else None
+    if storage is None or name not in optuna.get_all_study_names(storage):
+        return {}
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+    return {
+        search_trial(study, method, trial.user_attrs[SETTING]).config.config_hash: trial
+        for trial in trials
+        if SETTING in trial.user_attrs
+    }
+
+
+def _as_row_says(study: StudyConfig, trial: FrozenTrial, row: Searched) -> FrozenTrial:
+    pareto = study.search.pareto
+    reports = {} if pareto else {**trial.intermediate_values, **dict(row.validated)}
+    values = [reports[max(reports)]] if reports else None
+    if row.score is not None:
+        values = [row.score, float(row.size or 0)] if pareto else [row.score]
+    return optuna.trial.create_trial(
+        state=TrialState[row.status],
+        values=values,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        intermediate_values=reports,
+    )

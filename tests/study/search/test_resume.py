@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -12,12 +10,13 @@ from optuna.trial import TrialState
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
 from perpeft_ray.store.record import Searched
-from perpeft_ray.study.plan import TrialSpec, search_trial
-from perpeft_ray.study.search import suggest
-from perpeft_ray.study.search.resume import settle
-from perpeft_ray.study.search.schedule import AshaWithinVariant
-from perpeft_ray.study.search.space import first_setting
-from perpeft_ray.study.trainable import OBJECTIVE, VALIDATED_STAGE3_EPOCHS
+from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.study.search.suggest import (
+    Search,
+    open_journal,
+    open_searches,
+    optuna_study_name,
+)
 
 COUNT = 15
 STUDY = StudyConfig(
@@ -37,10 +36,9 @@ class Runs:
         self.journal = journal
         self.rows: dict[str, Searched] = {}
 
-    def resume(self, count: int) -> suggest.Search:
+    def resume(self, count: int) -> Search:
         """As `run_ablation` does; finishes trials until there are `count` rows."""
-        settle(STUDY, self.journal, self.rows)
-        search = suggest.Search(STUDY, "perpeft", self.journal, self.rows)
+        search = open_searches(STUDY, self.journal, self.rows)["perpeft"]
         while len(self.rows) < count:
             spec = search.ask("running")
             self.write(spec)
@@ -53,8 +51,8 @@ class Runs:
 
     @property
     def optuna(self) -> optuna.Study:
-        name = suggest.optuna_study_name(STUDY, "perpeft")
-        return optuna.load_study(study_name=name, storage=suggest.open_journal(self.journal))
+        name = optuna_study_name(STUDY, "perpeft")
+        return optuna.load_study(study_name=name, storage=open_journal(self.journal))
 
     def states(self) -> list[TrialState]:
         return [trial.state for trial in self.optuna.trials]
@@ -106,35 +104,22 @@ def test_interrupted_trials_come_first_also_after_two_kills(tmp_path: Path) -> N
 def test_rows_say_how_a_trial_ended_that_optuna_was_not_told_of(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "journal")
     search = runs.resume(0)
-    complete, pruned, _ = (search.ask(name) for name in "abc")
+    complete, pruned, lost = (search.ask(name) for name in "abc")
     runs.write(complete)
     runs.rows[pruned.config.config_hash] = Searched(pruned.config, "PRUNED", None, None, [(4, 0.1)])
     for _ in range(2):  # the second time there is nothing to do
-        settle(STUDY, runs.journal, runs.rows)
-        assert runs.states() == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+        search = open_searches(STUDY, runs.journal, runs.rows)["perpeft"]
+        assert runs.states() == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert [trial.value for trial in runs.optuna.trials] == [score(complete.config), 0.1]
+    assert search.ask("next") == lost
 
 
-def test_a_study_without_a_journal_is_left_alone(tmp_path: Path) -> None:
-    settle(STUDY, tmp_path / "none", {})
-    assert not (tmp_path / "none").exists()
-
-
-def test_asha_remembers_the_trials_of_earlier_runs() -> None:
-    study = replace(STUDY, search=replace(STUDY.search, grace_epochs=2))
-    setting = first_setting(study, "perpeft", "ia3")
-    config = search_trial(study, "perpeft", setting).config
-    other = search_trial(study, "perpeft", {**setting, "groups": 6})
-
-    class Trial:
-        trial_id = "new"
-        config = other.to_tune()
-
-    def decision(*before: Searched) -> Any:
-        scheduler = AshaWithinVariant(study, {row.config.config_hash: row for row in before})
-        scheduler.on_trial_add(None, Trial())
-        result = {"record/epoch": 4, VALIDATED_STAGE3_EPOCHS: 2, OBJECTIVE: 0.1}
-        return scheduler.on_trial_result(None, Trial(), result)
-
-    assert decision() == "CONTINUE"
-    assert decision(Searched(config, "COMPLETE", 0.3, 7, [(4, 0.2), (6, 0.3)])) == "STOP"
-    assert decision(Searched(config, "PRUNED", None, None, [(4, 0.05)])) == "CONTINUE"
+def test_halving_remembers_the_trials_of_earlier_runs(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "journal")
+    search = runs.resume(0)
+    lora = search.ask("first")
+    assert not search.report("first", 2 + STUDY.search.grace_epochs, 0.2)
+    runs.write(lora)
+    search = runs.resume(3)
+    assert search.ask("next").config.variant == "lora"
+    assert search.report("next", 2 + STUDY.search.grace_epochs, 0.1)

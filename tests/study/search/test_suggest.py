@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings, TrialConfig
-from perpeft_ray.study.search.suggest import START, Search, open_journal, optuna_study_name
+from perpeft_ray.study.search.suggest import START, open_journal, open_searches, optuna_study_name
 
 STUDY = StudyConfig(
     train=TrainSettings(epochs=2, personal_epochs=4),
@@ -24,7 +24,7 @@ def score(config: TrialConfig) -> float:
 
 
 def run(study: StudyConfig, journal: Path, count: int | None = None) -> list[TrialConfig]:
-    search = Search(study, "perpeft", journal, {})
+    search = open_searches(study, journal, {})["perpeft"]
     configs: list[TrialConfig] = []
     while search.left and (count is None or len(configs) < count):
         trial_id = str(len(configs))
@@ -80,7 +80,6 @@ def test_learning_rates_are_drawn_from_a_range(tmp_path: Path) -> None:
     assert rates[0] == pytest.approx((3e-4 * 1e-2) ** 0.5)
     assert len(set(rates)) == 12
     assert all(3e-4 <= rate <= 1e-2 for rate in rates)
-    assert optuna_study_name(study, "perpeft") != optuna_study_name(STUDY, "perpeft")
 
 
 def test_tpe_acts_within_the_default_study(tmp_path: Path) -> None:
@@ -89,7 +88,7 @@ def test_tpe_acts_within_the_default_study(tmp_path: Path) -> None:
 
     def tried(sign: int, folder: str) -> list[TrialConfig]:
         (tmp_path / folder).mkdir()
-        search = Search(STUDY, "perpeft", tmp_path / folder / "journal", {})
+        search = open_searches(STUDY, tmp_path / folder / "journal", {})["perpeft"]
         configs = []
         for index in range(18):
             configs.append(search.ask(str(index)).config)
@@ -112,20 +111,10 @@ def test_the_search_maximises(tmp_path: Path) -> None:
     assert late > sum(score(config) for config in configs[:6])
 
 
-def test_another_space_or_fixed_value_is_another_optuna_study() -> None:
-    longer = replace(STUDY, train=TrainSettings(epochs=3, personal_epochs=4))
-    fewer = replace(STUDY, search=replace(STUDY.search, groups=(4, 6)))
-    names = {optuna_study_name(study, "perpeft") for study in (STUDY, longer, fewer)}
-    names.add(optuna_study_name(STUDY, "global"))
-    assert len(names) == 4
-    more = replace(STUDY, search=replace(STUDY.search, trials=20, max_concurrent=1))
-    assert optuna_study_name(more, "perpeft") == optuna_study_name(STUDY, "perpeft")
-
-
 @pytest.mark.filterwarnings("error::DeprecationWarning")
 def test_states_are_complete_pruned_fail_and_running(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    search = Search(STUDY, "perpeft", journal, {})
+    search = open_searches(STUDY, journal, {})["perpeft"]
     for trial_id in ("complete", "pruned", "failed", "lost"):
         search.ask(trial_id)
     search.report("complete", 4, 0.2)
@@ -139,3 +128,42 @@ def test_states_are_complete_pruned_fail_and_running(tmp_path: Path) -> None:
     assert [trial.state for trial in trials] == states
     assert [trial.value for trial in trials[:2]] == [0.3, 0.2]
     assert trials[1].intermediate_values == {3: 0.1, 4: 0.2}
+
+
+def stops(study: StudyConfig, journal: Path, *trials: dict[int, float]) -> list[bool]:
+    """Whether each of the trials, which report scores by epoch and run at once, is stopped."""
+    search = open_searches(study, journal, {})["perpeft"]
+    stopped = []
+    for number, reports in enumerate(trials):
+        search.ask(str(number))
+        stopped.append(any(search.report(str(number), *each) for each in reports.items()))
+    return stopped
+
+
+ONE_VARIANT = replace(STUDY, search=replace(STUDY.search, variants=("ia3",), grace_epochs=2))
+
+
+def test_a_trial_below_the_median_of_those_at_its_rung_is_stopped(tmp_path: Path) -> None:
+    trials = ({4: 0.2}, {4: 0.1}, {4: 0.16}, {4: 0.14})
+    assert stops(ONE_VARIANT, tmp_path / "journal", *trials) == [False, True, False, True]
+
+
+def test_only_the_rungs_before_the_last_epoch_stop_a_trial(tmp_path: Path) -> None:
+    study = replace(ONE_VARIANT, train=TrainSettings(epochs=2, personal_epochs=4))
+    trials = ({4: 0.2, 6: 0.3}, {2: 0.1, 3: 0.1}, {4: 0.2, 5: 0.1, 6: 0.1})
+    assert stops(study, tmp_path / "journal", *trials) == [False, False, False]
+
+
+def test_a_validation_after_a_rung_stands_for_it(tmp_path: Path) -> None:
+    assert stops(ONE_VARIANT, tmp_path / "journal", {5: 0.2}, {5: 0.1}) == [False, True]
+
+
+def test_a_variant_is_stopped_by_itself_alone(tmp_path: Path) -> None:
+    study = replace(STUDY, search=replace(STUDY.search, grace_epochs=2))
+    trials = ({4: 0.3}, {4: 0.2}, {4: 0.1}, {4: 0.15})  # lora, ia3, iisan, lora
+    assert stops(study, tmp_path / "journal", *trials) == [False, False, False, True]
+
+
+def test_without_asha_nothing_is_stopped(tmp_path: Path) -> None:
+    study = replace(ONE_VARIANT, search=replace(ONE_VARIANT.search, asha=False))
+    assert stops(study, tmp_path / "journal", {4: 0.2}, {4: 0.1}) == [False, False]
