@@ -20,6 +20,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # of the terminal that runs the tests, which wraps what is printed
 # ranx would compile for 40 s to score ten users.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 

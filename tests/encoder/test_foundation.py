@@ -176,6 +176,6 @@ def test_what_is_no_fault_of_the_encoder_is_not_reported_as_one(tiny_bert, monke
     def broken(*_: object) -> None:
         raise AttributeError("ours")
 
-    monkeypatch.setattr("perpeft_ray.encoder.foundation.clip.replace_activation", broken)
+    monkeypatch.setattr("perpeft_ray.encoder.fast.speed_up_model", broken)
     with pytest.raises(AttributeError, match="ours"):
         load_towers(f"text:{tiny_bert}", "float32", CPU)

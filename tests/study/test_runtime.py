@@ -18,7 +18,6 @@ from ray.train import WorkerGroupError
 
 from perpeft_ray import screen
 from perpeft_ray.config import StudyConfig, TrainSettings
-from perpeft_ray.encoder import sizes
 from perpeft_ray.errors import InputError, StudyStoppedError
 from perpeft_ray.study import runtime
 from perpeft_ray.study.progress import Progress
@@ -196,6 +195,6 @@ def test_a_study_uses_the_gpus_that_ray_has(
     monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], parameters: int, gpus: float
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(sizes, "encoder_parameters", lambda encoder: parameters)
+    monkeypatch.setattr(runtime, "encoder_parameters", lambda encoder: parameters)
     assert with_gpus(StudyConfig()).gpus_per_worker == gpus
     assert with_gpus(StudyConfig(gpus_per_worker=0.0)).gpus_per_worker == 0.0

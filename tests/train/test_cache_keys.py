@@ -91,8 +91,8 @@ def test_another_dtype_or_device_is_trained_anew(key, other, make_trial):
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_is_the_dtype_that_it_means_here(native, dtype, monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: native)
+    able = {"avx512_bf16": native, "amx_tile": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     monkeypatch.setattr(foundation, "_width", lambda path: 512)
     cpu = torch.device("cpu")
     found = computed_with("toyshop-clip", "auto", cpu)

@@ -226,6 +226,11 @@ def _parquet(database: Database, path: Path) -> TextTable:
         f'CAST("{name.replace(chr(34), 2 * chr(34))}" AS VARCHAR) AS c{at}'
         for at, name in enumerate(names)
     )
+    if len(files) > 1:  # DuckDB 2.0 reads parts side by side, and may swap them
+        source = source.replace(
+            "union_by_name", "filename='part', file_row_number=true, union_by_name"
+        )
+        source += f" ORDER BY list_position([{listed}], part), file_row_number"
     return TextTable(path, "Parquet", tuple(names), f"(SELECT {fields} FROM {source})", None)
 
 

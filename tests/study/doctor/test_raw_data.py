@@ -24,7 +24,14 @@ def test_raw_data_is_not_prepared(
 
     monkeypatch.setattr(examine, "diagnose", diagnose)
     release, storage = write_release(tmp_path / "arts"), tmp_path / "results"
-    options = ["--storage", str(storage), "--dataset", f"release:{release}"]
+    options = [
+        "--storage",
+        str(storage),
+        "--dataset",
+        f"release:{release}",
+        "--encoder",
+        "toyshop-clip",
+    ]
     before = sorted(tmp_path.rglob("*"))
     perpeft(["doctor", *options])
     assert [[file.name for file in files] for files in asked] == [
