@@ -79,6 +79,7 @@ def open_bench(
     mode: Mode = "sequential",
     batch_size: int = 4096,
     memory_gb: float = 4.0,
+    last_layers: int | None = None,
 ) -> Bench:
     """A trial on the workspace, untrained."""
     settings = TrainSettings(dtype=dtype, batch_size=batch_size, mode=mode)
@@ -92,7 +93,7 @@ def open_bench(
         learning_rate=1e-4,
         mode=mode,
     )
-    config = dataclasses.replace(config, sequence_length=length)
+    config = dataclasses.replace(config, sequence_length=length, last_layers=last_layers)
     job = open_job(config, workspace, Alone(), torch.device("cpu"), memory_gb)
     state = job.fresh_state(range(groups))
     of_users = (np.arange(job.split.num_users) % groups).astype(np.int32)

@@ -28,7 +28,7 @@ CASES = {"64 users, everything kept": (64, 1000.0), "64 users": (64, 4.0), "256 
 def main() -> None:
     """Measure and record, case by case."""
     with tempfile.TemporaryDirectory() as scratch:
-        shop_and_clip(Path(scratch), VIT_B_32, users=512, items=8000, mean_length=12)
+        shop_and_clip(Path(scratch), VIT_B_32, users=512, items=4000, mean_length=12)
         rows: list[Row] = []
         first = 0.0
         for case, (users, memory_gb) in CASES.items():
