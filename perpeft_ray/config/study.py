@@ -37,7 +37,8 @@ class StudyConfig:
     """toyshop[:SEED], parquet:PATH, release:PATH#NAME or amazon2023:RAW_DIR#CATEGORY."""
     encoder: str = AUTO
     """toyshop-clip, a dual encoder's path or hub name, text:PATH, or pair:TEXT,IMAGE. auto:
-    toyshop-clip for the toyshop; for other data a CLIP, or a text encoder without images."""
+    toyshop-clip for the toyshop; for other data a CLIP, or a text encoder without images, and
+    toyshop-clip with a warning if their weights cannot be had."""
     storage: str = "results"
     """Folder of studies, or its URI (s3://…); results go to <storage>/<study>/."""
     study: str = "ablation_peft"

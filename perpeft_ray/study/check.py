@@ -21,6 +21,7 @@ from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
 from perpeft_ray.encoder.source import default_encoder
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import note
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray's job supervisor, under exactly this name, and by nothing else."""
@@ -48,7 +49,9 @@ def with_encoder(config: StudyConfig, *, has_images: bool) -> StudyConfig:
     """The study with an encoder: its own, or the default for its data."""
     if config.encoder != AUTO:
         return config
-    return replace(config, encoder=default_encoder(config.dataset, has_images=has_images)[0])
+    encoder, weights = default_encoder(config.dataset, has_images=has_images)
+    note(f"encoder: {weights}")
+    return replace(config, encoder=encoder)
 
 
 def check_settings(config: StudyConfig, num_users: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,19 +150,19 @@ def test_a_study_that_has_begun_keeps_its_choices(shop: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("_offline")
-def test_offline_the_default_encoder_is_refused_in_one_line(shop: Path) -> None:
-    with pytest.raises(InputError) as refused:
-        plan_study(StudyConfig(dataset=f"parquet:{shop}"))
-    for words in ("has images", "laion/CLIP-ViT-B-32", "605 MB, MIT", "pass --encoder"):
-        assert words in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_offline_the_toy_encoder_is_taken_with_a_warning(shop: Path) -> None:
+    plan = plan_study(StudyConfig(dataset=f"parquet:{shop}"))
+    assert plan.config.encoder == "toyshop-clip"
+    for words in ("warning: toyshop-clip", "laion/CLIP-ViT-B-32", "605 MB, MIT", "pass --encoder"):
+        assert words in str(plan)
 
 
 @pytest.mark.usefixtures("_offline")
 def test_without_images_the_default_is_a_text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"no images.*all-MiniLM-L6-v2 \(91 MB, Apache-2.0"):
-        source.default_encoder("parquet:x", has_images=False)
+    name, words = source.default_encoder("parquet:x", has_images=False)
+    assert name == "toyshop-clip"
+    assert re.search(r"no copy of the default .*all-MiniLM-L6-v2 \(91 MB, Apache-2.0", words)
     monkeypatch.setattr(source, "hub_answers", lambda: True)
     name, words = source.default_encoder("parquet:x", has_images=False)
     assert name == "text:sentence-transformers/all-MiniLM-L6-v2"
