@@ -74,7 +74,8 @@ def slices_table(trials: pd.DataFrame, users: pd.DataFrame) -> StudyTable:
     for name, words in _SLICES.items():
         if values.empty:
             break
-        part = pd.qcut(values[name], 3, labels=False, duplicates="drop")
+        # Equal values leave pandas without bins; they are one part.
+        part = pd.qcut(values[name], 3, labels=False, duplicates="drop").fillna(0)
         ends = values.groupby(part)[name].agg(["min", "max"]).astype(int)
         cut = values.assign(low=part.map(ends["min"]), high=part.map(ends["max"]))
         numbers = in_paper_order(user_means(cut, ["low", "high"]).assign(by=name))

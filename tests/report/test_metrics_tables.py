@@ -64,6 +64,14 @@ def test_users_are_cut_by_their_history(frames: Frames) -> None:
     assert table.printed[1].header == ("method", "1", "2–3", "4–5")
 
 
+def test_users_whose_histories_are_equally_long_are_one_part(frames: Frames) -> None:
+    trials, users = frames
+    table = slices_table(trials, users.assign(history_length=4))
+    assert table.printed[1].header == ("method", "4")
+    own = table.numbers[(table.numbers.method == "global") & (table.numbers.by == "history_length")]
+    assert own.users.tolist() == [6]
+
+
 def test_without_final_trials_the_tables_are_empty(record: Record) -> None:
     frames = frames_of([record("perpeft", phase="search")])
     assert metrics_table(*frames, (10,)).printed == slices_table(*frames).printed == ()
