@@ -25,50 +25,30 @@ Scientific: method. Nuisance: learning rate, multimodal weight, seed. Fixed: the
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from perpeft_ray.cli import Question, ask
 from perpeft_ray.config import StudyConfig
+from perpeft_ray.config.presets import REAL_DATA, with_settings
 
 
 def defaults(preset: StudyConfig) -> StudyConfig:
-    """The six trained methods with LoRA, and what counting reaches."""
-    return replace(
-        preset,
-        study="real_data",
-        seeds=(0, 1, 2),
-        methods=(
-            "popularity",
-            "item_knn",
-            "without_mm",
-            "frozen_mm",
-            "global",
-            "perpeft",
-            "without_group_negatives",
-            "random_grouping",
-        ),
-        peft=replace(preset.peft, variant="lora", rank=4, last_layers=1),
-        grouping=replace(preset.grouping, groups=4),
-        loss=replace(preset.loss, conditioning_weight=1.0),
-        train=replace(
-            preset.train,
-            batch_size=128,
-            epochs=24,
-            personal_epochs=48,
-            validate_every=3,
-            patience=4,
-        ),
-        search=replace(
-            preset.search,
-            trials=4,
-            max_concurrent=1,
-            learning_rates=(3e-3, 1.5e-3),
-            multimodal_weights=(0.5, 0.1),
-            peft_lr_scales=(1.0,),
-            every_method=True,
-            asha=False,
-        ),
-    )
+    """Every default method, those with a PEFT module with LoRA."""
+    settings = {
+        **REAL_DATA,
+        "study": "real_data",
+        "seeds": (0, 1, 2),
+        "peft.variant": "lora",
+        "peft.rank": 4,
+        "peft.last_layers": 1,
+        "grouping.groups": 4,
+        "loss.conditioning_weight": 1.0,
+        "train.batch_size": 128,
+        "search.trials": 4,
+        "search.max_concurrent": 1,
+        "search.learning_rates": (3e-3, 1.5e-3),
+        "search.every_method": True,
+        "search.asha": False,
+    }
+    return with_settings(preset, settings)
 
 
 QUESTION = Question(scientific=("method",), defaults=defaults)

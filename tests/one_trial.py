@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from perpeft_ray.data.places import subfolder
-from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.trainable import Study, to_result
+from perpeft_ray.study.trainable import Study, completed, to_result
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.trial import run_trial
 
@@ -25,17 +24,4 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
 
     checkpoints = subfolder(study.checkpoints, spec.trial_id)
     outcome = run_trial(spec.config, study.workspace, keep, test=spec.test, checkpoints=checkpoints)
-    study.folder.write_trial(
-        TrialRecord(
-            study=study.config.study,
-            trial_id=spec.trial_id,
-            phase=spec.phase,
-            status="COMPLETE",
-            error=None,
-            config=spec.config,
-            outcome=outcome,
-            epochs=epochs,
-            started_at=started_at,
-            finished_at=datetime.now(UTC),
-        )
-    )
+    study.folder.write_trial(completed(study.config.study, spec, outcome, epochs, started_at))

@@ -6,8 +6,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from perpeft_ray.config import AUTO, PERSONAL_METHODS, SIMPLE_METHODS, StudyConfig
+from perpeft_ray.config.presets import REAL_DATA, with_settings
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.places import is_uri
 from perpeft_ray.data.sources import open_dataset
@@ -25,6 +26,7 @@ from perpeft_ray.metrics import ndcg
 from perpeft_ray.recommender.simple import SimpleMethod, simple_ranks
 from perpeft_ray.report.power import POWER, smallest_effect
 from perpeft_ray.report.statistics import LEVEL
+from perpeft_ray.store.description import dotted
 from perpeft_ray.store.folder import DESCRIPTION, StudyFolder, study_place
 from perpeft_ray.study.check import check_histories, check_settings
 from perpeft_ray.study.plan import count_trials, search_budget, searching_methods
@@ -66,18 +68,19 @@ def plan_study(
     budget: str = "",
     *,
     given: Collection[str] | None = None,
+    cache: Path | None = None,
     fetch: bool = True,
 ) -> StudyPlan:
-    """Choose settings by the data, except the `given` ones, and estimate the study; writes nothing.
+    """Choose settings by the data, except the `given` ones, and estimate the study.
 
     `budget`: time for the study, such as `2h`; it determines `search.trials`. `given`: dotted names
-    of settings of `config` to keep; None: those that differ from `StudyConfig`'s defaults. `fetch`:
-    whether to download weights to measure a step. A started study keeps its settings. Raises
-    InputError for unusable data, and if no encoder is named and the default is out of reach.
+    of settings of `config` to keep; None: those that differ from `StudyConfig`'s defaults. `cache`:
+    keeps what is prepared from raw data; None: writes nothing. `fetch`: whether to download weights
+    to measure a step. A started study keeps its settings. Raises InputError for unusable data.
     """
     if given is None:
-        defaults = _dotted(StudyConfig(encoder=AUTO, dataset=config.dataset))
-        given = {name for name, value in _dotted(config).items() if value != defaults[name]}
+        defaults = dotted(asdict(StudyConfig(encoder=AUTO, dataset=config.dataset)))
+        given = {name for name, value in dotted(asdict(config)).items() if value != defaults[name]}
     budget_s = seconds_of(budget) if budget else None
     if budget and "search.trials" in given:
         raise InputError("either `budget` or `search.trials` must be given, but both are")
@@ -85,12 +88,11 @@ def plan_study(
         config = replace(config, study=_name(config.dataset))
     begun = _begun(config)
     if begun is not None:
-        kept = {name: value for name, value in _dotted(config).items() if name in given}
+        kept = {name: value for name, value in dotted(asdict(config)).items() if name in given}
         resumed = with_settings(begun, kept)
         return StudyPlan(resumed, (f"Resumes {resumed.study} with the settings it began with.",))
     with tempfile.TemporaryDirectory(prefix="perpeft-plan-") as scratch:
-        cache = Path(scratch)
-        dataset = open_dataset(config.dataset, cache, config.data)
+        dataset = open_dataset(config.dataset, cache or Path(scratch), config.data)
         has_images = bool(dataset.items["image"].notna().any())
         weights = f"as given, {config.encoder}"
         if config.encoder == AUTO:
@@ -102,51 +104,29 @@ def plan_study(
         if fetch or is_fetched(config.encoder):
             check_settings(config, split.num_users)
             check_histories(split, config.dataset)
-            cost = measured(config, dataset, cache)
+            cost = measured(config, dataset, Path(scratch))
     if cost is not None and budget_s is not None and "search.trials" not in given:
         config = within(config, cost, budget_s)
     return StudyPlan(config, tuple(_lines(config, dataset, split, weights, cost, budget_s)))
 
 
 def chosen(config: StudyConfig, given: Collection[str], users: int) -> StudyConfig:
-    """The settings for `users` evaluated users of a real catalogue, except the `given` ones.
-
-    Values of the searched settings are those of studies/real_data.py.
-    """
+    """The settings for `users` evaluated users of a real catalogue, except the `given` ones."""
     groups = tuple(g for g in (4, 8) if users >= g * GROUP_USERS) or (2,)
     most = max(groups if "search.groups" not in given else config.values("groups"))
     per_step = users // (8 * most)  # at least 8 steps per epoch for a group's module
     wanted: dict[str, Any] = {
+        **REAL_DATA,
         "search.variants": ("lora",),
         "search.trials": 8,
         "search.groups": groups,
         "search.conditioning_weights": (1.0, 0.5),
         "search.learning_rates": (3e-3, 1.5e-3, 6e-3),
-        "search.multimodal_weights": (0.5, 0.1),
-        "search.peft_lr_scales": (1.0,),
         "train.batch_size": min(max(2 ** max(per_step.bit_length() - 1, 0), 16), 128),
-        "train.epochs": 24,
-        "train.personal_epochs": 48,
-        "train.validate_every": 3,
-        "train.patience": 4,
     }
     if "peft.variant" not in given and "search.variants" in given:
         wanted["search.trials"] = 8 * len(config.search.variants)
     return with_settings(config, {n: v for n, v in wanted.items() if n not in given})
-
-
-def with_settings(config: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
-    """A study with changed settings, by dotted name."""
-    parts: dict[str, dict[str, Any]] = {}
-    changes: dict[str, Any] = {}
-    for name, value in settings.items():
-        part, dot, field = name.rpartition(".")
-        if dot:
-            parts.setdefault(part, {})[field] = value
-        else:
-            changes[name] = value
-    changes |= {part: replace(getattr(config, part), **values) for part, values in parts.items()}
-    return replace(config, **changes)
 
 
 def measured(config: StudyConfig, dataset: Dataset, scratch: Path) -> Cost:
@@ -306,17 +286,6 @@ def _begun(config: StudyConfig) -> StudyConfig | None:
         return StudyFolder.open(place).config
     except InputError:  # not there yet, or out of reach, which the study itself reports
         return None
-
-
-def _dotted(config: StudyConfig) -> dict[str, Any]:
-    """Values by dotted name, with tuples unchanged."""
-    flat: dict[str, Any] = {}
-    for name, value in vars(config).items():
-        if hasattr(value, "__dataclass_fields__"):
-            flat |= {f"{name}.{field}": of_field for field, of_field in vars(value).items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def _name(dataset: str) -> str:

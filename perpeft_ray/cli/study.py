@@ -76,8 +76,12 @@ class StudyCommand(StudyOptions):
                 )
         else:
             from perpeft_ray.api.plan import plan_study
+            from perpeft_ray.store.folder import storage_folder
 
-            plan = plan_study(config, self.budget, given=self.given, fetch=not self.dry_run)
+            # Raw data are prepared once, where the study will find them.
+            cache = None if self.dry_run else storage_folder(config.storage) / ".cache"
+            fetch = not self.dry_run
+            plan = plan_study(config, self.budget, given=self.given, cache=cache, fetch=fetch)
             print(plan, flush=True)
             config = plan.config
         if not self.dry_run:

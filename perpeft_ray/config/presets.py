@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 from perpeft_ray.config import (
     TABLE_2,
@@ -27,6 +29,17 @@ _ROWS: tuple[Method, ...] = (
     "random_grouping",
 )
 """The default methods and the rest of Table 2."""
+
+
+REAL_DATA: Mapping[str, Any] = {
+    "train.epochs": 24,
+    "train.personal_epochs": 48,
+    "train.validate_every": 3,
+    "train.patience": 4,
+    "search.multimodal_weights": (0.5, 0.1),
+    "search.peft_lr_scales": (1.0,),
+}
+"""Settings for real catalogues, by dotted name: trials train until they stop improving."""
 
 
 def preset(name: Preset) -> StudyConfig:
@@ -63,3 +76,17 @@ def preset(name: Preset) -> StudyConfig:
             validate_every=1,
         ),
     )
+
+
+def with_settings(config: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
+    """A study with changed settings, by dotted name."""
+    parts: dict[str, dict[str, Any]] = {}
+    changes: dict[str, Any] = {}
+    for name, value in settings.items():
+        part, dot, field = name.rpartition(".")
+        if dot:
+            parts.setdefault(part, {})[field] = value
+        else:
+            changes[name] = value
+    changes |= {part: replace(getattr(config, part), **values) for part, values in parts.items()}
+    return replace(config, **changes)

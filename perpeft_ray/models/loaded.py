@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -299,3 +300,8 @@ class _Grouping:
     """[I+1, D]."""
     centroids: NDArray[np.float32]
     """[G, D]."""
+
+
+def load(folder: str | PathLike[str]) -> LoadedModel:
+    """The model that `perpeft export` wrote, on the CPU. Raises InputError for anything else."""
+    return LoadedModel(Path(folder))

@@ -23,7 +23,7 @@ from perpeft_ray.report.drawing import (
     legend,
     panels,
 )
-from perpeft_ray.report.statistics import Comparison, paired_users, user_values
+from perpeft_ray.report.statistics import Comparison, group_gains, paired_users, user_values
 from perpeft_ray.report.summary import (
     SELECTION,
     ablation_summary,
@@ -241,10 +241,11 @@ def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
     for axes, (variant, users) in zip(places, of_variants.items(), strict=True):
         gains = group_gains(users)
         numbers = zip(gains.group, gains.users, strict=True)
+        ends = [gains.gain - gains.gain_low, gains.gain_high - gains.gain]
         axes.bar(
             [f"{group}\n{count}" for group, count in numbers],
             100 * gains.gain,
-            yerr=100 * gains.half_width,
+            yerr=100 * np.array(ends),
             color=VARIANT_COLOURS[variant],
             ecolor="#222222",
             capsize=2,
@@ -256,28 +257,9 @@ def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
         "groups",
         "Gain of each group",
         "PerPEFT's test NDCG@20 minus that of the global module for the same users, with its 95 % "
-        "interval. First seed of each variant; groups are numbered from the largest.",
+        "bootstrap interval. First seed of each variant.",
         figure,
     )
-
-
-def group_gains(users: pd.DataFrame) -> pd.DataFrame:
-    """Size and gain of each group, largest first.
-
-    `users`: of one trial from `paired_users`. Columns: group (numbered from 0 by size), users,
-    gain (mean of a - b), half_width (of its 95 % interval: 1.96 standard errors; null for one
-    user).
-    """
-    difference = (users.a - users.b).groupby(users.group)
-    gains = pd.DataFrame(
-        {
-            "users": difference.size(),
-            "gain": difference.mean(),
-            "half_width": 1.96 * difference.std() / np.sqrt(difference.size()),
-        }
-    )
-    gains = gains.sort_values("users", ascending=False, kind="stable").reset_index(drop=True)
-    return gains.rename_axis("group").reset_index()
 
 
 def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | None:

@@ -11,7 +11,7 @@ import pandas as pd
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.interactions import open_tables
 from perpeft_ray.data.sources import cached_folder
-from perpeft_ray.report.statistics import mean_and_interval, paired_users, user_values
+from perpeft_ray.report.statistics import group_gains, paired_users, user_values
 from perpeft_ray.report.summary import SELECTION, costs, final_trials
 from perpeft_ray.report.text import Cell, StudyTable, TextTable
 from perpeft_ray.report.verdict import Verdict
@@ -38,12 +38,9 @@ def groups_table(
     pairs = paired_users(user_values(trials, users), "perpeft", "global", best.variant)
     pairs = pairs[pairs.seed == pairs.seed.min()]
     words = {} if titles is None else distinctive_words(pairs.set_index("user_id").group, titles)
-    rows = []
-    for group, own in pairs.groupby("group"):
-        a, b = own.a.to_numpy(), own.b.to_numpy()
-        means = (a.mean(), b.mean(), *mean_and_interval(a - b))
-        rows.append((best.variant, int(group), len(own), *means, ", ".join(words.get(group, ()))))
-    numbers = pd.DataFrame(rows, columns=columns)
+    gains = group_gains(pairs).rename(columns={"a": "perpeft", "b": "global"})
+    listed = [", ".join(words.get(group, ())) for group in gains.group]
+    numbers = gains.assign(variant=best.variant, words=listed)[columns]
     text = TextTable(
         title=f"Gain of perpeft ({best.variant}) over global by group",
         header=("group", "users", "NDCG@20", "gain", "has more often"),
@@ -65,7 +62,7 @@ def groups_table(
             "where above 0. Has more often: words of titles in the group's histories."
         ),
     )
-    return StudyTable("groups", numbers, (text,) if rows else ())
+    return StudyTable("groups", numbers, (text,))
 
 
 def distinctive_words(

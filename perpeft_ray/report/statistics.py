@@ -255,6 +255,20 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     return adjusted
 
 
+def group_gains(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Size and gain of each group.
+
+    `pairs`: of one trial from `paired_users`. Columns: group, users, a and b (means), gain (mean of
+    a - b), gain_low and gain_high (its 95 % bootstrap interval over the group's users).
+    """
+    rows = [
+        (int(group), len(own), own.a.mean(), own.b.mean(), *mean_and_interval(difference))
+        for group, own in pairs.groupby("group")
+        for difference in [(own.a - own.b).to_numpy()]
+    ]
+    return pd.DataFrame(rows, columns=["group", "users", "a", "b", "gain", "gain_low", "gain_high"])
+
+
 def mean_and_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
     """Mean and its 95 % bootstrap percentile interval; only the mean if all values are equal."""
     from scipy import stats

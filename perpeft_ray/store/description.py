@@ -58,7 +58,7 @@ def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dic
 
 def check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
     """Raise `InputError` for the first differing field that affects results."""
-    old, new = _dotted(there), _dotted(here)
+    old, new = dotted(there), dotted(here)
     for name in sorted(old.keys() | new.keys(), key=[*new, *old].index):
         if name not in NO_PART and old.get(name) != new.get(name):
             raise InputError(
@@ -116,11 +116,12 @@ def from_json(kind: type[Any], values: dict[str, Any]) -> Any:
     return kind(**arguments)
 
 
-def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, whose keys are joined by dots."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat |= _dotted(value, f"{prefix}{name}.")
+            flat |= dotted(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

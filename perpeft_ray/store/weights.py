@@ -50,11 +50,12 @@ def read_weights(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Tr
     """
     keys = _keys(folder, workspace, trial_id, TRIALS)
     files = _files(folder, workspace.trials, TRIALS, keys)
-    found = [trained for file in files if (trained := cached_trial(file)) is not None]
-    if not found:
-        raise InputError(_gone(folder, f"the weights of {trial_id}", TRIALS, keys[0]))
     score = folder.trial(trial_id).valid_ndcg_at_20
-    return next((one for one in found if one.best.valid.ndcg_at_20 == score), found[0])
+    for file in files:
+        trained = cached_trial(file)
+        if trained is not None and trained.best.valid.ndcg_at_20 == score:
+            return trained
+    raise InputError(_gone(folder, f"the weights of {trial_id}", TRIALS, keys[0]))
 
 
 def read_stage(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Snapshot:

@@ -36,7 +36,6 @@ def check_inputs(
     does not fit the encoder: its trials would all fail. `again`: as in `open_dataset`; a started
     study keeps the data that it started with.
     """
-
     dataset = open_dataset(config.dataset, cache, config.data, again=again)
     config = with_encoder(config, has_images=bool(dataset.items["image"].notna().any()))
     split = split_dataset(dataset, config.data)
@@ -56,7 +55,6 @@ def with_encoder(config: StudyConfig, *, has_images: bool) -> StudyConfig:
 
 def check_settings(config: StudyConfig, num_users: int | None) -> None:
     """`check_inputs` without opening the dataset; `num_users` None: not known yet."""
-
     has_images = FoundationPreprocessor(config.encoder).image_size > 0
     check_study(config, num_users, has_images=has_images)
     for variant, rank in itertools.product(config.values("variant"), config.values("rank")):

@@ -80,7 +80,6 @@ def with_gpus(study: StudyConfig) -> StudyConfig:
 
     Several small encoders share one GPU; a larger one gets its own.
     """
-
     if study.gpus_per_worker is not None:
         return study
     gpus = 0.0

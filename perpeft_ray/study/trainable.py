@@ -22,7 +22,7 @@ from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.train.broker import Failure, Task
-from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 
 if TYPE_CHECKING:
     from perpeft_ray.train.ray_train import Runner
@@ -100,26 +100,37 @@ def follow(
                 if not isinstance(news, EpochRecord):
                     if not epochs:  # Tune prints a line for a trial that has reported nothing
                         report({OBJECTIVE: news.valid.ndcg_at_20})
-                    return TrialRecord(
-                        study=study,
-                        trial_id=spec.trial_id,
-                        phase=spec.phase,
-                        status="COMPLETE",
-                        error=None,
-                        config=spec.config,
-                        outcome=news,
-                        epochs=epochs,
-                        started_at=started_at,
-                        finished_at=datetime.now(UTC),
-                    )
+                    return completed(study, spec, news, epochs, started_at)
                 epochs.append(news)
                 report(to_result(epochs))
     finally:  # also where Tune stops the trial, by SystemExit in `report`
         ray.get(broker.drop.remote(task.trial_id))
 
 
+def completed(
+    study: str,
+    spec: TrialSpec,
+    outcome: TrialOutcome,
+    epochs: Sequence[EpochRecord],
+    started_at: datetime,
+) -> TrialRecord:
+    """The record of a trial that ends now with an outcome."""
+    return TrialRecord(
+        study=study,
+        trial_id=spec.trial_id,
+        phase=spec.phase,
+        status="COMPLETE",
+        error=None,
+        config=spec.config,
+        outcome=outcome,
+        epochs=epochs,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+    )
+
+
 def to_result(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
-    """What Tune is told of the last of these epochs: the record, and what search and trackers read.
+    """The report to Tune of the last epoch: its record, and what search and trackers read.
 
     Raises FloatingPointError where the objective is not finite: Optuna would leave the trial
     RUNNING for ever.

@@ -96,8 +96,10 @@ def evaluate(
         for group, users in of_group.items()
         for chunk in np.array_split(users, -(-len(users) // at_once))
     ]
+    last, table = None, None
     for group, users in parts[collective.rank :: collective.world_size]:
-        table = model.table(found[group])
+        if table is None or group != last:
+            last, table = group, model.table(found[group])
         inputs = last_inputs(history, users, length)
         queries = model.queries(
             users if owners is None else owners[users], inputs, table, modules[group]

@@ -15,7 +15,6 @@ from perpeft_ray.metrics import on_front
 from perpeft_ray.report.drawing import PANEL, VARIANT_COLOURS, VARIANT_MARKERS
 from perpeft_ray.report.figures import (
     effects,
-    group_gains,
     groups_and_gains,
     parameter_importance,
     search_history,
@@ -23,7 +22,13 @@ from perpeft_ray.report.figures import (
     study_figures,
     write_figures,
 )
-from perpeft_ray.report.statistics import compare_all, paired_users, read_values, user_values
+from perpeft_ray.report.statistics import (
+    compare_all,
+    group_gains,
+    paired_users,
+    read_values,
+    user_values,
+)
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.folder import StudyFolder
 from tests.records import frames_of, with_ranks
@@ -114,11 +119,11 @@ def test_group_gains_by_hand() -> None:
     users = pd.DataFrame(
         {"group": [7, 7, 3, 3, 3], "a": [1.0, 0.0, 0.5, 0.5, 0.5], "b": [0.0, 0.0, 0.5, 0.0, 1.0]}
     )
-    gains = group_gains(users)
-    assert gains.users.tolist() == [3, 2]
-    assert gains.gain.tolist() == pytest.approx([0.0, 0.5])
-    # Differences 1 and 0: standard deviation sqrt(1/2), by sqrt(2) users.
-    assert gains.half_width[1] == pytest.approx(1.96 * 0.5)
+    gains = group_gains(users).set_index("group")
+    assert gains.users.to_dict() == {3: 3, 7: 2}
+    assert gains.gain.to_dict() == pytest.approx({3: 0.0, 7: 0.5})
+    # The mean of two draws from differences of 1 and 0 is 0, 0.5 or 1.
+    assert (gains.gain_low[7], gains.gain_high[7]) == (0.0, 1.0)
 
 
 def test_groups_are_those_of_the_test(folder: StudyFolder) -> None:

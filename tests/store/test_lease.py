@@ -1,4 +1,4 @@
-"""One process runs a study: a living owner is told, a dead one is in nobody's way."""
+"""Only one process runs a study: a live holder is named, a dead one does not block."""
 
 from __future__ import annotations
 

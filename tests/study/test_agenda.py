@@ -1,4 +1,4 @@
-"""What Tune is told by the agenda, without Ray."""
+"""What the agenda reports to Tune, without Ray."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_byte_for_byte_as_in_this_process(shop, tmp_path, monkeypatch, size) -> 
     on_workers = build_catalogue(shop, Small(size), tmp_path / "ray", on_ray)
     assert contents(on_workers) == contents(alone)
     assert on_workers.fingerprint == alone.fingerprint
-    # What a worker could not read is told by the process that writes.
+    # The process that writes reports what a worker could not read.
     names = ("7.png", "20.png") if size else ()
     assert len(told) == len(names)
     for name, line in zip(names, told, strict=True):

@@ -94,7 +94,7 @@ def test_workers_agree_with_this_process_though_one_of_two_is_killed(
     assert not (tmp_path / "ray_train").exists()
     started = len(_pids()) - before
     assert started == (4 if workers == 2 else 1)  # a lost worker takes its group with it
-    assert [record.epoch for record in records] == list(range(1, 10))  # none is told twice
+    assert [record.epoch for record in records] == list(range(1, 10))  # no epoch is reported twice
     np.testing.assert_allclose(
         [record.loss for record in records], [record.loss for record in alone], rtol=1e-5
     )

@@ -1,4 +1,4 @@
-"""What is told of workers that Ray Train has lost."""
+"""Error messages about workers that Ray Train has lost."""
 
 from __future__ import annotations
 

@@ -26,6 +26,8 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_ROWS = 200
 _CHUNK = 1 << 22
+_PART = "part (perpeft)"
+"""A column that no table has: the file of a row."""
 _NOT_IN_1252 = b"\x81\x8d\x8f\x90\x9d"
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -219,19 +221,20 @@ def _json_lines(database: Database, path: Path, encoding: str, text: str, file: 
 def _parquet(database: Database, path: Path) -> TextTable:
     files = parts(f"{str(path)!r}", path)
     listed = ", ".join(quoted(database.plain_path(file)) for file in files)
-    source = f"read_parquet([{listed}], union_by_name=true, hive_partitioning=false)"
+    options, order = "union_by_name=true, hive_partitioning=false", ""
+    if len(files) > 1:  # DuckDB 2.0 reads parts side by side, and may swap them
+        options += f", filename='{_PART}', file_row_number=true"
+        order = f' ORDER BY list_position([{listed}], "{_PART}"), file_row_number'
+    source = f"read_parquet([{listed}], {options})"
     with database.reading(f"{str(path)!r}"):
         names = [row[0] for row in database.rows(f"DESCRIBE FROM {source}")]
+    if order:
+        names = [name for name in names if name not in (_PART, "file_row_number")]
     fields = ", ".join(
         f'CAST("{name.replace(chr(34), 2 * chr(34))}" AS VARCHAR) AS c{at}'
         for at, name in enumerate(names)
     )
-    if len(files) > 1:  # DuckDB 2.0 reads parts side by side, and may swap them
-        source = source.replace(
-            "union_by_name", "filename='part', file_row_number=true, union_by_name"
-        )
-        source += f" ORDER BY list_position([{listed}], part), file_row_number"
-    return TextTable(path, "Parquet", tuple(names), f"(SELECT {fields} FROM {source})", None)
+    return TextTable(path, "Parquet", tuple(names), f"(SELECT {fields} FROM {source}{order})", None)
 
 
 def _begins(path: Path, mark: bytes) -> bool:

@@ -194,7 +194,7 @@ class HalvingWithinVariant(BasePruner):
 
     At each rung a trial has to reach the median of the others there; the first always goes on.
     Every variant needs a best setting that was trained to its end: among all trials halving would
-    drop a variant that learns slowly before its settings are told apart. Only epochs of stage 3
+    drop a variant that learns slowly before its settings differ. Only epochs of stage 3
     count, since trials that differ in groups or conditioning weight share stage 1. Source: Li et
     al., MLSys 2020.
     """
