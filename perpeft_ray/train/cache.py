@@ -24,7 +24,6 @@ from perpeft_ray.train.snapshot import (
     read_snapshot,
     read_trained,
     write_snapshot,
-    write_trained,
 )
 
 VERSION = 5
@@ -107,12 +106,6 @@ def cached_trial(file: Path | str) -> Trained | None:
     """The trained trial of a file, its epochs marked as shared; None if there is none."""
     found = read_trained(file)
     return found and dataclasses.replace(found, epochs=_shared(found.epochs))
-
-
-def keep_trial(trained: Trained, file: Path | str) -> None:
-    """Write a trained trial, unless it is already there."""
-    if read_trained(file) is None:
-        write_trained(trained, file)
 
 
 def _shared(epochs: tuple[EpochRecord, ...]) -> tuple[EpochRecord, ...]:

@@ -14,7 +14,7 @@ import torch
 from perpeft_ray.config import GROUPED_METHODS, PERSONAL_METHODS, SIMPLE_METHODS, TrialConfig
 from perpeft_ray.encoder.sizes import encoder_parameters
 from perpeft_ray.train.build import trainable_parameters
-from perpeft_ray.train.cache import cached_trial, entry, keep_trial, trial_key
+from perpeft_ray.train.cache import cached_trial, entry, trial_key
 from perpeft_ray.train.checkpoint import Checkpoints
 from perpeft_ray.train.collective import Alone, Collective
 from perpeft_ray.train.evaluation import facts_of_users, metrics_of, no_lists, of_lists
@@ -24,7 +24,7 @@ from perpeft_ray.train.job import Job, open_job
 from perpeft_ray.train.memory import PeakMemory, naming_what_to_lower
 from perpeft_ray.train.outcome import TrialOutcome, UserRanks
 from perpeft_ray.train.simple import simple_outcome
-from perpeft_ray.train.snapshot import Snapshot, Trained
+from perpeft_ray.train.snapshot import Snapshot, Trained, write_trained
 from perpeft_ray.train.stages import (
     continue_stage_one,
     final_model,
@@ -129,7 +129,7 @@ def train(
     if trained is None:
         trained, state = _train(job, report, saved)
         if job.collective.rank == 0:
-            keep_trial(trained, file)
+            write_trained(trained, file)
     else:
         for record in trained.epochs:
             report(record)
