@@ -14,8 +14,7 @@ from typing import Annotated
 import tyro
 
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
-from perpeft_ray.data.prepare.download import Limits
-from perpeft_ray.data.prepare.images import FAILURES_FILE, read_failures
+from perpeft_ray.data.prepare.images import FAILURES_FILE, Limits, read_failures
 from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
 from perpeft_ray.data.prepare.report import PAPER_DATASETS, findings, report_on, table_1

@@ -22,16 +22,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE
+from perpeft_ray.data.interactions import ITEMS_FILE
 from perpeft_ray.data.prepare.database import Database, clean_text
-from perpeft_ray.data.prepare.download import Download, Limits, download_images
 from perpeft_ray.data.prepare.images import (
+    Limits,
+    WantedImage,
     check_file_name,
-    image_progress,
+    get_images,
     read_failures,
     write_failures,
 )
-from perpeft_ray.data.prepare.recipe import SCRATCH, begun_to_read, preparing, source_files
+from perpeft_ray.data.prepare.normalise import normalise
+from perpeft_ray.data.prepare.recipe import SCRATCH, preparing, source_files
 from perpeft_ray.data.prepare.report import PAPER_DATASETS
 from perpeft_ray.errors import InputError
 
@@ -94,11 +96,10 @@ def prepare_amazon2023(
             if images and again:
                 _fetch_again(out.absolute(), limits or Limits())
             return
-        with Database(working / SCRATCH / "tables.duckdb", memory_gb) as database:
+        with Database(working / SCRATCH, memory_gb) as database:
             reviews, meta = _raw_files(raw, category)
             _select(database, reviews, meta, selection, _fraction(category, selection))
-            failed = _fetch_images(database, working, limits or Limits()) if images else None
-            _write(database, working, failed)
+            normalise(database, working, (limits or Limits()) if images else None)
 
 
 def amazon2023_recipe(
@@ -127,9 +128,7 @@ def amazon2023_recipe(
 def amazon2023_files(raw: Path, category: str) -> list[Path]:
     """A category's raw files; raises InputError if one is missing or unreadable."""
     amazon2023_recipe(raw, category, Selection(), images=True)
-    files = list(_raw_files(raw, category))
-    begun_to_read(files)
-    return files
+    return list(_raw_files(raw, category))
 
 
 def _check(category: str, selection: Selection) -> None:
@@ -204,47 +203,62 @@ def _raw_file(raw: Path, folder: str, name: str) -> Path:
 def _select(
     database: Database, reviews: Path, meta: Path, selection: Selection, fraction: float
 ) -> None:
-    """Make the tables `users` (user_id), `items` (item_id, title, url) and `core`, the selected
-    reviews (user_row, item_row, timestamp, line). The row columns are `rowid`s of the other
-    tables: most of the work is on them, and ids are long."""
+    """Make `raw_interactions` and `raw_items` of the selected reviews.
+
+    The row columns are `rowid`s of other tables: most of the work is on them, and ids are long.
+    """
     with database.reading("`raw`"):
-        database.table("reviews", *_reviews(database.plain_path(reviews), selection, fraction))
-        database.table("items", *_items(database.plain_path(meta), selection))
-    database.table("users", "SELECT DISTINCT user_id FROM reviews")
+        database.logged_table(
+            "reviews", *_reviews(database.plain_path(reviews), selection, fraction)
+        )
+        database.logged_table("items", *_items(database.plain_path(meta), selection))
+    database.logged_table("users", "SELECT DISTINCT user_id FROM reviews")
     # The first of a user's repeats of an item counts.
-    database.table(
+    database.logged_table(
         "firsts",
         "SELECT users.rowid AS user_row, items.rowid AS item_row, timestamp, line "
         "FROM reviews JOIN users USING (user_id) JOIN items USING (item_id) "
         "QUALIFY row_number() OVER (PARTITION BY user_row, item_row ORDER BY timestamp, line) = 1",
     )
     _check_joined(database, reviews, meta)
-    left = _make_core(database, "core", "firsts", selection.core)
-    if not left:
+    if not _make_core(database, selection.core):
         raise InputError(
             f"`category` must have interactions that pass the filters, but of "
             f"{database.count('reviews')} reviews of the chosen users and days and "
             f"{database.count('items')} items none is in the {selection.core}-core"
         )
+    database.table(
+        "raw_interactions",
+        "SELECT user_id, item_id, timestamp, row_number() OVER (ORDER BY timestamp, line) AS row "
+        "FROM core JOIN users ON users.rowid = user_row JOIN items ON items.rowid = item_row",
+    )
+    database.table(
+        "raw_items",
+        "SELECT item_id, title, url AS source, row_number() OVER (ORDER BY item_id) AS row, "
+        "CASE WHEN url IS NOT NULL THEN 'images/' || item_id || '.jpg' END AS image "
+        "FROM items WHERE rowid IN (SELECT item_row FROM core)",
+    )
+    for (item_id,) in database.rows("SELECT item_id FROM raw_items WHERE image IS NOT NULL"):
+        check_file_name("`parent_asin` of an item with image", item_id)
 
 
-def _make_core(database: Database, name: str, source: str, k: int) -> int:
-    """Make the table `name`, the k-core of the table `source`; its rows, possibly 0.
+def _make_core(database: Database, k: int) -> int:
+    """Make the table `core`, the k-core of `firsts`; returns its rows, possibly 0.
 
-    `source` has the columns `user_row` and `item_row`; they are numbers, for speed. Removes users
-    and items with fewer than k rows in turns until all have k; the order does not change the core.
+    Removes users and items with fewer than k rows in turns until all have k; the order does not
+    change the core.
     """
-    if not database.has(name):
-        left, before = database.replace("turn", f"SELECT * FROM {source}"), -1
-        while left != before:
-            before = left
-            for column in ("item_row", "user_row"):
-                left = database.replace(
-                    "turn",
-                    f"SELECT * FROM turn WHERE {column} IN "
-                    f"(SELECT {column} FROM turn GROUP BY {column} HAVING count(*) >= {k:d})",
-                )
-    return database.table(name, "SELECT * FROM turn")
+    left, before = database.table("core", "SELECT * FROM firsts"), -1
+    while left != before:
+        before = left
+        for column in ("item_row", "user_row"):
+            left = database.table(
+                "core",
+                f"SELECT * FROM core WHERE {column} IN "
+                f"(SELECT {column} FROM core GROUP BY {column} HAVING count(*) >= {k:d})",
+            )
+    _log.info("%d-core: %s rows", k, f"{left:,}")
+    return left
 
 
 def _check_joined(database: Database, reviews: Path, meta: Path) -> None:
@@ -305,42 +319,25 @@ def _items(file: Path, selection: Selection) -> tuple[str, list[Any]]:
     return query, [str(file)]
 
 
-def _fetch_images(database: Database, working: Path, limits: Limits) -> list[str]:
-    """Download the images of the remaining items; returns the ids of failed ones."""
-    folder = working / "images"
-    folder.mkdir(exist_ok=True)
-    wanted = database.rows(
-        "SELECT item_id, url FROM items WHERE url IS NOT NULL "
-        "AND rowid IN (SELECT item_row FROM core) ORDER BY item_id"
-    )
-
-    for item_id, _ in wanted:
-        check_file_name("`parent_asin` of an item with image", item_id)
-    downloads = (Download(item_id, url, _image_file(working, item_id)) for item_id, url in wanted)
-    with image_progress(len(wanted)) as advance:
-        failures = download_images(downloads, limits, working / SCRATCH, advance)
-    write_failures(working, failures)
-    return [failure.item_id for failure in failures]
-
-
 def _fetch_again(out: Path, limits: Limits) -> None:
     """Fetch the images of a prepared folder that failed for a passing reason.
 
     After a kill, the next call resumes without fetching an image twice.
     """
     failures = read_failures(out)
-    passing = [failure for failure in failures if failure.passing]
-    if not passing:
+    wanted = {
+        one.item_id: WantedImage(one.item_id, one.image, out / "images" / f"{one.item_id}.jpg")
+        for one in failures
+        if one.passing
+    }
+    if not wanted:
         return
-    _log.info("fetching %s images again that could not be reached", f"{len(passing):,}")
-    downloads = [Download(one.item_id, one.image, _image_file(out, one.item_id)) for one in passing]
+    _log.info("fetching %s images again that could not be reached", f"{len(wanted):,}")
     scratch = out / SCRATCH
     scratch.mkdir(exist_ok=True)
     try:
-        with image_progress(len(passing)) as advance:
-            still = download_images(downloads, limits, scratch, advance)
-        failed = {failure.item_id: failure for failure in still}
-        found = {one.item_id for one in passing} - failed.keys()
+        failed = {one.item_id: one for one in get_images(list(wanted.values()), scratch, limits)}
+        found = wanted.keys() - failed.keys()
         with pq.ParquetFile(out / ITEMS_FILE) as parquet:
             items = parquet.read()
         images = [
@@ -357,27 +354,3 @@ def _fetch_again(out: Path, limits: Limits) -> None:
         write_failures(out, left)
     finally:
         shutil.rmtree(scratch)
-
-
-def _image_file(folder: Path, item_id: str) -> Path:
-    return folder / "images" / f"{item_id}.jpg"
-
-
-def _write(database: Database, working: Path, failed: list[str] | None) -> None:
-    image = "NULL"
-    if failed is not None:
-        database.fill("failed", ["item_id"], [[item_id] for item_id in failed])
-        image = (
-            "CASE WHEN url IS NOT NULL AND item_id NOT IN (SELECT item_id FROM failed) "
-            "THEN 'images/' || item_id || '.jpg' END"
-        )
-    database.write_parquet(
-        f"SELECT item_id, title, CAST({image} AS VARCHAR) AS image FROM items "
-        "WHERE rowid IN (SELECT item_row FROM core) ORDER BY item_id",
-        working / ITEMS_FILE,
-    )
-    database.write_parquet(
-        "SELECT user_id, item_id, timestamp FROM core JOIN users ON users.rowid = user_row "
-        "JOIN items ON items.rowid = item_row ORDER BY timestamp, line",
-        working / INTERACTIONS_FILE,
-    )

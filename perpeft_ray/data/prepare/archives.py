@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from perpeft_ray.errors import InputError
-
-_BLOCK = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -28,19 +26,43 @@ def unpack(
     `target` gives a member's path in `folder`, or None to skip it. Zips inside inner zips are not
     opened. Raises InputError for a damaged zip, a member with an absolute path or '..' (wanted or
     not), a link, two members with one target, and more than `max_bytes` of output, inner zips
-    included; headers are not trusted.
+    included.
     """
-    budget = _Budget(max_bytes)
+    left = max_bytes
+
+    def write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -> None:
+        nonlocal left
+        left -= member.file_size  # zipfile reads no more, whatever the member has
+        if left < 0:
+            raise InputError(
+                f"the archive must expand to at most {max_bytes:,} bytes, "
+                f"but has more at {member.filename!r}"
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with opened.open(member) as source, file.open("wb") as new:
+            shutil.copyfileobj(source, new)
+
+    def write_wanted(opened: zipfile.ZipFile, where: str) -> None:
+        for member in _members(opened, where):
+            wanted = target(PurePosixPath(member.filename))
+            if wanted is None:
+                continue
+            if (folder / wanted).exists():
+                raise InputError(
+                    f"the archive must have one {wanted!r}, but has another in {where!r}"
+                )
+            write(opened, member, folder / wanted)
+
     with _opened(archive, archive.name) as outer:
-        for name, member in _members(outer, archive.name):
-            if name.suffix.lower() == ".zip":
-                _log.info("unpacking %s", name)
+        for member in _members(outer, archive.name):
+            if member.filename.lower().endswith(".zip"):
+                _log.info("unpacking %s", member.filename)
                 inner = folder / ".inner.zip"
-                _write(outer, member, inner, budget)
-                with _opened(inner, member.filename) as inside:
-                    _unpack_wanted(inside, member.filename, folder, target, budget)
+                write(outer, member, inner)
+                with _opened(inner, member.filename) as opened:
+                    write_wanted(opened, member.filename)
                 inner.unlink()
-        _unpack_wanted(outer, archive.name, folder, target, budget)
+        write_wanted(outer, archive.name)
 
 
 def file_names(archive: Path) -> list[str]:
@@ -49,7 +71,7 @@ def file_names(archive: Path) -> list[str]:
     Raises InputError as `unpack` does.
     """
     with _opened(archive, archive.name) as opened:
-        return [name.name for name, _ in _members(opened, archive.name)]
+        return [PurePosixPath(one.filename).name for one in _members(opened, archive.name)]
 
 
 def members_hash(archive: Path) -> str:
@@ -59,24 +81,9 @@ def members_hash(archive: Path) -> str:
     """
     digest = hashlib.sha256()
     with _opened(archive, archive.name) as opened:
-        for _, member in _members(opened, archive.name):
+        for member in _members(opened, archive.name):
             digest.update(repr((member.filename, member.file_size, member.CRC)).encode())
     return digest.hexdigest()
-
-
-class _Budget:
-    """Bytes that may still be written."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = self._left = limit
-
-    def spend(self, count: int, where: str) -> None:
-        self._left -= count
-        if self._left < 0:
-            raise InputError(
-                f"the archive must expand to at most {self._limit:,} bytes, "
-                f"but has more at {where!r}"
-            )
 
 
 @contextmanager
@@ -89,13 +96,10 @@ def _opened(file: Path, name: str) -> Iterator[zipfile.ZipFile]:
         raise InputError(f"{name!r} must be a whole zip archive, but {error}") from error
 
 
-def _members(
-    archive: zipfile.ZipFile, where: str
-) -> Iterator[tuple[PurePosixPath, zipfile.ZipInfo]]:
-    """The files of an archive, all checked before the first is yielded."""
-    members = archive.infolist()
-    for member in members:
-        rule = f"{where!r} must have only members inside the folder, but has"
+def _members(archive: zipfile.ZipFile, where: str) -> list[zipfile.ZipInfo]:
+    """The files of an archive, all checked."""
+    rule = f"{where!r} must have only members inside the folder, but has"
+    for member in archive.infolist():
         # The stored name: zipfile's own is cut at a NUL.
         for name in (member.filename, member.orig_filename):
             path = PurePosixPath(name.replace("\\", "/"))
@@ -105,32 +109,4 @@ def _members(
                 raise InputError(f"{rule} a name with a NUL, {name[:200]!r}")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(f"{rule} the link {member.filename[:200]!r}")
-    for member in members:
-        if not member.is_dir():
-            yield PurePosixPath(member.filename), member
-
-
-def _unpack_wanted(
-    archive: zipfile.ZipFile,
-    where: str,
-    folder: Path,
-    target: Callable[[PurePosixPath], str | None],
-    budget: _Budget,
-) -> None:
-    for name, member in _members(archive, where):
-        wanted = target(name)
-        if wanted is None:
-            continue
-        file = folder / wanted
-        if file.exists():
-            raise InputError(f"the archive must have one {wanted!r}, but has another in {where!r}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write(archive, member, file, budget)
-
-
-def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path, budget: _Budget) -> None:
-    source: IO[bytes]
-    with archive.open(member) as source, file.open("wb") as new:
-        while block := source.read(_BLOCK):
-            budget.spend(len(block), member.filename)
-            new.write(block)
+    return [member for member in archive.infolist() if not member.is_dir()]

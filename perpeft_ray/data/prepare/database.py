@@ -30,30 +30,17 @@ class MemoryBoundError(InputError):
 
 
 class Database:
-    """A DuckDB file of named tables, each of which exists whole or not at all.
+    """Temporary tables in DuckDB: `memory_gb` in memory, the rest in the folder `spill`."""
 
-    `memory_gb` limits DuckDB's memory; the rest is in the file and beside it. If the path has
-    `?` or `\\`, which DuckDB cannot open, it is a temporary one.
-    """
-
-    def __init__(self, file: Path, memory_gb: float) -> None:
-        self._links: tempfile.TemporaryDirectory[str] | None = None
-        self._linked: dict[str, Path] = {}
-        if _special(file.resolve(), "?\\"):  # also through a link
-            file = self._own_folder() / file.name
-        if not file.exists():
-            # A kill while DuckDB makes a file leaves an unreadable one; later kills do not.
-            new = file.with_suffix(".new")
-            new.unlink(missing_ok=True)
-            duckdb.connect(str(new.absolute())).close()
-            new.rename(file)
+    def __init__(self, spill: Path, memory_gb: float) -> None:
         self._memory_gb = memory_gb
+        self._links = tempfile.TemporaryDirectory(prefix="perpeft-")
+        self._linked: dict[str, Path] = {}
         self._connection = duckdb.connect(
-            str(file.absolute()),
             config={
                 "memory_limit": f"{round(memory_gb * 1000)}MB",
-                "temp_directory": str(file.absolute().with_suffix(".spill")),
-            },
+                "temp_directory": str(spill.absolute()),
+            }
         )
         self._connection.execute("SET TimeZone = 'UTC'")
         # The bar goes to standard output if Python seems interactive.
@@ -64,8 +51,7 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
-        if self._links is not None:
-            self._links.cleanup()
+        self._links.cleanup()
 
     def plain_path(self, path: Path) -> Path:
         """The path of a file or folder, or of a link to it if DuckDB would read it as a pattern.
@@ -73,78 +59,45 @@ class Database:
         A link keeps the endings `.jsonl` and `.gz`.
         """
         path = path.absolute()
-        if not _special(path, "?\\*["):
+        if not set("?\\*[") & set(str(path)):
             return path
         endings = "".join(ending for ending in path.suffixes if ending in (".jsonl", ".gz"))
-        link = self._own_folder() / f"{len(self._linked)}{endings}"
+        link = Path(self._links.name, f"{len(self._linked)}{endings}")
         link.symlink_to(path)
         self._linked[str(link)] = path
         return link
 
-    def _own_folder(self) -> Path:
-        if self._links is None:
-            self._links = tempfile.TemporaryDirectory(prefix="perpeft-")
-        return Path(self._links.name)
-
-    def has(self, name: str) -> bool:
-        """Whether a table exists."""
-        query = "SELECT count(*) FROM duckdb_tables() WHERE table_name = ?"
-        return bool(self.row(query, [name])[0])
-
     def table(self, name: str, query: str, values: Sequence[Any] = ()) -> int:
-        """Number of rows of a table; makes it by the query unless it exists."""
-        if not self.has(name):
-            _log.info("making table %s", name)
-            started = time.perf_counter()
-            self._execute(f"CREATE TABLE {name} AS {query}", values)
-            seconds = time.perf_counter() - started
-            _log.info("table %s: %s rows in %.1f s", name, f"{self.count(name):,}", seconds)
+        """Make or replace a table, possibly from its old rows; returns its number of rows."""
+        self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}", values)
         return self.count(name)
+
+    def logged_table(self, name: str, query: str, values: Sequence[Any] = ()) -> int:
+        """As `table`, for one that may take minutes."""
+        _log.info("making table %s", name)
+        started = time.perf_counter()
+        rows = self.table(name, query, values)
+        _log.info("table %s: %s rows in %.1f s", name, f"{rows:,}", time.perf_counter() - started)
+        return rows
 
     def load(self, name: str, batches: Iterable[pa.RecordBatch]) -> int:
-        """Rows of a table; makes it from batches, with a column `row`, unless it exists."""
-        if not self.has(name):
-            started, rows = time.perf_counter(), 0
-            self._execute("BEGIN")
-            try:
-                for batch in batches:
-                    numbers = pa.array(range(rows, rows + len(batch)), pa.int64())
-                    incoming = pa.Table.from_batches([batch]).append_column("row", numbers)
-                    self._connection.register("incoming", incoming)
-                    new = "INSERT INTO {}" if self.has(name) else "CREATE TABLE {} AS"
-                    self._execute(f"{new.format(name)} SELECT * FROM incoming")
-                    self._connection.unregister("incoming")
-                    rows += len(batch)
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._execute("COMMIT")
-            _log.info(
-                "table %s: %s rows in %.1f s", name, f"{rows:,}", time.perf_counter() - started
-            )
-        return self.count(name)
+        """Make a table from batches, at least one, with a column `row`; returns its rows."""
+        rows, start = 0, f"CREATE TABLE {name} AS"
+        for batch in batches:
+            numbers = pa.array(range(rows, rows + len(batch)), pa.int64())
+            incoming = pa.Table.from_batches([batch]).append_column("row", numbers)
+            self._connection.register("incoming", incoming)
+            self._execute(f"{start} SELECT * FROM incoming")
+            self._connection.unregister("incoming")
+            rows, start = rows + len(batch), f"INSERT INTO {name}"
+        return rows
 
-    def replace(self, name: str, query: str) -> int:
-        """Number of rows of a table that the query replaces, possibly from its old rows."""
-        self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
-        return self.count(name)
-
-    def delete(self, name: str, condition: str) -> None:
-        """Remove the rows of a table for which a condition holds."""
-        self._execute(f"DELETE FROM {name} WHERE {condition}")
-
-    def drop(self, *names: str) -> None:
-        """Remove tables if they exist."""
-        for name in names:
-            self._execute(f"DROP TABLE IF EXISTS {name}")
-
-    def fill(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Make or replace a table of texts from rows in memory."""
-        values = [[row[at] for row in rows] for at in range(len(columns))]
-        texts = pa.table([pa.array(column, pa.string()) for column in values], list(columns))
-        self._connection.register("rows_in_memory", texts)
-        self.replace(name, "SELECT * FROM rows_in_memory")
-        self._connection.unregister("rows_in_memory")
+    def fill(self, name: str, **columns: Sequence[str | None]) -> None:
+        """Make or replace a table from columns of text in memory."""
+        arrays = {column: pa.array(texts, pa.string()) for column, texts in columns.items()}
+        self._connection.register("incoming", pa.table(arrays))
+        self.table(name, "SELECT * FROM incoming")
+        self._connection.unregister("incoming")
 
     def count(self, name: str) -> int:
         """Rows of a table."""
@@ -186,10 +139,6 @@ class Database:
             raise MemoryBoundError(
                 f"`memory_gb` must be more for these data, but is {self._memory_gb:g}"
             ) from error
-
-
-def _special(path: Path, characters: str) -> bool:
-    return bool(set(characters) & set(str(path)))
 
 
 def quoted(text: str | Path) -> str:

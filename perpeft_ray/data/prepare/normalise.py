@@ -1,4 +1,4 @@
-"""Checks and normalises a user's data folder: repairs what it can, and reports every repair.
+"""Writes a data folder from raw tables: repairs what it can, and reports every repair.
 
 Ids become text and times whole numbers, as `ParquetTable` reads them. Blank text becomes null,
 spaces single. Drops rows without id or time, repeated item ids and interactions with unknown items.
@@ -18,12 +18,12 @@ from perpeft_ray.data.interactions import (
     check_inside,
     open_tables,
 )
-from perpeft_ray.data.prepare.database import Database, clean_text, quoted
+from perpeft_ray.data.prepare.database import Database, clean_text
 from perpeft_ray.data.prepare.images import (
     FAILURES_FILE,
-    Copy,
-    copy_images,
-    image_progress,
+    Limits,
+    WantedImage,
+    get_images,
     write_failures,
 )
 from perpeft_ray.data.prepare.recipe import (
@@ -59,7 +59,7 @@ class Repairs:
     """Missing or broken images, now null and listed in images_failed.csv."""
     examples: Mapping[str, str] = field(default_factory=dict, compare=False)
     """An example id for each of the above."""
-    notes: tuple[str, ...] = field(default=(), compare=False)
+    notes: Sequence[str] = field(default=(), compare=False)
     """How the source was understood and what was unreadable; one line each."""
 
     def lines(self) -> list[str]:
@@ -71,14 +71,11 @@ class Repairs:
             "duplicate_items": "items with an id that was there before left out",
             "blank_titles": "blank titles made null",
         }
-        return [
-            *self.notes,
-            *(
-                f"{getattr(self, name):,} {text}"
-                + (f", such as {self.examples[name]!r}" if name in self.examples else "")
-                for name, text in words.items()
-            ),
-        ]
+        lines = list(self.notes)
+        for name, text in words.items():
+            example = f", such as {self.examples[name]!r}" if name in self.examples else ""
+            lines.append(f"{getattr(self, name):,} {text}{example}")
+        return lines
 
 
 def prepare_parquet(source: Path, out: Path, *, memory_gb: float = 1.0) -> Repairs:
@@ -91,27 +88,25 @@ def prepare_parquet(source: Path, out: Path, *, memory_gb: float = 1.0) -> Repai
     """
     if not source.is_dir():
         raise InputError(f"the data must be a folder, but {str(source)!r} is none")
-    tables = open_tables("the folder", source, optional=("title", "image"))
-    names = _image_names(source, tables[1])
-    files = [file for table in tables for file in table.files]
+    interactions, items = open_tables("the folder", source, optional=("title", "image"))
     recipe = {
         "source": "parquet",
-        "raw": contents(*files),
-        "images": contents_hash(source, names),
+        "raw": contents(*interactions.files, *items.files),
+        "images": contents_hash(source, _image_names(source, items)),
     }
     with preparing(out, recipe) as working:
         if working is not None:
-            with Database(working / SCRATCH / "tables.duckdb", memory_gb) as database:
-                database.load("raw_interactions", tables[0].batches(nulls=True))
-                database.load("raw_items", tables[1].batches(nulls=True))
+            with Database(working / SCRATCH, memory_gb) as database:
+                database.load("raw_interactions", interactions.batches(nulls=True))
+                database.load("loaded", items.batches(nulls=True))
+                database.table("raw_items", "SELECT *, image AS source FROM loaded")
                 normalise(database, working, source)
     return read_repairs(out)
 
 
 def read_repairs(out: Path) -> Repairs:
     """The repairs that `normalise` recorded in a folder."""
-    values = json.loads((out / REPAIRS_FILE).read_text(encoding="utf-8"))
-    return Repairs(**{**values, "notes": tuple(values["notes"])})
+    return Repairs(**json.loads((out / REPAIRS_FILE).read_text(encoding="utf-8")))
 
 
 def _image_names(source: Path, items: ParquetTable) -> list[str]:
@@ -129,22 +124,19 @@ def _image_names(source: Path, items: ParquetTable) -> list[str]:
 
 
 def normalise(
-    database: Database,
-    working: Path,
-    images: Path | None,
-    *,
-    prefix: str = "",
-    notes: Sequence[str] = (),
+    database: Database, working: Path, images: Path | Limits | None, notes: Sequence[str] = ()
 ) -> None:
     """Write the tables, images and repairs of a data folder from two tables of the database.
 
     `raw_interactions` has user_id, item_id, timestamp and row; `raw_items` has item_id, title,
-    image and row. Images are checked paths relative to `images`, and in the new folder below
-    `prefix`. Raises InputError if no interaction is left.
+    image, source and row. `image` is a checked path in the new folder, `source` an address to
+    download within the limits `images`, or a path to copy from below `images`; without `images`
+    items have none. Raises InputError if no interaction is left.
     """
+    raw_items = database.count("raw_items")
     with_id = database.table(
         "with_id",
-        "SELECT item_id, title, CASE WHEN trim(image) <> '' THEN image END AS image, row "
+        "SELECT * REPLACE (CASE WHEN trim(image) <> '' THEN image END AS image) "
         "FROM raw_items WHERE item_id IS NOT NULL",
     )
     items = database.table(
@@ -157,10 +149,8 @@ def normalise(
         f"SELECT count(*), count(*) FILTER ({whole}) FROM raw_interactions"
     )
     known = database.table(
-        "interactions",
-        f"SELECT user_id, item_id, timestamp, row FROM raw_interactions WHERE {whole} AND {among}",
+        "interactions", f"SELECT * FROM raw_interactions WHERE {whole} AND {among}"
     )
-    raw_items = database.count("raw_items")
     examples = {
         "unknown_items": _first(database, f"item_id FROM raw_interactions WHERE NOT {among}"),
         "duplicate_items": _first(
@@ -168,33 +158,25 @@ def normalise(
         ),
     }
     if not known:
-        ours = _first(database, "item_id FROM items")
+        ours, theirs = _first(database, "item_id FROM items"), examples["unknown_items"]
+        both = ours is not None and theirs is not None
         raise InputError(
             f"the folder must have interactions with its items, but of {raw_interactions:,} rows "
             f"and {raw_items:,} items none is left"
-            + (
-                f" (items such as {ours!r}, interactions with {examples['unknown_items']!r})"
-                if ours is not None and examples["unknown_items"] is not None
-                else ""
-            )
+            + (f" (items such as {ours!r}, interactions with {theirs!r})" if both else "")
         )
     (blank,) = database.row(
         f"SELECT count(*) FROM items WHERE title IS NOT NULL AND {clean_text('title')} IS NULL"
     )
-    failed_images = 0 if images is None else _copy_images(database, images, working, prefix)
+    failed_images = _write_images(database, working, images)
     database.write_parquet(
         "SELECT user_id, item_id, timestamp FROM interactions ORDER BY row",
         working / INTERACTIONS_FILE,
     )
-    image = (
-        "CAST(NULL AS VARCHAR)"
-        if images is None
-        else (
-            f"CASE WHEN image NOT IN (SELECT image FROM failed) THEN {quoted(prefix)} || image END"
-        )
-    )
     database.write_parquet(
-        f"SELECT item_id, {clean_text('title')} AS title, {image} AS image FROM items ORDER BY row",
+        f"SELECT item_id, {clean_text('title')} AS title, "
+        "CASE WHEN image IN (SELECT image FROM found) THEN image END AS image "
+        "FROM items ORDER BY row",
         working / ITEMS_FILE,
     )
     repairs = Repairs(
@@ -216,19 +198,18 @@ def _first(database: Database, query: str) -> str | None:
     return found[0][0] if found else None
 
 
-def _copy_images(database: Database, source: Path, working: Path, prefix: str) -> int:
-    """Copy the items' images; returns the failures, also in the table `failed` (image)."""
-    copies: dict[Path, Copy] = {}
+def _write_images(database: Database, working: Path, images: Path | Limits | None) -> int:
+    """Get the items' images; makes the table `found` (image) and returns the failures."""
+    wanted: dict[Path, WantedImage] = {}
     spelled: dict[str, Path] = {}
-    for item_id, image in database.rows(
-        "SELECT item_id, image FROM items WHERE image IS NOT NULL ORDER BY row"
-    ):
-        target = working / prefix / image
-        spelled[image] = target
-        copies.setdefault(target, Copy(item_id, source / image, target))
-    with image_progress(len(copies)) as advance:
-        failures = copy_images(copies.values(), working / SCRATCH, advance)
+    query = "SELECT item_id, image, source FROM items WHERE image IS NOT NULL ORDER BY row"
+    for item_id, image, source in database.rows(query) if images is not None else ():
+        file = spelled[image] = working / image
+        address = str(images / source) if isinstance(images, Path) else source
+        wanted.setdefault(file, WantedImage(item_id, address, file))
+    failures = get_images(
+        list(wanted.values()), working / SCRATCH, images if isinstance(images, Limits) else None
+    )
     write_failures(working, failures)
-    lost = {working / prefix / Path(failure.image).relative_to(source) for failure in failures}
-    database.fill("failed", ["image"], [[image] for image, at in spelled.items() if at in lost])
+    database.fill("found", image=[image for image, file in spelled.items() if file.exists()])
     return len(failures)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,21 +81,6 @@ def _content(file: Path) -> str:
         return "missing"
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def begun_to_read(files: Sequence[Path]) -> None:
-    """Open each file and read its first byte, through gzip if it is compressed.
-
-    Raises InputError for an unreadable file."""
-    for file in files:
-        opened = gzip.open if file.suffix == ".gz" else open
-        try:
-            with opened(file, "rb") as stream:
-                empty = not stream.read(1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{str(file)!r} must be a readable file, but {error}") from error
-        if empty:
-            raise InputError(f"{str(file)!r} must be a readable file, but is empty")
 
 
 def _check(out: Path, recipe: Mapping[str, Any]) -> None:

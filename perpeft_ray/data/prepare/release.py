@@ -17,26 +17,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, check_inside
+from perpeft_ray.data.interactions import check_inside
 from perpeft_ray.data.prepare.archives import file_names, members_hash, unpack
-from perpeft_ray.data.prepare.images import (
-    Copy,
-    check_file_name,
-    copy_images,
-    image_progress,
-    write_failures,
-)
+from perpeft_ray.data.prepare.database import Database
+from perpeft_ray.data.prepare.images import check_file_name
+from perpeft_ray.data.prepare.normalise import normalise
 from perpeft_ray.data.prepare.pickles import Plain, read_plain_pickle
-from perpeft_ray.data.prepare.recipe import (
-    SCRATCH,
-    begun_to_read,
-    contents,
-    contents_hash,
-    preparing,
-)
+from perpeft_ray.data.prepare.recipe import SCRATCH, contents, contents_hash, preparing
 from perpeft_ray.errors import InputError
 
 MAX_BYTES = 32_000_000_000
@@ -55,18 +44,21 @@ def prepare_release(source: Path, name: str, out: Path, *, max_bytes: int = MAX_
     with preparing(out, release_recipe(source, name)) as working:
         if working is None:
             return
+        scratch = working / SCRATCH
         if source.is_dir():
-            files = _Files.found_in(source, name)
+            files = _found_in(source, name)
         else:
-            files = _unpacked(source, name, working / SCRATCH, max_bytes)
-        _convert(files, working)
+            files = _unpacked(source, name, scratch, max_bytes)
+        with Database(scratch, memory_gb=1) as database:
+            _load(database, files)
+            normalise(database, working, files.images)
 
 
 def release_recipe(source: Path, name: str) -> dict[str, Any]:
     """All that determines the folder of `prepare_release`; raises InputError as it does."""
-    raw = _raw_files(source, name)
+    raw = release_files(source, name)
     if source.is_dir():
-        images = _Files.found_in(source, name).images
+        images = _found_in(source, name).images
         names = sorted(entry.name for entry in images.iterdir()) if images.is_dir() else []
         identity = {"raw": contents(*raw), "images": contents_hash(images, names)}
     else:
@@ -75,76 +67,57 @@ def release_recipe(source: Path, name: str) -> dict[str, Any]:
 
 
 def release_files(source: Path, name: str) -> list[Path]:
-    """The files that `prepare_release` reads first; unpacks nothing.
+    """The archive, or a folder's tables, which `prepare_release` reads first; unpacks nothing.
 
-    Raises InputError if one is missing or unreadable. Does not look into inner zips.
+    Raises InputError if one is missing. Does not look into inner zips.
     """
-    files = _raw_files(source, name)
-    begun_to_read(files)
-    if source.is_file():
-        names = file_names(source)
-        wanted = _Files(source.parent, name)
-        inner = any(name.lower().endswith(".zip") for name in names)
-        for file in (wanted.sequences, wanted.numbers, wanted.titles):
-            if file.name not in names and not inner:
-                raise InputError(f"the release must have {file.name}, but {str(source)!r} has none")
-    return files
-
-
-def _raw_files(source: Path, name: str) -> list[Path]:
-    """The archive, or a folder's tables."""
     check_file_name("`name`", name)
     if source.is_dir():
-        files = _Files.found_in(source, name)
-        return [files.sequences, files.numbers, files.titles]
-    if source.is_file():
-        return [source]
-    raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is none")
+        return _found_in(source, name).tables
+    if not source.is_file():
+        raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is none")
+    names = file_names(source)
+    if not any(one.lower().endswith(".zip") for one in names):
+        for file in _Files.of(source.parent, name).tables:
+            if file.name not in names:
+                raise InputError(f"the release must have {file.name}, but {str(source)!r} has none")
+    return [source]
 
 
 @dataclass(frozen=True)
 class _Files:
     """Locations of a data set's files."""
 
-    folder: Path
-    name: str
+    sequences: Path
+    numbers: Path
+    titles: Path
+    images: Path
 
     @classmethod
-    def found_in(cls, root: Path, name: str) -> _Files:
-        found = sorted(root.rglob(f"{glob.escape(name)}_final.txt"))
-        if len(found) != 1:
-            raise InputError(
-                f"the release must have one {name}_final.txt, but {str(root)!r} has {len(found)}"
-            )
-        files = cls(found[0].parent, name)
-        for file in (files.numbers, files.titles):
-            if not file.is_file():
-                raise InputError(f"the release must have {file.name}, but {str(file)!r} is missing")
-        return files
+    def of(cls, folder: Path, name: str) -> _Files:
+        return cls(
+            sequences=folder / f"{name}_final.txt",
+            numbers=folder / f"{name}_item2id_final.pickle",
+            titles=folder / f"{name}_texts_final.pickle",
+            images=folder / f"{name}_images",
+        )
 
     @property
-    def sequences(self) -> Path:
-        return self.folder / f"{self.name}_final.txt"
+    def tables(self) -> list[Path]:
+        return [self.sequences, self.numbers, self.titles]
 
-    @property
-    def numbers(self) -> Path:
-        return self.folder / f"{self.name}_item2id_final.pickle"
 
-    @property
-    def titles(self) -> Path:
-        return self.folder / f"{self.name}_texts_final.pickle"
-
-    @property
-    def images(self) -> Path:
-        return self.folder / f"{self.name}_images"
-
-    def wanted(self, member: PurePosixPath) -> str | None:
-        """A member's target under `folder`; None if it is not part of this set."""
-        if member.name in (self.sequences.name, self.numbers.name, self.titles.name):
-            return member.name
-        if member.parent.name == self.images.name:
-            return f"{self.images.name}/{member.name}"
-        return None
+def _found_in(root: Path, name: str) -> _Files:
+    found = sorted(root.rglob(f"{glob.escape(name)}_final.txt"))
+    if len(found) != 1:
+        raise InputError(
+            f"the release must have one {name}_final.txt, but {str(root)!r} has {len(found)}"
+        )
+    files = _Files.of(found[0].parent, name)
+    for file in files.tables:
+        if not file.is_file():
+            raise InputError(f"the release must have {file.name}, but {str(file)!r} is missing")
+    return files
 
 
 def _unpacked(archive: Path, name: str, scratch: Path, max_bytes: int) -> _Files:
@@ -153,12 +126,23 @@ def _unpacked(archive: Path, name: str, scratch: Path, max_bytes: int) -> _Files
         new = scratch / "release.part"
         shutil.rmtree(new, ignore_errors=True)  # left by an interrupted run
         new.mkdir()
-        unpack(archive, new, _Files(new, name).wanted, max_bytes)
+        files = _Files.of(new, name)
+
+        def target(member: PurePosixPath) -> str | None:
+            """The path of a file of this data set."""
+            if member.name in [file.name for file in files.tables]:
+                return member.name
+            if member.parent.name == files.images.name:
+                return f"{files.images.name}/{member.name}"
+            return None
+
+        unpack(archive, new, target, max_bytes)
         new.rename(folder)
-    return _Files.found_in(folder, name)
+    return _found_in(folder, name)
 
 
-def _convert(files: _Files, working: Path) -> None:
+def _load(database: Database, files: _Files) -> None:
+    """Make `raw_interactions` and `raw_items`."""
     lines = _lines(files.sequences)  # [N, 2]
     ids = _item_ids(files.numbers)
     unknown = np.setdiff1d(lines[:, 1], list(ids))
@@ -168,32 +152,22 @@ def _convert(files: _Files, working: Path) -> None:
             f"but has the number {unknown[0]}"
         )
     titles = {str(item): title for item, title in read_plain_pickle(files.titles).items()}
-    copies = []
-    for item_id in ids.values():
-        image = f"{item_id}.jpg"
+    images = [f"{item_id}.jpg" for item_id in ids.values()]
+    for image in images:
         check_inside(f"an item's image must be inside {str(files.images)!r}", files.images, image)
-        copies.append(Copy(item_id, files.images / image, working / "images" / image))
-    (working / "images").mkdir(exist_ok=True)
-    with image_progress(len(copies)) as advance:
-        failures = copy_images(copies, working / SCRATCH, advance)
-    write_failures(working, failures)
-    failed = {failure.item_id for failure in failures}
-    items = {
-        "item_id": list(ids.values()),
-        "title": [_title(titles.get(item_id)) for item_id in ids.values()],
-        "image": [None if item in failed else f"images/{item}.jpg" for item in ids.values()],
-    }
-    text = pa.string()
-    pq.write_table(
-        pa.table(items, schema=pa.schema([(column, text) for column in items])),
-        working / ITEMS_FILE,
-    )
     interactions = {
-        "user_id": pa.array(lines[:, 0]).cast(text),
-        "item_id": pa.array([ids[number] for number in lines[:, 1].tolist()], text),
+        "user_id": pa.array(lines[:, 0]).cast(pa.string()),
+        "item_id": pa.array([ids[number] for number in lines[:, 1].tolist()], pa.string()),
         "timestamp": pa.array(np.arange(len(lines), dtype=np.int64)),
     }
-    pq.write_table(pa.table(interactions), working / INTERACTIONS_FILE)
+    items = {
+        "item_id": list(ids.values()),
+        "title": pa.array([_title(titles.get(item)) for item in ids.values()], pa.string()),
+        "source": images,
+        "image": [f"images/{image}" for image in images],
+    }
+    database.load("raw_interactions", [pa.RecordBatch.from_pydict(interactions)])
+    database.load("raw_items", [pa.RecordBatch.from_pydict(items)])
 
 
 def _lines(file: Path) -> NDArray[np.int64]:
@@ -212,23 +186,18 @@ def _lines(file: Path) -> NDArray[np.int64]:
 
 
 def _item_ids(file: Path) -> dict[int, str]:
-    """Item ids by number."""
-    ids: dict[int, str] = {}
-    for number, item_id in sorted(_numbered(file).items()):
-        check_file_name(f"an item id of {file.name}", str(item_id))
-        ids[number] = str(item_id)
-    if len(set(ids.values())) < len(ids):
-        twice = Counter(ids.values()).most_common(1)[0][0]
-        raise InputError(f"{file.name} must have every item id once, but has {twice!r} again")
-    return ids
-
-
-def _numbered(file: Path) -> dict[int, Plain]:
-    ids = read_plain_pickle(file)
-    wrong = [number for number in ids if not isinstance(number, int) or number < 1]
+    """Item ids by number, ascending."""
+    found = read_plain_pickle(file)
+    wrong = [number for number in found if not isinstance(number, int) or number < 1]
     if wrong:
         raise InputError(f"{file.name} must have item numbers from 1, but has {wrong[0]!r}")
-    return {number: item_id for number, item_id in ids.items() if isinstance(number, int)}
+    ids = {int(number): str(item_id) for number, item_id in found.items()}
+    for item_id in ids.values():
+        check_file_name(f"an item id of {file.name}", item_id)
+    twice, times = Counter(ids.values()).most_common(1)[0] if ids else ("", 0)
+    if times > 1:
+        raise InputError(f"{file.name} must have every item id once, but has {twice!r} again")
+    return dict(sorted(ids.items()))
 
 
 def _title(title: Plain | None) -> str | None:

