@@ -143,8 +143,8 @@ def one_catalogue(order: Order, seed: int) -> tuple[pd.DataFrame, dict[str, obje
 
 def report(users: pd.DataFrame, catalogues: pd.DataFrame) -> str:
     """The tables of means and of orderings, as Markdown."""
-    from perpeft_ray.report.comparisons import p_text
     from perpeft_ray.report.statistics import compare_users, holm
+    from perpeft_ray.report.text import p_text
 
     found = [
         compare_users(users.rename(columns={a: "a", b: "b"}), (a, b, None), "ndcg@20")

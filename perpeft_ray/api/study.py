@@ -10,7 +10,13 @@ import pandas as pd
 
 from perpeft_ray.config import MetricsSettings, StudyConfig
 from perpeft_ray.report.page import write_report
-from perpeft_ray.report.tables import StudyResults, best_setting, printed_tables, study_tables
+from perpeft_ray.report.tables import (
+    StudyResults,
+    answer_tables,
+    best_setting,
+    printed_tables,
+    study_tables,
+)
 from perpeft_ray.report.verdict import Verdict
 from perpeft_ray.store.folder import StudyFolder
 
@@ -101,7 +107,7 @@ class OpenedStudy:
     def _repr_markdown_(self) -> str:
         """The table and the verdict, as a notebook shows them."""
         results = self.results()
-        texts = [table.markdown() for table in printed_tables(study_tables(results))]
+        texts = [table.markdown() for table in printed_tables(answer_tables(results))]
         best = best_setting(results)
         lines = [f"Best setting: {best}"] if best else []
         lines += results.verdict.lines(self.folder.uri or str(self.folder.path))

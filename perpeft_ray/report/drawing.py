@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -17,18 +18,22 @@ _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", 
 """Source: Okabe and Ito, Color Universal Design (2008)."""
 _TOL_MUTED = ("#882255", "#999933", "#332288", "#44AA99", "#AA4499")
 """Source: Paul Tol, Colour Schemes (2021)."""
-VARIANT_COLOURS: dict[str | None, str] = {
-    None: "#555555",
-    **dict(zip(VARIANTS, _OKABE_ITO + _TOL_MUTED, strict=True)),
+VARIANT_LOOKS: dict[str | None, dict[str, Any]] = {
+    variant: {"color": colour, "marker": marker}
+    for variant, colour, marker in zip(
+        (None, *VARIANTS), ("#555555", *_OKABE_ITO, *_TOL_MUTED), "Dos^vP*X<>phd", strict=True
+    )
 }
-VARIANT_MARKERS: dict[str | None, str] = {
-    None: "D",
-    **dict(zip(VARIANTS, "os^vP*X<>phd", strict=True)),
-}
+"""Colour and marker of each variant, as options of matplotlib; None: methods without PEFT."""
+BLACK = "#222222"
 GREY = "#767676"
-METHOD_COLOURS = dict(zip(METHODS, (*(GREY,) * 4, *_OKABE_ITO, *_TOL_MUTED[:4]), strict=True))
+METHOD_LOOKS: dict[str, dict[str, Any]] = {
+    method: {"color": colour, "marker": marker}
+    for method, colour, marker in zip(
+        METHODS, (*(GREY,) * 4, *_OKABE_ITO, *_TOL_MUTED[:4]), "+xXv^<>12osPph*", strict=True
+    )
+}
 """Methods without PEFT are grey and differ by line style."""
-METHOD_MARKERS = dict(zip(METHODS, "+xXv^<>12osPph*", strict=True))
 
 mpl.rcParams.update(
     {

@@ -14,11 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from perpeft_ray.config import METHODS, SEARCHABLE, VARIANTS, VARIED, StudyConfig
 from perpeft_ray.metrics import on_front
 from perpeft_ray.report.drawing import (
+    BLACK,
     GREY,
-    METHOD_COLOURS,
-    METHOD_MARKERS,
-    VARIANT_COLOURS,
-    VARIANT_MARKERS,
+    METHOD_LOOKS,
+    VARIANT_LOOKS,
     StudyFigure,
     legend,
     panels,
@@ -33,12 +32,9 @@ from perpeft_ray.report.summary import (
 )
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.files import whole_file
-from perpeft_ray.store.folder import StudyFolder
 
 _SETTINGS = ("variant", *VARIED)
 _LABELS = {setting.name: setting.label for setting in SEARCHABLE}
-_TEN = colormaps["tab10"]
-_TWENTY = colormaps["tab20"]
 
 
 def study_figures(results: StudyResults) -> list[StudyFigure]:
@@ -58,18 +54,13 @@ def study_figures(results: StudyResults) -> list[StudyFigure]:
     return [figure for figure in figures if figure is not None]
 
 
-def write_figures(results: StudyResults) -> list[StudyFigure]:
-    """Write `figures/<name>.png` of a study, and return the figures."""
-    figures = study_figures(results)
-    for figure in figures:
-        with whole_file(figure_path(results.folder, figure)) as temporary:
+def write_figures(results: StudyResults) -> dict[StudyFigure, Path]:
+    """Write `figures/<name>.png` of a study; returns the figures with their files."""
+    files = {f: results.folder.path / "figures" / f"{f.name}.png" for f in study_figures(results)}
+    for figure, file in files.items():
+        with whole_file(file) as temporary:
             figure.figure.savefig(temporary, format="png")
-    return figures
-
-
-def figure_path(folder: StudyFolder, figure: StudyFigure) -> Path:
-    """The path of a study's figure."""
-    return folder.path / "figures" / f"{figure.name}.png"
+    return files
 
 
 def effects(compared: Sequence[Comparison]) -> StudyFigure | None:
@@ -87,17 +78,15 @@ def effects(compared: Sequence[Comparison]) -> StudyFigure | None:
             100 * c.difference,
             methods.index(c.method_b) + shift,
             xerr=[[low], [high]],
-            color=VARIANT_COLOURS[c.variant],
-            marker=VARIANT_MARKERS[c.variant],
-            markerfacecolor=VARIANT_COLOURS[c.variant] if c.significant else "white",
+            **VARIANT_LOOKS[c.variant],
+            markerfacecolor=None if c.significant else "white",
             markersize=5,
             linestyle="none",
             capsize=2,
         )
     for variant in variants:
-        colour, marker = VARIANT_COLOURS[variant], VARIANT_MARKERS[variant]
-        axes.plot([], [], color=colour, marker=marker, markersize=5, label=variant)
-    axes.axvline(0, color="#222222", linewidth=0.8)
+        axes.plot([], [], **VARIANT_LOOKS[variant], markersize=5, label=variant)
+    axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set_yticks(range(len(methods)), methods)
     axes.invert_yaxis()
     axes.set_xlabel("gain in NDCG@20 × 100")
@@ -124,7 +113,7 @@ def learning_curves(
     variants: list[str | None] = [v for v in VARIANTS if (curves.variant == v).any()]
     variants = variants or [None]
     figure, places = panels(len(variants))
-    styles = dict(zip(("without_mm", "frozen_mm"), (":", "--"), strict=True))
+    styles = {"without_mm": ":", "frozen_mm": "--"}
     for axes, variant in zip(places, variants, strict=True):
         own = curves[(curves.variant == variant) | curves.variant.isna()]
         for method, line in own.groupby("method"):
@@ -132,9 +121,8 @@ def learning_curves(
             axes.plot(
                 mean.index,
                 mean,
-                color=METHOD_COLOURS[method],
+                **METHOD_LOOKS[method],
                 linestyle=styles.get(method, "-"),
-                marker=METHOD_MARKERS[method],
                 markersize=4,
                 linewidth=2 if method == "perpeft" else 1,
                 label=method,
@@ -164,22 +152,22 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
         below = 10.0 ** np.floor(np.log10(positive.min()))
         axes.set_xscale("symlog", linthresh=below, linscale=0.6)
     for row in points.itertuples():
-        variant = None if pd.isna(row.variant) else row.variant
+        colour = VARIANT_LOOKS[None if pd.isna(row.variant) else row.variant]["color"]
         axes.errorbar(
             row.trainable_parameters,
             100 * row.mean,
             yerr=None if pd.isna(row.std) else 100 * row.std,
-            color=VARIANT_COLOURS[variant],
-            marker=METHOD_MARKERS[row.method],
-            markerfacecolor="white" if row.mode == "parallel" else VARIANT_COLOURS[variant],
+            color=colour,
+            marker=METHOD_LOOKS[row.method]["marker"],
+            markerfacecolor="white" if row.mode == "parallel" else colour,
             linestyle="none",
             capsize=2,
         )
     for variant in points.variant.dropna().unique():
-        axes.plot([], [], color=VARIANT_COLOURS[variant], linewidth=5, label=variant)
+        colour = VARIANT_LOOKS[variant]["color"]
+        axes.plot([], [], color=colour, linewidth=5, label=variant)
     for method in points.method.unique():
-        marker = METHOD_MARKERS[method]
-        axes.plot([], [], marker, color=GREY, label=method)
+        axes.plot([], [], METHOD_LOOKS[method]["marker"], color=GREY, label=method)
     if (points["mode"] == "parallel").any():
         axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="parallel mode")
     front = _front(axes, points, "mean")
@@ -207,7 +195,12 @@ def sensitivity_curves(trials: pd.DataFrame) -> StudyFigure | None:
     for axes, name in zip(places, names, strict=True):
         of_name = curves[curves.parameter == name]
         for (variant, mode), line in of_name.groupby(["variant", "mode"]):
-            _band(axes, line, str(variant), dashed=mode == "parallel")
+            look, line = VARIANT_LOOKS[variant], line.sort_values("value")
+            mean, std = 100 * line["mean"], 100 * line["std"].fillna(0.0)
+            dashes = "--" if mode == "parallel" else "-"
+            axes.plot(line.value, mean, **look, linestyle=dashes, label=variant)
+            ends = mean - std, mean + std
+            axes.fill_between(line.value, *ends, color=look["color"], alpha=0.2, linewidth=0)
         setting = next(setting for setting in SEARCHABLE if setting.name == name)
         if setting.scale:
             axes.set_xscale("log", base=setting.scale)
@@ -229,28 +222,23 @@ def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
 
     `values`: of `user_values`. None if no variant has both methods.
     """
-    of_variants = {}
-    for variant in VARIANTS:
-        users = paired_users(values, "perpeft", "global", variant)
-        if not users.empty:
-            first = users[["dataset", "seed"]].apply(tuple, axis=1)
-            of_variants[variant] = users[first == first.min()]
+    pairs = {v: paired_users(values, "perpeft", "global", v) for v in VARIANTS}
+    of_variants = {v: own[own.seed == own.seed.min()] for v, own in pairs.items() if len(own)}
     if not of_variants:
         return None
     figure, places = panels(len(of_variants))
     for axes, (variant, users) in zip(places, of_variants.items(), strict=True):
         gains = group_gains(users)
-        numbers = zip(gains.group, gains.users, strict=True)
         ends = [gains.gain - gains.gain_low, gains.gain_high - gains.gain]
         axes.bar(
-            [f"{group}\n{count}" for group, count in numbers],
+            gains.group.astype(str) + "\n" + gains.users.astype(str),
             100 * gains.gain,
             yerr=100 * np.array(ends),
-            color=VARIANT_COLOURS[variant],
-            ecolor="#222222",
+            color=VARIANT_LOOKS[variant]["color"],
+            ecolor=BLACK,
             capsize=2,
         )
-        axes.axhline(0, color="#222222", linewidth=0.8)
+        axes.axhline(0, color=BLACK, linewidth=0.8)
         axes.set(title=variant, ylabel="gain in NDCG@20 × 100")
     places[-1].set_xlabel("group, and its users")
     return StudyFigure(
@@ -275,11 +263,9 @@ def search_history(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | 
     figure, [axes] = panels(1)
     for variant, rows in tried.groupby("variant"):
         done, pruned = (rows[rows.status == status] for status in ("COMPLETE", "PRUNED"))
-        colour = VARIANT_COLOURS[variant]
-        axes.scatter(
-            done.number, done.score, color=colour, marker=VARIANT_MARKERS[variant], label=variant
-        )
-        axes.scatter(pruned.number, pruned.score, color=colour, marker="x")
+        look = VARIANT_LOOKS[variant]
+        axes.scatter(done.number, done.score, **look, label=variant)
+        axes.scatter(pruned.number, pruned.score, color=look["color"], marker="x")
     best = tried.score.where(tried.status == "COMPLETE").cummax().ffill()
     axes.step(tried.number, best, where="post", color=GREY, label="best so far")
     if (tried.status == "PRUNED").any():
@@ -306,13 +292,8 @@ def search_front(trials: pd.DataFrame) -> StudyFigure | None:
         return None
     figure, [axes] = panels(1)
     for variant, rows in done.groupby("variant"):
-        axes.scatter(
-            rows.trainable_parameters,
-            100 * rows[SELECTION],
-            color=VARIANT_COLOURS[variant],
-            marker=VARIANT_MARKERS[variant],
-            label=variant,
-        )
+        sizes, scores = rows.trainable_parameters, 100 * rows[SELECTION]
+        axes.scatter(sizes, scores, **VARIANT_LOOKS[variant], label=variant)
     front = _front(axes, done, SELECTION)
     axes.set_xscale("log")
     axes.set(xlabel="trainable parameters of PEFT modules", ylabel="validation NDCG@20 × 100")
@@ -337,10 +318,8 @@ def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
     done = _complete(trials)
     if len(done) <= sum(done[name].nunique(dropna=False) > 1 for name in _SETTINGS):
         return None
-    settings = [
-        {name: None if pd.isna(value) else value for name, value in row.items()}
-        for row in done[list(_SETTINGS)].to_dict("records")
-    ]
+    settings = done[list(_SETTINGS)].astype(object)
+    settings = settings.where(settings.notna(), None).to_dict("records")
     shares = setting_importances(settings, done[SELECTION].tolist())
     if not shares:
         return None
@@ -349,7 +328,7 @@ def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
     bars = axes.barh(
         [_LABELS.get(name, name) for name in names],
         [100 * shares[name] for name in names],
-        color=VARIANT_COLOURS["lora"],
+        color=VARIANT_LOOKS["lora"]["color"],
     )
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.grid(visible=False)
@@ -378,7 +357,7 @@ def user_map(trials: pd.DataFrame, all_users: pd.DataFrame) -> StudyFigure | Non
         own_users = all_users[all_users.trial_id == trial.trial_id]
         users = own_users.dropna(subset=["group", "map_x"])
         sizes = users.group.value_counts()
-        colours = _TEN if len(sizes) <= 10 else _TWENTY
+        colours = colormaps["tab10" if len(sizes) <= 10 else "tab20"]
         for number, group in enumerate(sizes.index):
             own = users[users.group == group]
             axes.scatter(own.map_x, own.map_y, s=4, alpha=0.5, color=colours(number % colours.N))
@@ -403,33 +382,12 @@ def user_map(trials: pd.DataFrame, all_users: pd.DataFrame) -> StudyFigure | Non
     )
 
 
-def _band(axes: Axes, line: pd.DataFrame, variant: str, *, dashed: bool) -> None:
-    line = line.sort_values("value")
-    mean, std = 100 * line["mean"], 100 * line["std"].fillna(0.0)
-    colour = VARIANT_COLOURS[variant]
-    axes.plot(
-        line.value,
-        mean,
-        color=colour,
-        marker=VARIANT_MARKERS[variant],
-        linestyle="--" if dashed else "-",
-        label=variant,
-    )
-    axes.fill_between(line.value, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
-
-
 def _front(axes: Axes, points: pd.DataFrame, score: str) -> pd.DataFrame:
     """Draw the Pareto front of the points; returns its rows, smallest first."""
     front = points[on_front(points.trainable_parameters, points[score])]
     front = front.sort_values("trainable_parameters")
-    axes.step(
-        front.trainable_parameters,
-        100 * front[score],
-        where="post",
-        color=GREY,
-        zorder=1,
-        label="Pareto front",
-    )
+    sizes, scores = front.trainable_parameters, 100 * front[score]
+    axes.step(sizes, scores, where="post", color=GREY, zorder=1, label="Pareto front")
     return front
 
 

@@ -17,10 +17,16 @@ from perpeft_ray.config import (
     VARIED,
     Searchable,
 )
-from perpeft_ray.report.comparisons import p_text
-from perpeft_ray.report.statistics import LEVEL, compare, holm, read_results, user_values
+from perpeft_ray.report.statistics import (
+    LEVEL,
+    compare,
+    holm,
+    mean_and_interval,
+    read_results,
+    user_values,
+)
 from perpeft_ray.report.summary import SELECTION, final_trials, in_paper_order
-from perpeft_ray.report.text import MISSING, Cell, StudyTable, TextTable
+from perpeft_ray.report.text import StudyTable, TextTable, p_text, shown, with_interval
 
 ORDERINGS = (
     ("frozen_mm", "without_mm"),
@@ -146,42 +152,32 @@ def _first_variant(values: pd.DataFrame) -> str:
 
 
 def _text(rows: pd.DataFrame, dataset: str, metric: str) -> TextTable:
-    encoder = str(rows.encoder.iloc[0])
-    return TextTable(
-        title=f"The paper's orderings on {dataset}, test {metric.upper()}",
-        header=("ordering", "variant", "difference", "p", "p seeds", "finding"),
-        rows=tuple(
-            (
-                Cell(f"{row.below} < {row.above}"),
-                Cell(row.variant),
-                Cell(f"{100 * row.difference:+.2f} [{100 * row.low:.2f}, {100 * row.high:.2f}]"),
-                Cell(p_text(row.p_holm)),
-                Cell(p_text(row.p_seeds)),
-                Cell(row.finding, best=row.finding != "undecided"),
-            )
-            for row in rows.itertuples()
-        ),
-        caption=(
-            f"Encoder {encoder}; {rows.seeds.max()} seeds, {rows.users.max()} users. × 100 "
-            "with 95 % bootstrap intervals over users; p: paired t over users, Holm-corrected over "
-            "the data set; p seeds: paired t over seeds, not corrected."
-        ),
+    return TextTable.of(
+        f"The paper's orderings on {dataset}, test {metric.upper()}",
+        {
+            "ordering": rows.below + " < " + rows.above,
+            "variant": rows.variant,
+            "difference": with_interval(rows.difference, rows.low, rows.high),
+            "p": map(p_text, rows.p_holm),
+            "p seeds": map(p_text, rows.p_seeds),
+            "finding": rows.finding,
+        },
+        f"Encoder {rows.encoder.iloc[0]}; {rows.seeds.max()} seeds, {rows.users.max()} users. "
+        "× 100 with 95 % bootstrap intervals over users; p: paired t over users, Holm-corrected "
+        "over the data set; p seeds: paired t over seeds, not corrected.",
+        {"finding": rows.finding != "undecided"},
     )
 
 
 def _interval(rows: pd.DataFrame) -> dict[str, object]:
     """The mean over users of `user_values`, with its interval and its deviation over seeds."""
-    from scipy import stats
-
     of_users = rows.groupby("user_id")["value"].mean().to_numpy()
     of_seeds = rows.groupby("seed")["value"].mean()
-    found = stats.bootstrap(
-        (of_users,), np.mean, n_resamples=2000, batch=100, method="percentile", rng=0
-    ).confidence_interval
+    mean, low, high = mean_and_interval(of_users)
     return {
-        "mean": of_users.mean(),
-        "low": found.low,
-        "high": found.high,
+        "mean": mean,
+        "low": low,
+        "high": high,
         "std": of_seeds.std(),
         "users": len(of_users),
         "seeds": len(of_seeds),
@@ -189,52 +185,33 @@ def _interval(rows: pd.DataFrame) -> dict[str, object]:
 
 
 def _means_text(numbers: pd.DataFrame, metric: str) -> TextTable:
-    shown = numbers[numbers.metric == metric].assign(variant=numbers.variant.fillna(""))
-    datasets = list(shown.dataset.unique())
-    cells = {
-        (row.method, row.variant, row.dataset): (
-            f"{100 * row.mean:.2f} [{100 * row.low:.2f}, {100 * row.high:.2f}]"
-        )
-        for row in shown.itertuples()
-    }
-    labels = dict.fromkeys((method, variant) for method, variant, _ in cells)
-    rows = tuple(
-        (
-            Cell(" ".join(filter(None, label))),
-            *(Cell(cells.get((*label, dataset), MISSING)) for dataset in datasets),
-        )
-        for label in labels
+    rows = numbers[numbers.metric == metric]
+    label = rows.method + (" " + rows.variant).fillna("")
+    cells = with_interval(rows["mean"], rows.low, rows.high, ".2f")
+    wide = rows.assign(label=label, cell=cells).pivot(
+        index="label", columns="dataset", values="cell"
     )
-    return TextTable(
-        title=f"Test {metric.upper()} of all data sets",
-        header=("method", *datasets),
-        rows=rows,
-        caption="× 100, mean over seeds, with 95 % bootstrap intervals over users.",
+    wide = wide.loc[label.unique(), rows.dataset.unique()]
+    return TextTable.of(
+        f"Test {metric.upper()} of all data sets",
+        {"method": wide.index, **{name: shown(wide[name]) for name in wide}},
+        "× 100, mean over seeds, with 95 % bootstrap intervals over users.",
     )
 
 
 def _settings_text(rows: pd.DataFrame, dataset: str, varied: Sequence[Searchable]) -> TextTable:
-    def number(value: float) -> str:
-        return MISSING if pd.isna(value) else f"{value:g}"
-
-    return TextTable(
-        title=f"Settings chosen by validation on {dataset}",
-        header=("method", *(s.symbol for s in varied), "valid NDCG@20", "epoch", "seeds"),
-        rows=tuple(
-            (
-                Cell(row.method),
-                *(Cell(number(getattr(row, s.name))) for s in varied),
-                Cell(f"{100 * row.valid_ndcg_at_20:.2f}"),
-                Cell(f"{row.selected_epoch:.0f}"),
-                Cell(f"{row.seeds}"),
-            )
-            for row in rows.itertuples()
-        ),
-        caption=(
-            "Chosen with the first seed; NDCG@20 × 100 and the selected epoch are means over "
-            f"seeds. {rows.still_improving.sum()} of {rows.seeds.sum()} trials selected their last "
-            "epoch."
-        ),
+    return TextTable.of(
+        f"Settings chosen by validation on {dataset}",
+        {
+            "method": rows.method,
+            **{s.symbol: shown(rows[s.name], "g") for s in varied},
+            "valid NDCG@20": shown(100 * rows.valid_ndcg_at_20, ".2f"),
+            "epoch": shown(rows.selected_epoch, ".0f"),
+            "seeds": shown(rows.seeds),
+        },
+        "Chosen with the first seed; NDCG@20 × 100 and the selected epoch are means over "
+        f"seeds. {rows.still_improving.sum()} of {rows.seeds.sum()} trials selected their last "
+        "epoch.",
     )
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
-from perpeft_ray.config import SEARCHABLE, VARIED
-from perpeft_ray.report.command import fixed_to, study_command
-from perpeft_ray.report.drawing import StudyFigure
-from perpeft_ray.report.figures import figure_path, write_figures
+from perpeft_ray.config import SEARCHABLE, VARIED, StudyConfig
+from perpeft_ray.report.figures import write_figures
 from perpeft_ray.report.practice import in_practice
 from perpeft_ray.report.summary import SELECTION, best_settings
 from perpeft_ray.report.tables import (
@@ -22,10 +21,15 @@ from perpeft_ray.report.tables import (
     printed_tables,
     write_tables,
 )
-from perpeft_ray.report.text import MISSING, StudyTable
+from perpeft_ray.report.text import MISSING, StudyTable, write_page
 from perpeft_ray.store.description import repeat_warnings
-from perpeft_ray.store.files import whole_file
-from perpeft_ray.store.folder import StudyFolder
+
+TRIAL_HEADER = (
+    *("trial", "phase", "method", "variant", "status"),
+    *(setting.label for setting in SEARCHABLE),
+    *("seed", "valid NDCG@20", "test NDCG@20", "seconds"),
+)
+"""Columns of the table of all trials."""
 
 
 def write_report(results: StudyResults) -> tuple[Path, dict[str, StudyTable]]:
@@ -34,26 +38,16 @@ def write_report(results: StudyResults) -> tuple[Path, dict[str, StudyTable]]:
     Reads only the study's folder; the page of an unfinished study says so.
     """
     tables, figures = write_tables(results), write_figures(results)
-    path = results.folder.path / "report.html"
-    with whole_file(path) as temporary:
-        temporary.write_text(_page(results, tables, figures), encoding="utf-8")
-    return path, tables
-
-
-def _page(results: StudyResults, tables: dict[str, StudyTable], figures: list[StudyFigure]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("perpeft_ray.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     study, trials, folder = results.study, results.trials, results.folder
     description = folder.description
     settings = best_settings(trials)
     first = printed_tables(tables)
     texts = [text for table in tables.values() for text in table.printed]
-    return environment.get_template("report.html.jinja").render(
+    path = folder.path / "report.html"
+    write_page(
+        path,
+        "perpeft_ray.report",
+        "report.html.jinja",
         study=study,
         users=None if trials.empty else trials.users_evaluated.max(),
         verdict=results.verdict.lines(folder.uri or f"{study.storage}/{study.study}"),
@@ -67,7 +61,7 @@ def _page(results: StudyResults, tables: dict[str, StudyTable], figures: list[St
         warnings=list(_warnings(results, description)),
         first=first,
         tables=[text for text in texts if text not in first],
-        figures=[(figure, _base64(folder, figure)) for figure in figures],
+        figures=[(f, base64.b64encode(file.read_bytes()).decode()) for f, file in figures.items()],
         trials=list(_trials(trials)),
         trial_header=TRIAL_HEADER,
         command=study_command(study),
@@ -76,37 +70,73 @@ def _page(results: StudyResults, tables: dict[str, StudyTable], figures: list[St
         versions=description["versions"] | {"code": description["git_revision"] or "unknown"},
         timings=_timings(trials),
     )
+    return path, tables
+
+
+def study_command(study: StudyConfig) -> str:
+    """The `perpeft study` command of a study: one line per field that differs from the default."""
+    options = list(_differences(study, StudyConfig()))
+    if not study.is_toyshop:  # whose study would choose by the data what is not given
+        options.insert(0, ["--preset", "toyshop"])
+        if study.encoder == StudyConfig().encoder:
+            options.insert(1, ["--encoder", study.encoder])
+    return " \\\n  ".join(["perpeft study", *(shlex.join(option) for option in options)])
+
+
+def fixed_to(study: StudyConfig, setting: pd.Series) -> StudyConfig:
+    """The study with every searched setting fixed; `setting`: a row of `best_settings`.
+
+    Its name is `<study>_best`, so that it does not use the folder of the search.
+    """
+    changed = dataclasses.replace(
+        study,
+        study=f"{study.study}_best",
+        peft=dataclasses.replace(study.peft, variant=setting["variant"]),
+    )
+    for searchable in SEARCHABLE:
+        part, _, name = searchable.given.partition(".")
+        value, given = setting[searchable.name], getattr(getattr(study, part), name)
+        if pd.isna(value):  # it does not apply to the variant
+            continue
+        value = int(value) if searchable.whole else float(value)
+        if value != given:
+            settings = dataclasses.replace(getattr(changed, part), **{name: value})
+            changed = dataclasses.replace(changed, **{part: settings})
+    return changed
+
+
+def _differences(settings: Any, defaults: Any, prefix: str = "") -> Iterator[list[str]]:
+    for field in dataclasses.fields(settings):
+        value, default = getattr(settings, field.name), getattr(defaults, field.name)
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _differences(value, default, f"{prefix}{name}.")
+        elif value != default and isinstance(value, bool):
+            yield [f"--{prefix}{'' if value else 'no-'}{name}"]
+        elif value != default:
+            values = value if isinstance(value, tuple) else (value,)
+            yield [f"--{prefix}{name}", *map(str, values)]
 
 
 def _trials(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """One row per trial: its cells as (text, sort value), and its files."""
     for row in trials.sort_values("started_at").itertuples():
         seconds = (row.finished_at - row.started_at).total_seconds()
-        setting = [getattr(row, name) for name in (*VARIED, "seed")]
         numbers = [
-            *(("" if pd.isna(value) else f"{value:g}", value) for value in setting),
-            *((_times_100(value), value) for value in (row.valid_ndcg_at_20, row.test_ndcg_at_20)),
-            (f"{seconds:.1f}", seconds),
+            *((getattr(row, name), 1, "g") for name in (*VARIED, "seed")),
+            *((value, 100, ".2f") for value in (row.valid_ndcg_at_20, row.test_ndcg_at_20)),
+            (seconds, 1, ".1f"),
         ]
         words = (row.phase, row.method, "" if pd.isna(row.variant) else row.variant)
         yield {
             "trial_id": row.trial_id,
             "complete": row.status == "COMPLETE",
             "words": (*words, row.status),
-            "numbers": [(text, "" if pd.isna(value) else value) for text, value in numbers],
+            "numbers": [
+                ("", "") if pd.isna(value) else (f"{factor * value:{form}}", value)
+                for value, factor, form in numbers
+            ],
         }
-
-
-TRIAL_HEADER = (
-    *("trial", "phase", "method", "variant", "status"),
-    *(setting.label for setting in SEARCHABLE),
-    *("seed", "valid NDCG@20", "test NDCG@20", "seconds"),
-)
-"""Columns of the table of all trials."""
-
-
-def _times_100(value: float) -> str:
-    return "" if pd.isna(value) else f"{100 * value:.2f}"
 
 
 def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[str]:
@@ -169,7 +199,3 @@ def _timings(trials: pd.DataFrame) -> dict[str, str]:
         "last ended": f"{trials.finished_at.max():%Y-%m-%d %H:%M} UTC",
         "peak memory of a trial": f"{trials.peak_memory_mb.max():,.0f} MB",
     }
-
-
-def _base64(folder: StudyFolder, figure: StudyFigure) -> str:
-    return base64.b64encode(figure_path(folder, figure).read_bytes()).decode("ascii")

@@ -58,27 +58,25 @@ def power_table(compared: list[Comparison], effect: float) -> TextTable:
     `compared`: PerPEFT with `global`, one per variant.
     """
     alpha = LEVEL / max(len(compared), 1)
+    header = ("variant", "observed", "users", "seeds", "shows", "users needed", "seeds needed")
     rows = []
     for row in compared:
         absolute = effect * row.mean_b
         smallest = smallest_effect(row.users, row.deviation, alpha)
-        found = smallest / row.mean_b if row.mean_b else math.nan
-        rows.append(
-            (
-                Cell(row.variant or MISSING),
-                Cell(MISSING if math.isnan(row.ratio) else f"{100 * (row.ratio - 1):+.0f} %"),
-                Cell(f"{row.users:,}"),
-                Cell(f"{row.seeds}"),
-                Cell(MISSING if math.isnan(found) else f"{100 * found:.0f} %"),
-                Cell(rounded(users_needed(absolute, row.deviation, alpha))),
-                Cell(
-                    ("≥ " if row.seeds == 1 else "") + rounded(seeds_needed(row, absolute, alpha))
-                ),
-            )
+        least = "≥ " if row.seeds == 1 else ""
+        texts = (
+            row.variant or MISSING,
+            MISSING if math.isnan(row.ratio) else f"{100 * (row.ratio - 1):+.0f} %",
+            f"{row.users:,}",
+            f"{row.seeds}",
+            f"{100 * smallest / row.mean_b:.0f} %" if row.mean_b else MISSING,
+            rounded(users_needed(absolute, row.deviation, alpha)),
+            least + rounded(seeds_needed(row, absolute, alpha)),
         )
+        rows.append(tuple(map(Cell, texts)))
     return TextTable(
         title=f"What shows an effect of {100 * effect:g} % in NDCG@20 over global",
-        header=("variant", "observed", "users", "seeds", "shows", "users needed", "seeds needed"),
+        header=header,
         rows=tuple(rows),
         caption=(
             "shows: the smallest effect for which these users and seeds have a power of "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from perpeft_ray.data.interactions import open_tables
 from perpeft_ray.data.sources import cached_folder
 from perpeft_ray.report.statistics import group_gains, paired_users, user_values
 from perpeft_ray.report.summary import SELECTION, costs, final_trials
-from perpeft_ray.report.text import Cell, StudyTable, TextTable
+from perpeft_ray.report.text import StudyTable, TextTable, shown, with_interval
 from perpeft_ray.report.verdict import Verdict
 from perpeft_ray.store.folder import StudyFolder
 
@@ -41,26 +40,18 @@ def groups_table(
     gains = group_gains(pairs).rename(columns={"a": "perpeft", "b": "global"})
     listed = [", ".join(words.get(group, ())) for group in gains.group]
     numbers = gains.assign(variant=best.variant, words=listed)[columns]
-    text = TextTable(
-        title=f"Gain of perpeft ({best.variant}) over global by group",
-        header=("group", "users", "NDCG@20", "gain", "has more often"),
-        rows=tuple(
-            (
-                Cell(f"{row.group}"),
-                Cell(f"{row.users:,}"),
-                Cell(f"{100 * row.perpeft:.2f}"),
-                Cell(
-                    f"{100 * row.gain:+.2f} [{100 * row.gain_low:.2f}, {100 * row.gain_high:.2f}]",
-                    best=row.gain_low > 0,
-                ),
-                Cell(row.words),
-            )
-            for row in numbers.itertuples()
-        ),
-        caption=(
-            "Test NDCG@20 × 100, first seed; 95 % bootstrap interval over the group's users, bold "
-            "where above 0. Has more often: words of titles in the group's histories."
-        ),
+    text = TextTable.of(
+        f"Gain of perpeft ({best.variant}) over global by group",
+        {
+            "group": shown(numbers.group),
+            "users": shown(numbers.users, ","),
+            "NDCG@20": shown(100 * numbers.perpeft, ".2f"),
+            "gain": with_interval(numbers.gain, numbers.gain_low, numbers.gain_high),
+            "has more often": numbers.words,
+        },
+        "Test NDCG@20 × 100, first seed; 95 % bootstrap interval over the group's users, bold "
+        "where above 0. Has more often: words of titles in the group's histories.",
+        {"gain": numbers.gain_low > 0},
     )
     return StudyTable("groups", numbers, (text,))
 
@@ -93,9 +84,7 @@ def distinctive_words(
 def titles_of_users(folder: StudyFolder) -> pd.DataFrame | None:
     """Each interaction's user_id and title (null for none); None if the data are not here."""
     packed = folder.path / "data"
-    place: Path | None = packed
-    if not packed.is_dir():
-        place = cached_folder(folder.config.dataset, folder.cache)
+    place = packed if packed.is_dir() else cached_folder(folder.config.dataset, folder.cache)
     if place is None:
         return None
     interactions, items = (t.read().to_pandas() for t in open_tables(str(place), place))
@@ -138,9 +127,9 @@ def _who_gains(groups: pd.DataFrame) -> Iterator[str]:
     if len(gain):
         top = groups.loc[groups.gain.idxmax()]
         has = f", who have more often {top.words}" if top.words else ""
+        [gained] = with_interval([top.gain], [top.gain_low], [top.gain_high])
         yield (
-            f"Group {top.group} gains most: {100 * top.gain:+.2f} [{100 * top.gain_low:.2f}, "
-            f"{100 * top.gain_high:.2f}] in NDCG@20 × 100 for {top.users:,} users{has}."
+            f"Group {top.group} gains most: {gained} in NDCG@20 × 100 for {top.users:,} users{has}."
         )
 
 

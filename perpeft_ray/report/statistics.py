@@ -10,9 +10,11 @@ same, from few seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from perpeft_ray import metrics
 from perpeft_ray.config import METHODS, SIMPLE_METHODS, VARIANTS
 from perpeft_ray.errors import InputError
-from perpeft_ray.report.summary import final_trials
+from perpeft_ray.report.summary import CELL, final_trials
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.schema import USERS
 
@@ -29,8 +31,6 @@ LEVEL = 0.05
 """Significance level of corrected tests."""
 _RESAMPLES = 2000
 _PAIR = ["dataset", "seed"]
-CELL = ["method", "variant", "mode"]
-"""The columns that identify a row of a table."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Comparison:
     difference: float
     """mean_a - mean_b."""
     interval: tuple[float, float]
-    """95 % bootstrap interval of the difference, over users; unknown if mean_b is 0."""
+    """95 % bootstrap interval of the difference, over users; not a number if mean_b is 0."""
     ratio: float
     """mean_a / mean_b; not a number if mean_b is 0."""
     ratio_interval: tuple[float, float]
@@ -66,9 +66,9 @@ class Comparison:
     """Users compared; a user of two data sets is two users."""
     seeds: int
     """Pairs of trials, that is, of (data set, seed)."""
-    p_holm: float = float("nan")
+    p_holm: float = math.nan
     """`p_value`, corrected for its family of comparisons (`compare_all`)."""
-    p_seeds_holm: float = float("nan")
+    p_seeds_holm: float = math.nan
     """`p_seeds`, corrected in the same way."""
 
     @property
@@ -97,26 +97,24 @@ def compare_all(values: pd.DataFrame, metric: str = "ndcg@20") -> list[Compariso
         [(method, "global") for method in others if method != "global"],
     )
     there = set(values.variant.dropna())
-    variants = [variant for variant in VARIANTS if variant in there]
-    return [
-        comparison
-        for pairs in families
-        for comparison in _corrected(
-            [compare(values, a, b, variant, metric) for variant in variants for a, b in pairs]
+    corrected = []
+    for pairs in families:
+        found = [
+            comparison
+            for variant in VARIANTS
+            if variant in there
+            for a, b in pairs
+            if (comparison := compare(values, a, b, variant, metric)) is not None
+        ]
+        p_holm, p_seeds_holm = (
+            holm(np.array([getattr(comparison, name) for comparison in found]))
+            for name in ("p_value", "p_seeds")
         )
-    ]
-
-
-def _corrected(family: Sequence[Comparison | None]) -> list[Comparison]:
-    found = [comparison for comparison in family if comparison is not None]
-    p_holm, p_seeds_holm = (
-        holm(np.array([getattr(comparison, name) for comparison in found]))
-        for name in ("p_value", "p_seeds")
-    )
-    return [
-        replace(comparison, p_holm=float(p), p_seeds_holm=float(p_seeds))
-        for comparison, p, p_seeds in zip(found, p_holm, p_seeds_holm, strict=True)
-    ]
+        corrected += [
+            replace(comparison, p_holm=float(p), p_seeds_holm=float(p_seeds))
+            for comparison, p, p_seeds in zip(found, p_holm, p_seeds_holm, strict=True)
+        ]
+    return corrected
 
 
 def compare_users(
@@ -134,21 +132,21 @@ def compare_users(
     a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
     differences = a - b
     spread = float(np.std(differences, ddof=1)) if len(a) > 1 else 0.0
-    low, high = _bootstrap(a, b)
+    low = high = np.full(2, np.nan)
+    if len(a) > 1 and b.any():
+        low, high = _bootstrap(_difference_and_ratio, a, b)
     return Comparison(
         *names,
         metric=metric,
         mean_a=float(a.mean()),
         mean_b=float(b.mean()),
         difference=float(differences.mean()),
-        interval=(low[0], high[0]),
-        ratio=_ratio(a.mean(), b.mean()),
-        ratio_interval=(low[1], high[1]),
+        interval=(float(low[0]), float(high[0])),
+        ratio=float(a.mean() / b.mean()) if b.any() else math.nan,
+        ratio_interval=(float(low[1]), float(high[1])),
         p_value=float(stats.ttest_rel(a, b).pvalue) if spread else 1.0,
         p_seeds=(
-            float(stats.ttest_rel(of_seeds.a, of_seeds.b).pvalue)
-            if len(of_seeds) > 1
-            else float("nan")
+            float(stats.ttest_rel(of_seeds.a, of_seeds.b).pvalue) if len(of_seeds) > 1 else math.nan
         ),
         deviation=spread,
         seed_deviation=float(np.sqrt((values.a - values.b).groupby(users).var(ddof=1).mean())),
@@ -182,35 +180,44 @@ def paired_users(
     return pairs.reindex(columns=[*_PAIR, "user_id", "a", "b", "group"])
 
 
-def user_values(
-    trials: pd.DataFrame, users: pd.DataFrame, metric: str = "ndcg@20", *, own_mode: bool = True
-) -> pd.DataFrame:
-    """Each evaluated user's test metric in every final trial.
+def final_users(trials: pd.DataFrame, users: pd.DataFrame) -> pd.DataFrame:
+    """The evaluated users of every final trial, in any training mode.
 
-    `trials`, `users`: of `read_results`. Columns: dataset, encoder, method, variant, mode, seed,
-    user_id, value, group, and other columns of `users`. `own_mode`: omit trials in another
-    training mode than their study's.
+    `trials`, `users`: of `read_results`. Columns: dataset, encoder, method, variant, mode,
+    study_mode, seed, user_id, test_rank, group (while testing), and other columns of `users`.
     """
-    final = final_trials(trials)
-    if own_mode:
-        final = final[final["mode"] == final.study_mode]
-    cells = ["trial_id", "dataset", "encoder", "method", "variant", "mode", "seed"]
-    values = users[users.test_rank.notna()].drop(columns="group")
-    values = values.merge(final[cells], on="trial_id")
-    values["value"] = user_metric(values.test_rank.to_numpy(np.int64), metric)
-    return values.rename(columns={"test_group": "group"}).drop(columns=["trial_id", "test_rank"])
+    cells = ["trial_id", "dataset", "encoder", *CELL, "study_mode", "seed"]
+    evaluated = users[users.test_rank.notna()].drop(columns="group")
+    evaluated = evaluated.merge(final_trials(trials)[cells], on="trial_id")
+    return evaluated.rename(columns={"test_group": "group"}).drop(columns="trial_id")
 
 
-def user_means(values: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def user_values(trials: pd.DataFrame, users: pd.DataFrame, metric: str = "ndcg@20") -> pd.DataFrame:
+    """`final_users` of trials in their study's training mode, with a column value: the metric."""
+    values = final_users(trials, users)
+    values = values[values["mode"] == values.study_mode].reset_index(drop=True)
+    return values.assign(value=user_metric(values.test_rank.to_numpy(np.int64), metric))
+
+
+def user_means(
+    users: pd.DataFrame, metric_names: Sequence[str], by: Sequence[str] = ()
+) -> pd.DataFrame:
     """Means over users; each counts with the mean over seeds.
 
-    `values`: of `user_values`. Columns: method, variant, mode, `by`, mean, error, users, seeds.
+    `users`: of `final_users`. Columns: method, variant, mode, `by`, metric, mean, error (standard
+    error of the mean), users, seeds; one metric after the other.
     """
     keys = [*CELL, *by]
-    of_users = values.groupby([*keys, "user_id"], dropna=False)["value"].mean()
-    found = of_users.groupby(keys, dropna=False).agg(mean="mean", error="sem", users="size")
-    found["seeds"] = values.groupby(keys, dropna=False)["seed"].nunique()
-    return found.reset_index()
+    ranks = users.test_rank.to_numpy(np.int64)
+    values = users.assign(**{name: user_metric(ranks, name) for name in metric_names})
+    of_users = values.groupby([*keys, "user_id"], dropna=False)[[*metric_names]].mean()
+    seeds = values.groupby(keys, dropna=False)["seed"].nunique()
+    found = []
+    for name in metric_names:
+        of_metric = of_users[name].groupby(keys, dropna=False)
+        means = of_metric.agg(mean="mean", error="sem", users="size")
+        found.append(means.assign(seeds=seeds).reset_index().assign(metric=name))
+    return pd.concat(found, ignore_index=True)
 
 
 def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -225,11 +232,6 @@ def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     both = pd.concat(users or [USERS.empty_table().to_pandas()], ignore_index=True)
     once = both.drop_duplicates(["trial_id", "user_id"], keep="last")  # a trial in two studies
     return pd.concat(trials, ignore_index=True), once
-
-
-def read_values(folders: Sequence[Path], metric: str = "ndcg@20") -> pd.DataFrame:
-    """`user_values` of some studies."""
-    return user_values(*read_results(folders), metric)
 
 
 def user_metric(ranks: NDArray[np.number], metric: str) -> NDArray[np.float64]:
@@ -271,48 +273,36 @@ def group_gains(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def mean_and_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
     """Mean and its 95 % bootstrap percentile interval; only the mean if all values are equal."""
-    from scipy import stats
-
     mean = float(values.mean())
     if len(values) < 2 or values.min() == values.max():
         return mean, mean, mean
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        batch=100,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return mean, float(interval.low), float(interval.high)
+    low, high = _bootstrap(np.mean, values)
+    return mean, float(low), float(high)
 
 
-def _bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[list[float], list[float]]:
-    """Low and high ends of the 95 % percentile intervals of (difference, ratio) of means.
+def _difference_and_ratio(
+    a: NDArray[np.float64], b: NDArray[np.float64], axis: int = -1
+) -> NDArray[np.float64]:
+    """Of the means of a and b: [2, ...]."""
+    of_a, of_b = a.mean(axis=axis), b.mean(axis=axis)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.stack([of_a - of_b, of_a / of_b])
 
-    NaN with fewer than two users, or if b is 0 for all, so that no ratio exists.
-    """
+
+def _bootstrap(
+    statistic: Callable[..., Any], *samples: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Low and high end of a statistic's 95 % percentile interval; several samples are paired."""
     from scipy import stats
 
-    def both(x: NDArray[np.float64], y: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        means = x.mean(axis=axis), y.mean(axis=axis)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.stack([means[0] - means[1], means[0] / means[1]])
-
-    if len(a) < 2 or not b.any():
-        return [float("nan")] * 2, [float("nan")] * 2
-    result = stats.bootstrap(
-        (a, b),
-        both,
-        paired=True,
+    interval = stats.bootstrap(
+        samples,
+        statistic,
+        paired=len(samples) > 1,
         vectorized=True,
         n_resamples=_RESAMPLES,
         batch=100,
         method="percentile",
         rng=np.random.default_rng(0),
-    )
-    return result.confidence_interval.low.tolist(), result.confidence_interval.high.tolist()
-
-
-def _ratio(a: float, b: float) -> float:
-    return float(a / b) if b else float("nan")
+    ).confidence_interval
+    return interval.low, interval.high

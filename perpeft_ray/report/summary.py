@@ -5,6 +5,8 @@ Metrics are as in `trials/`, in [0, 1]; tables show them × 100.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from perpeft_ray.config import (
@@ -31,7 +33,8 @@ COSTS = (
     "peak_memory_mb",
 )
 
-_CELL = ["method", "variant", "mode"]
+CELL = ["method", "variant", "mode"]
+"""The columns that identify a row of a table."""
 
 
 def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
@@ -44,9 +47,9 @@ def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
     long = (
         final_trials(trials)
         .rename(columns={f"test_{name}": name for name in METRICS})
-        .melt(id_vars=[*_CELL, "seed"], value_vars=list(METRICS), var_name="metric")
+        .melt(id_vars=[*CELL, "seed"], value_vars=list(METRICS), var_name="metric")
     )
-    by_cell = long.groupby([*_CELL, "metric"], dropna=False, sort=False)["value"]
+    by_cell = long.groupby([*CELL, "metric"], dropna=False, sort=False)["value"]
     summary = by_cell.agg(mean="mean", std="std", seeds="count").reset_index()
     return in_paper_order(summary)
 
@@ -54,7 +57,7 @@ def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
 def final_trials(trials: pd.DataFrame) -> pd.DataFrame:
     """The COMPLETE trials of the ablation, one per data set, cell and seed: the latest."""
     done = trials[(trials.phase == "ablation") & (trials.status == "COMPLETE")]
-    place = ["dataset", "encoder", *_CELL, "seed"]
+    place = ["dataset", "encoder", *CELL, "seed"]
     return done.sort_values("finished_at").drop_duplicates(place, keep="last")
 
 
@@ -81,26 +84,10 @@ def best_settings(trials: pd.DataFrame) -> pd.DataFrame:
     Columns: variant, the searchable settings, valid_ndcg_at_20, trials (COMPLETE trials of the
     variant).
     """
-    searched = _searched(trials, ["perpeft"])
-    best = searched.sort_values(SELECTION, ascending=False, kind="stable").drop_duplicates(
-        "variant"
-    )
-    counts = searched.groupby("variant").size().rename("trials").reset_index()
+    tried = searched(trials, ["perpeft"])
+    best = tried.sort_values(SELECTION, ascending=False, kind="stable").drop_duplicates("variant")
+    counts = tried.groupby("variant").size().rename("trials").reset_index()
     return in_paper_order(best[["variant", *VARIED, SELECTION]].merge(counts, on="variant"))
-
-
-def baseline_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
-    """Every learning rate that a method tried: one row per method, variant, rate.
-
-    Columns: method, variant, learning_rate, valid_ndcg_at_20 (of the search's phase), chosen.
-    """
-    tried = _searched(trials, [method for method in METHODS if method != "perpeft"])
-    tried = tried[["method", "variant", "learning_rate", SELECTION]].sort_values(
-        "learning_rate", kind="stable"
-    )
-    best = tried.groupby(["method", "variant"], dropna=False)[SELECTION].transform("max")
-    tried["chosen"] = tried[SELECTION] == best
-    return in_paper_order(tried)
 
 
 def costs(trials: pd.DataFrame) -> pd.DataFrame:
@@ -112,33 +99,16 @@ def costs(trials: pd.DataFrame) -> pd.DataFrame:
     """
     final = final_trials(trials)
     if final.empty:
-        final = _of_settings(trials)
+        final = of_settings(trials)
     final = final.assign(epoch_seconds=final.stage3_seconds / final.stage3_epochs)
-    by_cell = final.groupby([*_CELL, "rank"], dropna=False, sort=False)
+    by_cell = final.groupby([*CELL, "rank"], dropna=False, sort=False)
     medians = by_cell[["epoch_seconds", *COSTS]].median()
     medians.insert(0, "trials", by_cell.size())
     return in_paper_order(medians.reset_index())
 
 
-def front(trials: pd.DataFrame) -> pd.DataFrame:
-    """Settings that read test, over seeds: accuracy beside trainable parameters, smallest first.
-
-    Columns: variant, the searchable settings, trainable_parameters, valid_ndcg_at_20 (mean), mean,
-    std (test NDCG@20), seeds.
-    """
-    done = _of_settings(trials)
-    keys = ["variant", *VARIED, "trainable_parameters"]
-    by_setting = done[done.method == "perpeft"].groupby(keys, dropna=False, sort=False)
-    rows = by_setting.agg(
-        valid_ndcg_at_20=(SELECTION, "mean"),
-        mean=("test_ndcg_at_20", "mean"),
-        std=("test_ndcg_at_20", "std"),
-        seeds=("seed", "nunique"),
-    )
-    return rows.reset_index().sort_values("trainable_parameters", ignore_index=True)
-
-
-def _of_settings(trials: pd.DataFrame) -> pd.DataFrame:
+def of_settings(trials: pd.DataFrame) -> pd.DataFrame:
+    """The COMPLETE trials of a study that compares given settings; they read test."""
     return trials[(trials.phase == "settings") & (trials.status == "COMPLETE")]
 
 
@@ -178,7 +148,8 @@ def _curve(done: pd.DataFrame, parameter: str) -> pd.DataFrame | None:
     return curve.rename(columns={parameter: "value"})
 
 
-def _searched(trials: pd.DataFrame, methods: tuple[str, ...] | list[str]) -> pd.DataFrame:
+def searched(trials: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The COMPLETE trials of the search for these methods."""
     complete = (trials.phase == "search") & (trials.status == "COMPLETE")
     return trials[complete & trials.method.isin(methods)]
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from perpeft_ray.config import SEARCHABLE, Searchable, StudyConfig
-from perpeft_ray.report.ablation_table import ablation_table
-from perpeft_ray.report.comparisons import comparisons_table
-from perpeft_ray.report.metrics_tables import metrics_table, slices_table
+from perpeft_ray.config import METHODS, SEARCHABLE, VARIED, Searchable, StudyConfig
+from perpeft_ray.report.method_tables import (
+    ablation_table,
+    comparisons_table,
+    metrics_table,
+    slices_table,
+)
 from perpeft_ray.report.practice import groups_table, titles_of_users
 from perpeft_ray.report.statistics import Comparison, compare_all, read_results, user_values
 from perpeft_ray.report.summary import (
     SELECTION,
-    baseline_learning_rates,
     best_settings,
     costs,
-    front,
+    in_paper_order,
+    of_settings,
+    searched,
     sensitivity,
 )
-from perpeft_ray.report.text import MISSING, Cell, StudyTable, TextTable, mean_and_std
+from perpeft_ray.report.text import StudyTable, TextTable, shown, with_error
 from perpeft_ray.report.verdict import Verdict, verdict
 from perpeft_ray.store.files import whole_file
 from perpeft_ray.store.folder import StudyFolder
@@ -57,8 +60,8 @@ class StudyResults:
         return set(self.trials.phase) != {"settings"}
 
 
-def study_tables(results: StudyResults) -> dict[str, StudyTable]:
-    """All tables that the trials so far allow, by name; the study's answer comes first."""
+def answer_tables(results: StudyResults) -> dict[str, StudyTable]:
+    """The tables that answer the study's question, by name; without any, the costs."""
     trials = results.trials
     tables = []
     if results.compares:
@@ -67,23 +70,30 @@ def study_tables(results: StudyResults) -> dict[str, StudyTable]:
         tables.append(front_table(trials))
     elif len((varied := sensitivity_table(trials)).numbers):
         tables.append(varied)
+    return {table.name: table for table in tables or [costs_table(trials)]}
+
+
+def study_tables(results: StudyResults) -> dict[str, StudyTable]:
+    """All tables that the trials so far allow, by name; the study's answer comes first."""
+    trials, users = results.trials, results.users
+    tables = answer_tables(results)
+    others = []
     if results.compares:
-        tables += [
+        others = [
             comparisons_table(results.compared),
             best_settings_table(trials),
             learning_rates_table(trials),
+            metrics_table(trials, users, results.study.metrics.k),
+            slices_table(trials, users),
+            groups_table(trials, users, titles_of_users(results.folder)),
         ]
-        lengths = results.study.metrics.k
-        tables += [metrics_table(trials, results.users, lengths)]
-        tables += [slices_table(trials, results.users)]
-        titles = titles_of_users(results.folder)
-        tables += [groups_table(trials, results.users, titles)]
-    tables.append(costs_table(trials))
-    return {table.name: table for table in tables}
+    if "costs" not in tables:
+        others.append(costs_table(trials))
+    return tables | {table.name: table for table in others}
 
 
 def printed_tables(tables: dict[str, StudyTable]) -> list[TextTable]:
-    """The tables that answer the study's question: at most two."""
+    """Of `answer_tables` or `study_tables`, those that answer the study's question: at most two."""
     answers = [tables[name] for name in ("ablation_peft", "front", "sensitivity") if name in tables]
     return [table.printed[0] for table in answers or [tables["costs"]]]
 
@@ -104,7 +114,7 @@ def best_setting(results: StudyResults) -> str | None:
     row = settings.loc[settings[SELECTION].idxmax()]
     settings = [
         (setting.words or f"{setting.label} {{:g}}").format(row[setting.name])
-        for setting in _shown(results.trials)
+        for setting in _printed_settings(results.trials)
         if pd.notna(row[setting.name])
     ]
     words = ", ".join([row.variant, *settings])
@@ -130,31 +140,38 @@ def best_settings_table(trials: pd.DataFrame) -> StudyTable:
     """The search's best setting of each variant."""
     rows = best_settings(trials)
     columns = {
-        "variant": (rows.variant, ""),
-        **_settings(rows, trials),
-        "valid NDCG@20": (100 * rows[SELECTION], ".2f"),
-        "trials": (rows.trials, ""),
+        "variant": shown(rows.variant),
+        **_setting_columns(rows, trials),
+        "valid NDCG@20": shown(100 * rows[SELECTION], ".2f"),
+        "trials": shown(rows.trials),
     }
     caption = (
         "Chosen in the search by validation NDCG@20 (× 100) among the variant's complete trials."
     )
-    best = ("valid NDCG@20", rows[SELECTION] == rows[SELECTION].max())
-    text = _text("Best settings of PerPEFT", columns, caption, best)
+    best = {"valid NDCG@20": rows[SELECTION] == rows[SELECTION].max()}
+    text = TextTable.of("Best settings of PerPEFT", columns, caption, best)
     return StudyTable("best_settings", rows, (text,))
 
 
 def learning_rates_table(trials: pd.DataFrame) -> StudyTable:
-    """Every learning rate of every baseline."""
-    rows = baseline_learning_rates(trials)
+    """Every learning rate that a method other than PerPEFT tried, one row each.
+
+    Columns: method, variant, learning_rate, valid_ndcg_at_20 (of the search's phase), chosen.
+    """
+    rates = searched(trials, [method for method in METHODS if method != "perpeft"])
+    rates = rates[["method", "variant", "learning_rate", SELECTION]]
+    best_of = rates.groupby(["method", "variant"], dropna=False)[SELECTION].transform("max")
+    rates = rates.assign(chosen=rates[SELECTION] == best_of)
+    rows = in_paper_order(rates.sort_values("learning_rate", kind="stable"))
     columns = {
-        "method": (rows.method, ""),
-        "variant": (rows.variant, ""),
-        "learning rate": (rows.learning_rate, "g"),
-        "valid NDCG@20": (100 * rows[SELECTION], ".2f"),
+        "method": shown(rows.method),
+        "variant": shown(rows.variant),
+        "learning rate": shown(rows.learning_rate, "g"),
+        "valid NDCG@20": shown(100 * rows[SELECTION], ".2f"),
     }
     caption = "Validation NDCG@20 (× 100); the rate in bold is the one the ablation uses."
-    best = ("valid NDCG@20", rows.chosen)
-    text = _text("Learning rates of the baselines", columns, caption, best)
+    best = {"valid NDCG@20": rows.chosen}
+    text = TextTable.of("Learning rates of the baselines", columns, caption, best)
     return StudyTable("learning_rates", rows, (text,))
 
 
@@ -163,38 +180,51 @@ def costs_table(trials: pd.DataFrame) -> StudyTable:
     rows = costs(trials)
     in_parallel = rows.method + " (" + rows["mode"] + ")"
     columns = {
-        "method": (rows.method.where(rows["mode"] == "sequential", in_parallel), ""),
-        "variant": (rows.variant, ""),
-        "rank": (rows["rank"], ".0f"),
-        "parameters": (rows.trainable_parameters, ",.0f"),
-        "%": (100 * rows.trainable_fraction, ".2f"),
-        "s": (rows.stage1_seconds + rows.stage2_seconds + rows.stage3_seconds, ".0f"),
-        "s/epoch": (rows.epoch_seconds, ".2f"),
-        "MB": (rows.peak_memory_mb, ",.0f"),
+        "method": rows.method.where(rows["mode"] == "sequential", in_parallel),
+        "variant": shown(rows.variant),
+        "rank": shown(rows["rank"], ".0f"),
+        "parameters": shown(rows.trainable_parameters, ",.0f"),
+        "%": shown(100 * rows.trainable_fraction, ".2f"),
+        "s": shown(rows.stage1_seconds + rows.stage2_seconds + rows.stage3_seconds, ".0f"),
+        "s/epoch": shown(rows.epoch_seconds, ".2f"),
+        "MB": shown(rows.peak_memory_mb, ",.0f"),
     }
     caption = (
         "Medians over complete trials: trainable parameters of the PEFT modules, also in % of the "
         "frozen encoder's; seconds of training, including a shared stage 1, and of an epoch of "
         "stage 3; peak memory."
     )
-    return StudyTable("costs", rows, (_text("Cost of a trial", columns, caption),))
+    return StudyTable("costs", rows, (TextTable.of("Cost of a trial", columns, caption),))
 
 
 def front_table(trials: pd.DataFrame) -> StudyTable:
-    """The settings on the search's Pareto front, with their test results."""
-    rows = front(trials)
+    """The settings on the search's Pareto front, with their test results, smallest first.
+
+    Columns: variant, the searchable settings, trainable_parameters, valid_ndcg_at_20 (mean), mean,
+    std (test NDCG@20), seeds.
+    """
+    done = of_settings(trials)
+    keys = ["variant", *VARIED, "trainable_parameters"]
+    by_setting = done[done.method == "perpeft"].groupby(keys, dropna=False, sort=False)
+    rows = by_setting.agg(
+        valid_ndcg_at_20=(SELECTION, "mean"),
+        mean=("test_ndcg_at_20", "mean"),
+        std=("test_ndcg_at_20", "std"),
+        seeds=("seed", "nunique"),
+    )
+    rows = rows.reset_index().sort_values("trainable_parameters", ignore_index=True)
     columns = {
-        "variant": (rows.variant, ""),
-        **_settings(rows, trials),
-        "parameters": (rows.trainable_parameters, ",.0f"),
-        "valid": (100 * rows[SELECTION], ".2f"),
-        "test NDCG@20": (_means(rows), ""),
+        "variant": shown(rows.variant),
+        **_setting_columns(rows, trials),
+        "parameters": shown(rows.trainable_parameters, ",.0f"),
+        "valid": shown(100 * rows[SELECTION], ".2f"),
+        "test NDCG@20": with_error(rows["mean"], rows["std"]),
     }
     caption = (
         "PerPEFT's settings that no other of the search beats in both validation NDCG@20 and "
         "trainable parameters; × 100, means over seeds. The front is chosen by validation."
     )
-    text = _text("Pareto front of accuracy and size", columns, caption)
+    text = TextTable.of("Pareto front of accuracy and size", columns, caption)
     return StudyTable("front", rows, (text,))
 
 
@@ -202,48 +232,22 @@ def sensitivity_table(trials: pd.DataFrame) -> StudyTable:
     """Test NDCG@20 of PerPEFT against one setting at a time."""
     rows = sensitivity(trials)
     columns = {
-        "setting": (rows.parameter, ""),
-        "variant": (rows.variant, ""),
-        "value": (rows.value, "g"),
-        "test NDCG@20": (_means(rows), ""),
-        "seeds": (rows.seeds, ""),
+        "setting": rows.parameter,
+        "variant": shown(rows.variant),
+        "value": shown(rows.value, "g"),
+        "test NDCG@20": with_error(rows["mean"], rows["std"]),
+        "seeds": shown(rows.seeds),
     }
     caption = "× 100, mean ± standard deviation over seeds; the other settings are fixed."
-    text = _text("Sensitivity of PerPEFT", columns, caption)
+    text = TextTable.of("Sensitivity of PerPEFT", columns, caption)
     return StudyTable("sensitivity", rows, (text,))
 
 
-def _text(
-    title: str,
-    columns: dict[str, tuple[Iterable[Any], str]],
-    caption: str,
-    best: tuple[str, pd.Series] | None = None,
-) -> TextTable:
-    """A printed table from columns by header, each with its format; `best`: the bold cells."""
-    texts = {
-        header: [MISSING if pd.isna(value) else format(value, form) for value in values]
-        for header, (values, form) in columns.items()
-    }
-    bold = {best[0]: list(best[1])} if best else {}
-    rows = tuple(
-        tuple(
-            Cell(text, best=header in bold and bool(bold[header][number]))
-            for header, text in zip(texts, row, strict=True)
-        )
-        for number, row in enumerate(zip(*texts.values(), strict=True))
-    )
-    return TextTable(title, tuple(texts), rows, caption)
-
-
-def _shown(trials: pd.DataFrame) -> list[Searchable]:
+def _printed_settings(trials: pd.DataFrame) -> list[Searchable]:
     """The main settings, and others that PerPEFT's trials vary."""
     own = trials[trials.method == "perpeft"]
     return [s for s in SEARCHABLE if s.words or own[s.name].nunique() > 1]
 
 
-def _settings(rows: pd.DataFrame, trials: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
-    return {s.column or s.label: (rows[s.name], "g") for s in _shown(trials)}
-
-
-def _means(rows: pd.DataFrame) -> list[str]:
-    return [mean_and_std(mean, std) for mean, std in zip(rows["mean"], rows["std"], strict=True)]
+def _setting_columns(rows: pd.DataFrame, trials: pd.DataFrame) -> dict[str, list[str]]:
+    return {s.column or s.label: shown(rows[s.name], "g") for s in _printed_settings(trials)}

@@ -1,15 +1,19 @@
-"""A table of text, and its Markdown, LaTeX and terminal forms."""
+"""Tables of text in Markdown, LaTeX and for a terminal, how their cells are written, and pages."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import rich.box
 from rich.table import Table
 from rich.text import Text
+
+from perpeft_ray.store.files import whole_file
 
 MISSING = "–"
 BEST = "▸"
@@ -34,6 +38,20 @@ class TextTable:
     caption: str
     rules: tuple[int, ...] = ()
     """Rows with a line above them on a terminal."""
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        columns: Mapping[str, Iterable[str]],
+        caption: str,
+        best: Mapping[str, Iterable[bool]] | None = None,
+    ) -> TextTable:
+        """A table from equally long columns by header; `best`: which cells of a column are bold."""
+        cells = {name: [Cell(text) for text in texts] for name, texts in columns.items()}
+        for name, bold in (best or {}).items():
+            cells[name] = [Cell(c.text, bool(b)) for c, b in zip(cells[name], bold, strict=True)]
+        return cls(title, tuple(cells), tuple(zip(*cells.values(), strict=True)), caption)
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown; ends with a newline."""
@@ -91,9 +109,49 @@ class StudyTable:
     printed: tuple[TextTable, ...]
 
 
-def mean_and_std(mean: float, std: float) -> str:
-    """`4.82 ± 0.04` from values in [0, 1]; without a null deviation."""
-    return f"{100 * mean:.2f}" + ("" if pd.isna(std) else f" ± {100 * std:.2f}")
+def write_page(path: Path, room: str, template: str, **values: Any) -> None:
+    """Write an HTML page from a Jinja template of a package, whole or not at all."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(room, "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template).render(**values)
+    with whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def shown(values: Iterable[Any], form: str = "") -> list[str]:
+    """Values in a format of Python's; null ones as a dash."""
+    return [MISSING if pd.isna(value) else format(value, form) for value in values]
+
+
+def with_error(means: Iterable[float], errors: Iterable[float]) -> list[str]:
+    """`4.82 ± 0.04` from values in [0, 1]; without a null error, a dash for a null mean."""
+    ends = ("" if pd.isna(error) else f" ± {100 * error:.2f}" for error in errors)
+    return [
+        MISSING if pd.isna(mean) else f"{100 * mean:.2f}{end}"
+        for mean, end in zip(means, ends, strict=True)
+    ]
+
+
+def with_interval(
+    values: Iterable[float], lows: Iterable[float], highs: Iterable[float], form: str = "+.2f"
+) -> list[str]:
+    """`+4.82 [4.70, 4.94]` from values in [0, 1]."""
+    return [
+        f"{100 * value:{form}} [{100 * low:.2f}, {100 * high:.2f}]"
+        for value, low, high in zip(values, lows, highs, strict=True)
+    ]
+
+
+def p_text(p: float) -> str:
+    """A p value as printed: three decimals, or `<.001`."""
+    return MISSING if pd.isna(p) else "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 _TEX = {"±": r"$\pm$", "×": r"$\times$", "–": "--", "λ": r"$\lambda$", "\\": r"\textbackslash{}"}

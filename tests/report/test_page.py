@@ -16,8 +16,7 @@ import pytest
 from perpeft_ray.cli import parse_study
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings
 from perpeft_ray.data.split import RepeatShares
-from perpeft_ray.report.command import fixed_to, study_command
-from perpeft_ray.report.page import empty_groups, write_report
+from perpeft_ray.report.page import empty_groups, fixed_to, study_command, write_report
 from perpeft_ray.report.summary import best_settings
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.description import repeat_warnings
