@@ -125,11 +125,11 @@ def settings(folders: Sequence[Path]) -> StudyTable:
 def _row(
     values: pd.DataFrame, variant: str, above: str, below: str, metric: str
 ) -> dict[str, object] | None:
+    if (above, below) == ORDERINGS[0] and variant != _first_variant(values):
+        return None  # neither has a variant: one row is enough
     found = compare(values, above, below, variant, metric)
     if found is None:
         return None
-    if (above, below) == ORDERINGS[0] and variant != _first_variant(values):
-        return None  # neither has a variant: one row is enough
     return {
         "variant": variant,
         "above": above,
