@@ -25,7 +25,7 @@ from transformers import CLIPConfig, CLIPModel
 from perpeft_ray.data.catalogue import Catalogue
 from perpeft_ray.encoder.fast.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.foundation import Towers
-from perpeft_ray.encoder.halves import DualImage, DualText
+from perpeft_ray.encoder.halves import DualText, ImageHalf
 from perpeft_ray.encoder.items import TowerItemEncoder
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 
@@ -70,7 +70,7 @@ def _measure(
 ) -> tuple[float, float]:
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig()).requires_grad_(False)
-    towers = Towers(model, DualText(model), DualImage(model)).eval()
+    towers = Towers(model, DualText(model), ImageHalf(model)).eval()
     states = None
     if folder is not None and last_layers is not None:
         states = prefix_states(towers, catalogue, folder, last_layers)

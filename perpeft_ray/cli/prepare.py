@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -42,19 +42,16 @@ class Amazon2023:
 
     def run(self) -> None:
         """Make the folder and print what is in it."""
-        _prepare(self, self._make)
-
-    def _make(self) -> list[str]:
-        prepare_amazon2023(
-            self.raw,
-            self.category,
-            self.out,
-            self.selection,
-            images=self.images,
-            limits=self.limits,
-            memory_gb=self.memory_gb,
-        )
-        return []
+        with _printing(self.out, self.memory_gb, paper=self.category):
+            prepare_amazon2023(
+                self.raw,
+                self.category,
+                self.out,
+                self.selection,
+                images=self.images,
+                limits=self.limits,
+                memory_gb=self.memory_gb,
+            )
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,8 @@ class Release:
 
     def run(self) -> None:
         """Make the folder and print what is in it."""
-        _prepare(self, self._make)
-
-    def _make(self) -> list[str]:
-        prepare_release(self.source, self.name, self.out, max_bytes=self.max_bytes)
-        return []
+        with _printing(self.out, paper=self.name):
+            prepare_release(self.source, self.name, self.out, max_bytes=self.max_bytes)
 
 
 @dataclass(frozen=True)
@@ -92,10 +86,8 @@ class Parquet:
 
     def run(self) -> None:
         """Make the folder and print what is in it."""
-        _prepare(self, self._make)
-
-    def _make(self) -> list[str]:
-        return prepare_parquet(self.source, self.out, memory_gb=self.memory_gb).lines()
+        with _printing(self.out, self.memory_gb) as notes:
+            notes += prepare_parquet(self.source, self.out, memory_gb=self.memory_gb).lines()
 
 
 @dataclass(frozen=True)
@@ -110,56 +102,40 @@ class Table:
 
     def run(self) -> None:
         """Make the folder and print what is in it."""
-        _prepare(self, self._make)
-
-    def _make(self) -> list[str]:
-        return prepare_table(self.source, self.out, memory_gb=self.memory_gb).lines()
-
-
-_Command = Amazon2023 | Release | Parquet | Table
-
-
-def _prepare(command: _Command, make: Callable[[], list[str]]) -> None:
-    """Make the folder, then print its content and how it was made."""
-    started = time.perf_counter()
-    with _telling():
-        notes = make()
-    _print_result(command, notes, started)
+        with _printing(self.out, self.memory_gb) as notes:
+            notes += prepare_table(self.source, self.out, memory_gb=self.memory_gb).lines()
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[None]:
-    """Show our own modules' log on standard error, without urllib3's retries."""
+def _printing(out: Path, memory_gb: float = 1.0, paper: str | None = None) -> Iterator[list[str]]:
+    """Show the log of a preparation, then print the content of `out` and what was noted.
+
+    `paper` names the data set beside whose figures in the paper it is printed.
+    """
+    started, notes = time.perf_counter(), list[str]()
+    # Our own modules' log, without urllib3's retries.
     logger, handler = logging.getLogger("perpeft_ray"), logging.StreamHandler()
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        yield notes
     finally:
         logger.setLevel(before)
         logger.removeHandler(handler)
-
-
-def _print_result(command: _Command, notes: list[str], started: float) -> None:
-    memory_gb = 1.0 if isinstance(command, Release) else command.memory_gb
-    report = report_on(command.out, memory_gb=memory_gb)
-    console = console_on()
-    for line in (*findings(report), *notes):
-        console.print(line, highlight=False, markup=False)
-    failures = read_failures(command.out)
+    report = report_on(out, memory_gb=memory_gb)
+    lines = [*findings(report), *notes]
+    failures = read_failures(out)
     if failures:
         passing = sum(failure.passing for failure in failures)
         again = f"; rerun the same command to fetch {passing:,} of them again" if passing else ""
-        console.print(
-            f"{len(failures):,} images failed, listed in {command.out / FAILURES_FILE}{again}",
-            highlight=False,
-            markup=False,
-        )
-    if isinstance(command, Amazon2023 | Release):
-        name = command.category if isinstance(command, Amazon2023) else command.name
-        console.print(table_1(report, name, PAPER_DATASETS.get(name)))
-    seconds = time.perf_counter() - started
-    uri = f"parquet:{command.out}"
+        lines.append(f"{len(failures):,} images failed, listed in {out / FAILURES_FILE}{again}")
+    console = console_on()
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    if paper is not None:
+        console.print(table_1(report, paper, PAPER_DATASETS.get(paper)))
+    uri = f"parquet:{out}"
     print(uri)
+    seconds = time.perf_counter() - started
     note(f"{seconds:.0f} s; next: perpeft study --dataset {shlex.quote(uri)}")

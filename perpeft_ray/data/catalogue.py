@@ -17,10 +17,9 @@ import pandas as pd
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, settle, write_mark
+from perpeft_ray.data.folders import ResumedArrays, resumed_folder
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.item_arrays import (
-    ItemArrays,
     ItemMap,
     ItemPreprocessor,
     ItemStep,
@@ -152,66 +151,46 @@ def _build(
     # Item 0 has the tokens of '', like items without title: a text encoder always gets some.
     padding = pd.DataFrame({"title": [""], "image": [""]})
     items = pd.concat([padding, dataset.items[["title", "image"]].fillna("")], ignore_index=True)
-    mark = folder / "items.done"
-    done = read_mark(mark)
-    step = ItemStep(dataset.root, preprocessor)
-    store = _Store(folder, items, step, resume=done > 0)
-    blocks = [items[at : at + BLOCK] for at in range(done, len(items), BLOCK)]
-    for arrays in item_map(step, blocks):
-        store.write(done, arrays)
-        done += len(arrays["token_counts"])
-        write_mark(mark, done)
-    if done < len(items):
-        raise RuntimeError(f"{len(items)} items were sent to be prepared, but {done} came back")
-    mark.unlink()
-    _log.info("catalogue of %d items: %s", len(items) - 1, store.summary())
-
-
-class _Store:
-    """The store's files during a build."""
-
-    def __init__(self, folder: Path, items: pd.DataFrame, step: ItemStep, *, resume: bool) -> None:
-        def array(name: str, dtype: DTypeLike, *shape: int) -> np.memmap:
-            return resumed_array(folder / f"{name}.npy", dtype, shape, resume=resume)
-
-        count, size = len(items), step.preprocessor.image_size
-        self._root = step.root
-        self._images = items["image"].to_numpy()
-        has_image = self._images != ""
-        self._row = np.cumsum(has_image)  # [I+1], of items with image; kept for unreadable ones too
-        self._has_title = array("has_title", np.bool_, count)
-        self._token_counts = array("token_counts", np.int32, count)
-        self._token_ids = array("token_ids", np.int32, count, step.preprocessor.max_tokens)
-        self._pixel_row = array("pixel_row", np.int32, count)
-        self._pixels = None
+    images = items["image"].to_numpy()
+    rows = np.cumsum(images != "")  # [I+1], of items with image; kept for unreadable ones too
+    count, size = len(items), preprocessor.image_size
+    arrays: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {
+        "has_title": (np.bool_, (count,)),
+        "token_counts": (np.int32, (count,)),
+        "token_ids": (np.int32, (count, preprocessor.max_tokens)),
+        "pixel_row": (np.int32, (count,)),
+    }
+    if size:
+        arrays["pixels"] = (np.uint8, (int(rows[-1]) + 1, 3, size, size))
+    store = ResumedArrays(folder, arrays)
+    store["has_title"][:] = items["title"].str.strip() != ""
+    blocks = [items[at : at + BLOCK] for at in range(store.done, count, BLOCK)]
+    for block in item_map(ItemStep(dataset.root, preprocessor), blocks):
+        span = slice(store.done, store.done + len(block["token_counts"]))
+        store["token_counts"][span] = block["token_counts"]
+        store["token_ids"][span] = block["token_ids"]
         if size:
-            self._pixels = array("pixels", np.uint8, int(has_image.sum()) + 1, 3, size, size)
-        self._has_title[:] = items["title"].str.strip() != ""
-
-    def write(self, start: int, arrays: ItemArrays) -> None:
-        """Write the arrays of the items from `start` on, so that they survive a kill."""
-        stop = start + len(arrays["token_counts"])
-        self._token_counts[start:stop] = arrays["token_counts"]
-        self._token_ids[start:stop] = arrays["token_ids"]
-        settle(self._token_counts)
-        settle(self._token_ids)
-        if self._pixels is None:
-            return
-        for item in np.flatnonzero(arrays["unreadable"] != "").tolist():
-            _log.warning(
-                "%s is not a readable image and counts as missing: %s",
-                self._root / self._images[start + item],
-                arrays["unreadable"][item],
-            )
-        present = (self._images[start:stop] != "") & (arrays["unreadable"] == "")
-        rows = self._row[start:stop][present]
-        self._pixels[rows] = arrays["pixels"][present]
-        self._pixel_row[start:stop][present] = rows
-        settle(self._pixels)
-        settle(self._pixel_row)
-
-    def summary(self) -> str:
-        """Numbers of titles, images and unreadable images."""
-        titles, images = np.count_nonzero(self._has_title), np.count_nonzero(self._pixel_row)
-        asked = np.count_nonzero(self._images != "") if self._pixels is not None else 0
-        return f"{titles} titles, {images} images, {asked - images} unreadable images"
+            unreadable = block["unreadable"] != ""
+            for image, reason in zip(
+                images[span][unreadable], block["unreadable"][unreadable], strict=True
+            ):
+                _log.warning(
+                    "%s is not a readable image and counts as missing: %s",
+                    dataset.root / image,
+                    reason,
+                )
+            present = (images[span] != "") & ~unreadable
+            store["pixels"][rows[span][present]] = block["pixels"][present]
+            store["pixel_row"][span] = np.where(present, rows[span], 0)
+        store.settle(span.stop)
+    if store.done < count:
+        raise RuntimeError(f"{count} items were sent to be prepared, but {store.done} came back")
+    store.finish()
+    found = int(np.count_nonzero(store["pixel_row"]))
+    _log.info(
+        "catalogue of %d items: %d titles, %d images, %d unreadable images",
+        count - 1,
+        np.count_nonzero(store["has_title"]),
+        found,
+        int(rows[-1]) - found if size else 0,
+    )

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike
 
 _STALE_SECONDS = 24 * 3600
+_MARK = "items.done"
 
 
 @contextmanager
@@ -105,28 +106,45 @@ def _remove_stale(folder: Path) -> None:
                     shutil.rmtree(entry)
 
 
-def resumed_array(file: Path, dtype: DTypeLike, shape: tuple[int, ...], resume: bool) -> np.memmap:
-    """A memory-mapped .npy file for writing: zeros, or its present content with `resume`."""
-    if resume:
-        return np.lib.format.open_memmap(file, mode="r+")
-    # A fresh file reads as zeros.
-    return np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape)
+class ResumedArrays:
+    """Memory-mapped .npy files of a working folder, written in steps that survive a kill."""
+
+    def __init__(
+        self, folder: Path, arrays: Mapping[str, tuple[DTypeLike, tuple[int, ...]]]
+    ) -> None:
+        """Open arrays of these dtypes and shapes: zeros, or what an earlier run has written."""
+        self._mark = folder / _MARK
+        self.done = steps_done(folder)
+        """Finished steps."""
+        self._arrays: dict[str, np.memmap] = {}
+        for name, (dtype, shape) in arrays.items():
+            file = folder / f"{name}.npy"
+            self._arrays[name] = (
+                np.lib.format.open_memmap(file, mode="r+")
+                if self.done
+                else np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape)
+            )
+
+    def __getitem__(self, name: str) -> np.memmap:
+        return self._arrays[name]
+
+    def settle(self, done: int) -> None:
+        """Flush the arrays to disk, release their memory, and record the finished steps."""
+        for array in self._arrays.values():
+            array.flush()
+            if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # no Windows
+                array.base.madvise(mmap.MADV_DONTNEED)
+        new = self._mark.with_name(f"{_MARK}.new")
+        new.write_text(str(done))
+        new.replace(self._mark)
+        self.done = done
+
+    def finish(self) -> None:
+        """Remove the record of steps."""
+        self._mark.unlink(missing_ok=True)
 
 
-def settle(array: np.memmap) -> None:
-    """Flush a memory-mapped file to disk and release its memory."""
-    array.flush()
-    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        array.base.madvise(mmap.MADV_DONTNEED)
-
-
-def read_mark(file: Path) -> int:
-    """The number of finished steps that `write_mark` recorded; 0 without the file."""
-    return int(file.read_text()) if file.exists() else 0
-
-
-def write_mark(file: Path, done: int) -> None:
-    """Record the number of finished steps; a kill leaves the old number or the new one."""
-    new = file.with_name(f"{file.name}.new")
-    new.write_text(str(done))
-    new.replace(file)
+def steps_done(folder: Path) -> int:
+    """The number of finished steps that `ResumedArrays` has recorded in a folder."""
+    mark = folder / _MARK
+    return int(mark.read_text()) if mark.exists() else 0

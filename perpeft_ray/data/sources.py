@@ -20,7 +20,6 @@ _FORMS = {
     "release": "release:PATH#NAME",
     "amazon2023": "amazon2023:RAW_DIR#CATEGORY",
 }
-_PATH_FORMS = ("parquet", "release", "amazon2023")
 
 
 def open_dataset(
@@ -40,23 +39,31 @@ def open_dataset(
     Raises `InputError` for any other form, and for what the function that makes or reads it
     rejects.
     """
-    source, colon, rest = uri.partition(":")
-    path, name = _path_and_name(rest)
+    source, path, name = _parts(uri)
     match source:
         case "toyshop":
-            return load_folder(_toyshop(uri, rest if colon else "0", cache), uri, data)
-        case "parquet" if rest:
-            return load_folder(Path(rest), uri, data)
+            folder = _toyshop(uri, path, cache)
+        case "parquet" if path:
+            folder = Path(path)
         case "release" if path:
-            return load_folder(_release(Path(path), name or Path(path).stem, cache), uri, data)
+            folder = _release(Path(path), name or Path(path).stem, cache)
         case "amazon2023" if path and name:
-            return load_folder(_amazon2023(Path(path), name, cache, again=again), uri, data)
+            folder = _amazon2023(Path(path), name, cache, again=again)
+        case _:
+            raise InputError(_wrong_form(uri, source))
+    return load_folder(folder, uri, data)
+
+
+def _wrong_form(uri: str, source: str) -> str:
     if source in _FORMS:
-        raise InputError(f"`dataset` must be {_FORMS[source]}, but is {uri!r}")
+        return f"`dataset` must be {_FORMS[source]}, but is {uri!r}"
+    hint = ""
+    if uri and Path(uri).is_dir():
+        hint = f"; did you mean 'parquet:{uri}'?"
+    elif close := difflib.get_close_matches(source, _FORMS, n=1):
+        hint = f"; did you mean {_FORMS[close[0]]}?"
     *others, last = _FORMS.values()
-    raise InputError(
-        f"`dataset` must be {', '.join(others)} or {last}, but is {uri!r}{_hint(uri, source)}"
-    )
+    return f"`dataset` must be {', '.join(others)} or {last}, but is {uri!r}{hint}"
 
 
 def absolute_dataset(uri: str) -> str:
@@ -65,11 +72,8 @@ def absolute_dataset(uri: str) -> str:
     Keeps links, except where the path goes up with `..`. Does not check that the path exists.
     Returns `toyshop` and unknown forms unchanged.
     """
-    source, _, rest = uri.partition(":")
-    if source not in _PATH_FORMS or not rest:
-        return uri
-    path, name = (rest, "") if source == "parquet" else _path_and_name(rest)
-    if not path:
+    source, path, name = _parts(uri)
+    if source not in ("parquet", "release", "amazon2023") or not path:
         return uri
     place = Path(path)
     place = place.resolve() if ".." in place.parts else place.absolute()
@@ -81,13 +85,11 @@ def cached_folder(uri: str, cache: Path) -> Path | None:
 
     Prepares nothing, so of data that are prepared from raw files there is None.
     """
-    source, colon, rest = uri.partition(":")
-    folder = None
-    if source == "toyshop":
-        folder = _toyshop_folder(uri, rest if colon else "0", cache)
-    elif source == "parquet":
-        folder = Path(rest)
-    return folder if folder is not None and folder.is_dir() else None
+    source, path, _ = _parts(uri)
+    if source not in ("toyshop", "parquet"):
+        return None
+    folder = Path(path) if source == "parquet" else _toyshop_folder(uri, path, cache)
+    return folder if folder.is_dir() else None
 
 
 def raw_files(uri: str) -> list[Path]:
@@ -95,8 +97,7 @@ def raw_files(uri: str) -> list[Path]:
 
     Far cheaper than preparing. Raises `InputError` if a file is missing or unreadable.
     """
-    source, _, rest = uri.partition(":")
-    path, name = _path_and_name(rest)
+    source, path, name = _parts(uri)
     match source:
         case "release" if path:
             from perpeft_ray.data.prepare.release import release_files
@@ -149,8 +150,8 @@ def _toyshop(uri: str, seed: str, cache: Path) -> Path:
 
     folder = _toyshop_folder(uri, seed, cache)
     if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            toyshop.write_toyshop(temporary, int(seed))
+        with new_folder(folder) as new:
+            toyshop.write_toyshop(new, int(seed))
     return folder
 
 
@@ -166,16 +167,15 @@ def _toyshop_folder(uri: str, seed: str, cache: Path) -> Path:
     return cache / f"toyshop-{int(seed)}-{source.hexdigest()[:8]}"
 
 
-def _path_and_name(rest: str) -> tuple[str, str]:
-    """PATH and NAME of `PATH#NAME`; a path may contain `#`, a name has no `/`."""
+def _parts(uri: str) -> tuple[str, str, str]:
+    """SOURCE, PATH and NAME of `SOURCE:PATH#NAME`, or SOURCE, SEED and nothing.
+
+    A path may contain `#`, a name has no `/`.
+    """
+    source, colon, rest = uri.partition(":")
+    if source == "toyshop":
+        return source, rest if colon else "0", ""
     path, mark, name = rest.rpartition("#")
-    if not mark or "/" in name or Path(rest).exists():
-        return rest, ""
-    return path, name
-
-
-def _hint(uri: str, source: str) -> str:
-    if uri and Path(uri).is_dir():
-        return f"; did you mean 'parquet:{uri}'?"
-    close = difflib.get_close_matches(source, _FORMS, n=1)
-    return f"; did you mean {_FORMS[close[0]]}?" if close else ""
+    if source == "parquet" or not mark or "/" in name or Path(rest).exists():
+        return source, rest, ""
+    return source, path, name

@@ -37,7 +37,6 @@ so methods without content (`without_mm`, `item_knn`) are strong here too.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +45,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from perpeft_ray.data.toyshop_draw import draw_item
-from perpeft_ray.data.toyshop_items import ASPECTS, draw_items, write_title
-from perpeft_ray.errors import InputError
+from perpeft_ray.data.toyshop_items import ASPECTS, draw_item, draw_items, write_title
 from perpeft_ray.metrics import ndcg
 
 USERS = 3_000
@@ -109,23 +106,14 @@ class Shop:
 
 
 def write_toyshop(folder: Path, seed: int) -> None:
-    """Write the catalogue of a seed as a data folder: interactions, items, images, planted groups.
+    """Write the catalogue of a seed into an empty data folder: interactions, items, images.
 
-    The folder is complete or absent; an existing one is kept. `planted.parquet` (user_id, group) is
-    for tests and figures only: no method reads it. Raises `InputError` for a negative seed.
+    `planted.parquet` (user_id, group) is for tests and figures only: no method reads it.
     """
     shop = plant(seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".toyshop-") as scratch:
-        new = Path(scratch) / "toyshop"
-        (new / "images").mkdir(parents=True)
-        _write_tables(new, shop)
-        _write_items(new, shop.items, seed)
-        try:
-            new.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise  # if it exists, another process has just written the same
+    (folder / "images").mkdir()
+    _write_tables(folder, shop)
+    _write_items(folder, shop.items, seed)
 
 
 def planted_groups(folder: Path) -> pd.DataFrame:
@@ -134,12 +122,7 @@ def planted_groups(folder: Path) -> pd.DataFrame:
 
 
 def plant(seed: int) -> Shop:
-    """Draw the items, users and sequences of a seed, as the module's docstring says.
-
-    Raises `InputError` for a negative seed.
-    """
-    if seed < 0:
-        raise InputError(f"the seed of `toyshop:SEED` must be at least 0, but is {seed}")
+    """Draw the items, users and sequences of a seed, as the module's docstring says."""
     rng = np.random.default_rng([seed, _ITEM_STREAM])
     items = draw_items(rng, ITEMS, "catalogue")
     popularity = rng.normal(0, POPULARITY, size=ITEMS)

@@ -1,8 +1,9 @@
 """Cached outputs of the frozen towers for every item, computed once and memory-mapped.
 
-Two stores: the projected features (for `frozen_mm`) and the hidden states (for IISAN), kept under
-`cache/features/<fingerprint>/`. Items are encoded in batches of similar title length, to save
-padding. An interrupted computation resumes with the next batch.
+Stores: the projected features (for `frozen_mm`), the hidden states (for IISAN) and the states of
+frozen layers (`fast.prefix`), kept under `cache/features/<fingerprint>/`. Items are encoded in
+batches of similar title length, to save padding. An interrupted computation resumes with the next
+batch.
 Letters: I items (row 0 is padding), K hidden states, W width.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,27 @@ from rich.progress import track
 from torch import Tensor
 
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
-from perpeft_ray.data.folders import read_mark, resumed_array, resumed_folder, settle, write_mark
+from perpeft_ray.data.folders import ResumedArrays, resumed_folder
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.hardware import sizes_of
 from perpeft_ray.encoder.iisan import kept_layers
 from perpeft_ray.encoder.rows import CatalogueRows
 from perpeft_ray.screen import console as console_on
+
+Encode = Callable[[ItemBatch], Sequence[NDArray[Any]]]
+"""The rows of a batch of items, one array per name."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How to compute a store's arrays."""
+
+    device: torch.device
+    dtype: DTypeLike
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of an item by name of the array."""
+    encode: Encode
+    """Arrays in the order of `shapes`."""
 
 
 def projected_features(
@@ -33,20 +50,19 @@ def projected_features(
 ) -> NDArray[np.float32]:
     """float32 [I+1, out_features], row 0 zero; computed into `folder` unless present.
 
-    Calls `towers` only to compute. Processes that need the same folder wait for the first.
+    Calls `towers` only to compute.
     """
 
-    def compute(working: Path) -> None:
+    def computation() -> Computation:
         model = towers()
+        return Computation(
+            _device(model),
+            np.float32,
+            {"features": (model.out_features,)},
+            lambda batch: [model(batch).cpu().numpy()],
+        )
 
-        def features(batch: ItemBatch) -> Sequence[NDArray[Any]]:
-            return [model(batch).cpu().numpy()]
-
-        shapes = {"features": (model.out_features,)}
-        _fill(working, catalogue, _device(model), np.float32, shapes, features)
-
-    _ensure(folder, compute)
-    return np.load(folder / "features.npy", mmap_mode="r")  # type: ignore[no-any-return]  # NumPy says Any
+    return store_of_items(folder, catalogue, computation)["features"]
 
 
 def hidden_states(
@@ -55,7 +71,7 @@ def hidden_states(
     """IISAN's inputs, float16: text [I+1, K, W_text] and image [I+1, K, W_image] (None without
     images), row 0 zero; computed into `folder` unless present."""
 
-    def compute(working: Path) -> None:
+    def computation() -> Computation:
         model = towers()
         (text_width, text_depth), (image_width, image_depth) = model.state_sizes()
         text_layers, image_layers = kept_layers(text_depth, image_depth)
@@ -70,73 +86,50 @@ def hidden_states(
                 kept.append(_half(images[:, image_layers]))
             return kept
 
-        _fill(working, catalogue, _device(model), np.float16, shapes, states)
+        return Computation(_device(model), np.float16, shapes, states)
 
-    _ensure(folder, compute)
-    image_file = folder / "image.npy"
-    image = np.load(image_file, mmap_mode="r") if image_file.exists() else None
-    return np.load(folder / "text.npy", mmap_mode="r"), image
+    arrays = store_of_items(folder, catalogue, computation)
+    return arrays["text"], arrays.get("image")
 
 
 def store_of_items(
-    folder: Path,
-    catalogue: Catalogue,
-    device: torch.device,
-    dtype: DTypeLike,
-    shapes: Mapping[str, tuple[int, ...]],
-    encode: Callable[[ItemBatch], Sequence[NDArray[Any]]],
+    folder: Path, catalogue: Catalogue, computation: Callable[[], Computation]
 ) -> dict[str, NDArray[Any]]:
     """Arrays [I+1, *shape] by name, memory-mapped, row 0 zero; computed unless present.
 
-    `encode` returns the rows of a batch, one array per name, in the order of `shapes`.
+    Processes that need the same folder wait for the first.
     """
-    _ensure(folder, lambda working: _fill(working, catalogue, device, dtype, shapes, encode))
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
+    if not folder.is_dir():
+        with resumed_folder(folder) as working, torch.inference_mode():
+            if working is not None:
+                _fill(working, catalogue, computation())
+    return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
 
 
-def _ensure(folder: Path, compute: Callable[[Path], None]) -> None:
-    if folder.is_dir():
-        return
-    with resumed_folder(folder) as working, torch.inference_mode():
-        if working is not None:
-            compute(working)
-
-
-def _fill(
-    working: Path,
-    catalogue: Catalogue,
-    device: torch.device,
-    dtype: DTypeLike,
-    shapes: Mapping[str, tuple[int, ...]],
-    encode: Callable[[ItemBatch], Sequence[NDArray[Any]]],
-) -> None:
-    """Write `encode`'s rows of all items to one file per shape; resume an earlier run."""
-    mark = working / "items.done"
-    done = read_mark(mark)
-    arrays = [
-        resumed_array(
-            working / f"{name}.npy", dtype, (catalogue.num_items + 1, *shape), resume=done > 0
-        )
-        for name, shape in shapes.items()
-    ]
+def _fill(working: Path, catalogue: Catalogue, computation: Computation) -> None:
+    """Write the rows of all items to one file per shape; resume an earlier run."""
+    count, device = catalogue.num_items + 1, computation.device
+    store = ResumedArrays(
+        working,
+        {name: (computation.dtype, (count, *s)) for name, s in computation.shapes.items()},
+    )
     source, chunk = CatalogueRows(catalogue), sizes_of(device).encode_items
     # Longest titles first: a batch too large for memory fails at once.
-    order = np.argsort(-catalogue.token_counts[1:].astype(np.int64), kind="stable") + 1  # [I]
+    order = source.by_length(np.arange(1, count))  # [I]
     console = console_on(sys.stderr)
     for start in track(
-        range(done, len(order), chunk),
+        range(store.done, len(order), chunk),
         "encoding items",
         console=console,
         disable=not console.is_terminal,
         transient=True,
     ):
         items = order[start : start + chunk]
-        rows = encode(source.batch(items, device))
-        for array, values in zip(arrays, rows, strict=True):
-            array[items] = values
-            settle(array)
-        write_mark(mark, start + len(items))
-    mark.unlink(missing_ok=True)
+        rows = computation.encode(source.batch(items, device))
+        for name, values in zip(computation.shapes, rows, strict=True):
+            store[name][items] = values
+        store.settle(start + len(items))
+    store.finish()
 
 
 def _half(states: Tensor) -> NDArray[np.float16]:

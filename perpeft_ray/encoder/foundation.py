@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import fast
-from perpeft_ray.encoder.halves import DualImage, DualText, ImageHalf, LoneImage, LoneText, TextHalf
+from perpeft_ray.encoder.halves import DualText, ImageHalf, LoneText, TextHalf
+from perpeft_ray.encoder.rows import by_length
 from perpeft_ray.encoder.source import (
     POOLING,
     EncoderSource,
@@ -26,7 +27,6 @@ from perpeft_ray.encoder.source import (
     prepare_hub,
     reading,
 )
-from perpeft_ray.encoder.titles import by_length
 from perpeft_ray.errors import InputError
 
 NARROW = 128
@@ -253,7 +253,7 @@ def _build(
         if modality == "text":
             model.vision_model = None
         else:
-            image = DualImage(model)
+            image = ImageHalf(model)
         if modality == "image":
             model.text_model = None
         else:
@@ -267,7 +267,7 @@ def _build(
         if modality != "text" and source.image_path is not None:
             model["image"] = load(source.image_path)
             _check_image(name, model["image"])
-            image = LoneImage(model["image"])
+            image = ImageHalf(model["image"])
     model.requires_grad_(False)
     return Towers(model, text, image)
 

@@ -2,17 +2,22 @@
 
 A half of a dual encoder (CLIP, SigLIP, Chinese-CLIP, ALIGN) returns what `get_text_features` or
 `get_image_features` return; a half of a pair returns its model's own pooled output. Hidden states
-are pooled like the features: each family has its own summary token.
+are pooled like the features: each family has its own summary token. Every half has
+
+- `model`, the transformers model, possibly a dual encoder, and `tower`, its own modules of it;
+- `width` of hidden states (0 for convolutional towers, whose states differ in width), `layers`;
+- `fast`: whether features may be computed without calling all of the model's own modules.
+
 Letters: n items, L tokens, P patches, W width.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.fast import clip
@@ -23,42 +28,6 @@ TextPooling = Literal["end", "last", "first", "mean"]
 
 _TEXT_POOLING: dict[str, TextPooling] = {"clip": "end", "siglip": "last"}
 """By model type of dual encoders; all others have a BERT, which pools at its first token."""
-
-
-_Given = TypeVar("_Given", contravariant=True)
-
-
-class Half(Protocol[_Given]):
-    """An encoder of titles, or of images."""
-
-    tower: nn.Module
-    """Its modules."""
-    model: Any
-    """The transformers model with these modules, possibly a dual encoder."""
-    width: int
-    """Width of hidden states; 0 for convolutional towers, whose states differ in width."""
-    layers: int
-    fast: bool
-    """Whether features may be computed without calling all of the model's own modules."""
-
-    @property
-    def out_features(self) -> int:
-        """Width of the features."""
-        ...
-
-    def features(self, given: _Given, /) -> Tensor:
-        """[n, out_features]."""
-        ...
-
-    def states(self, given: _Given, /) -> Tensor:
-        """The pooled state of the embedding output and of every layer, [n, layers + 1, W]."""
-        ...
-
-
-TextHalf = Half[ItemBatch]
-"""Reads titles from a batch of items."""
-ImageHalf = Half[Tensor]
-"""Returns normalised pixels of a batch of items, [n, 3, S, S]."""
 
 
 class DualText:
@@ -112,34 +81,6 @@ class DualText:
         return -1 if self.pooling == "last" else 0
 
 
-class DualImage:
-    """Images by a model with `get_image_features`."""
-
-    def __init__(self, model: Any) -> None:
-        self.fast = True
-        self.model = model
-        self.tower = model.vision_model
-        self.config = model.config.vision_config
-        self.width, self.layers = _state_sizes(model.vision_model, self.config)
-
-    @cached_property
-    def out_features(self) -> int:
-        """Width of the features; a blank image is encoded to see it."""
-        with torch.no_grad():
-            return int(self.features(_blank(self.model, self.config)).shape[-1])
-
-    def features(self, pixels: Tensor) -> Tensor:
-        """The projected features."""
-        if self.fast and clip.runs(self.model):
-            return clip.image_features(self.model, pixels)
-        return self.model.get_image_features(pixel_values=pixels).pooler_output  # type: ignore[no-any-return]  # nn.Module's call is untyped
-
-    def states(self, pixels: Tensor) -> Tensor:
-        """States at the class token, or their mean over patches if there is none."""
-        out = self.model.get_image_features(pixel_values=pixels, output_hidden_states=True)
-        return _pooled_states(out.hidden_states, pixels, self.config)
-
-
 class LoneText:
     """Titles by a text encoder alone (BERT-like): the mean over tokens, or the first token."""
 
@@ -171,51 +112,58 @@ class LoneText:
         return (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1.0)
 
 
-class LoneImage:
-    """Images by a vision model alone: its class token, or the mean over patches without one."""
+TextHalf = DualText | LoneText
+
+
+class ImageHalf:
+    """Images by a model with `get_image_features`, or by a vision model alone.
+
+    The latter's features are its class token, or the mean over patches without one.
+    """
 
     def __init__(self, model: Any) -> None:
         self.fast = True
-        self.model = self.tower = model
-        self.width, self.layers = _state_sizes(model, model.config)
+        self.model = model
+        self._dual = hasattr(model, "get_image_features")
+        self.tower = model.vision_model if self._dual else model
+        self._config = model.config.vision_config if self._dual else model.config
+        self.width = self.layers = 0
+        if layer_stacks(self.tower):
+            self.width = int(self._config.hidden_size)
+            self.layers = int(self._config.num_hidden_layers)
 
     @cached_property
     def out_features(self) -> int:
         """Width of the features; a blank image is encoded to see it."""
+        # As large as the position embeddings ask, else small.
+        size = int(self._config.image_size) if hasattr(self._config, "patch_size") else 64
+        model = self.model
+        blank = torch.zeros(1, 3, size, size, dtype=model.dtype, device=model.device)
         with torch.no_grad():
-            return int(self.features(_blank(self.model, self.model.config)).shape[-1])
+            return int(self.features(blank).shape[-1])
 
     def features(self, pixels: Tensor) -> Tensor:
-        """The pooled last state."""
-        state = self.model(pixel_values=pixels).last_hidden_state
+        """The projected features, or the pooled last state, [n, out_features]."""
+        if self.fast and clip.runs(self.model):
+            return clip.image_features(self.model, pixels)
+        out = self._output(pixels)
+        if self._dual:
+            return out.pooler_output  # type: ignore[no-any-return]  # nn.Module's call is untyped
+        state = out.last_hidden_state
         if state.dim() == 4:  # a convolutional model: [n, W, rows, columns]
             return state.float().mean(dim=(2, 3))  # type: ignore[no-any-return]  # nn.Module's call is untyped
-        return _pooled(state, pixels, self.model.config).float()
+        return self._pooled(state, pixels).float()
 
     def states(self, pixels: Tensor) -> Tensor:
-        """Pooled as the features are."""
-        out = self.model(pixel_values=pixels, output_hidden_states=True)
-        return _pooled_states(out.hidden_states, pixels, self.model.config)
+        """States at the class token, or their mean over patches, [n, layers + 1, W]."""
+        states = self._output(pixels, output_hidden_states=True).hidden_states
+        return torch.stack([self._pooled(state, pixels) for state in states], dim=1)
 
+    def _output(self, pixels: Tensor, **options: bool) -> Any:
+        call = self.model.get_image_features if self._dual else self.model
+        return call(pixel_values=pixels, **options)
 
-def _state_sizes(model: Any, config: Any) -> tuple[int, int]:
-    """Width and number of a vision model's layers; zeros without transformer layers."""
-    if model is None or not layer_stacks(model):
-        return 0, 0
-    return int(config.hidden_size), int(config.num_hidden_layers)
-
-
-def _blank(model: Any, config: Any) -> Tensor:
-    """A blank image: as large as the position embeddings ask, else small."""
-    size = int(config.image_size) if hasattr(config, "patch_size") else 64
-    return torch.zeros(1, 3, size, size, dtype=model.dtype, device=model.device)
-
-
-def _pooled_states(states: tuple[Tensor, ...], pixels: Tensor, config: Any) -> Tensor:
-    return torch.stack([_pooled(state, pixels, config) for state in states], dim=1)
-
-
-def _pooled(state: Tensor, pixels: Tensor, config: Any) -> Tensor:
-    """[n, tokens, W] -> [n, W]: the class token, which precedes the patches, or their mean."""
-    rows, columns = (size // int(config.patch_size) for size in pixels.shape[-2:])
-    return state.mean(dim=1) if state.shape[1] == rows * columns else state[:, 0]
+    def _pooled(self, state: Tensor, pixels: Tensor) -> Tensor:
+        """[n, tokens, W] -> [n, W]: the class token, which precedes the patches, or their mean."""
+        rows, columns = (size // int(self._config.patch_size) for size in pixels.shape[-2:])
+        return state.mean(dim=1) if state.shape[1] == rows * columns else state[:, 0]

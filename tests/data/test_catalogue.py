@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
-from perpeft_ray.data.folders import read_mark
+from perpeft_ray.data.folders import steps_done
 from perpeft_ray.data.interactions import load_folder
 from tests.small_shop import write_small_shop
 
@@ -81,7 +81,7 @@ def test_batch_equals_items_preprocessed_one_by_one(dataset, tmp_path):
             assert batch.attention_mask[row].tolist() == [1] * len(tokens[row]) + [0] * padding
 
 
-def test_no_item(dataset, tmp_path):
+def test_empty_batch(dataset, tmp_path):
     batch = build_catalogue(dataset, Letters(), tmp_path).batch(np.array([], dtype=np.int64))
     assert batch.pixels.shape == (0, 3, 4, 4)
     assert batch.token_ids.shape == batch.attention_mask.shape == (0, 1)
@@ -105,7 +105,7 @@ def test_encoder_without_images(dataset, tmp_path):
     assert batch.has_title.tolist() == [False, True, False, False, True, False, True]
 
 
-def test_tokenizer_that_gives_nothing_for_no_text(dataset, tmp_path):
+def test_title_without_tokens_is_all_padding(dataset, tmp_path):
     class Bare(Letters):
         def tokens(self, titles):
             return [[ord(c) for c in title[:12]] for title in titles]
@@ -115,7 +115,7 @@ def test_tokenizer_that_gives_nothing_for_no_text(dataset, tmp_path):
     assert batch.attention_mask.tolist() == [[0], [0]]
 
 
-def test_too_many_tokens_is_the_preprocessors_fault(dataset, tmp_path):
+def test_too_many_tokens_is_an_error(dataset, tmp_path):
     class Long(Letters):
         def tokens(self, titles):
             return [[1] * 13 for _ in titles]
@@ -125,7 +125,7 @@ def test_too_many_tokens_is_the_preprocessors_fault(dataset, tmp_path):
     assert finished(tmp_path) == []
 
 
-def test_opens_what_is_there(dataset, tmp_path):
+def test_existing_store_is_opened(dataset, tmp_path):
     first = build_catalogue(dataset, Letters(), tmp_path)
     assert first.folder == tmp_path / "catalogue" / first.fingerprint
     for image in dataset.root.glob("images/*"):
@@ -137,7 +137,7 @@ def test_opens_what_is_there(dataset, tmp_path):
     assert isinstance(opened.token_ids, np.memmap)
 
 
-def test_fingerprint_follows_items_and_preprocessing_only(dataset, write_folder, tmp_path):
+def test_fingerprint_depends_on_items_and_preprocessing_alone(dataset, write_folder, tmp_path):
     def fingerprint(data, letters) -> str:
         return build_catalogue(data, letters, tmp_path).fingerprint
 
@@ -154,9 +154,10 @@ def test_unreadable_image_is_missing_and_named(dataset, tmp_path, caplog):
     whole = (dataset.root / "images" / "b.jpg").read_bytes()
     (dataset.root / "images" / "b.jpg").write_bytes(whole[: len(whole) // 2])
     (dataset.root / "images" / "c.png").write_bytes(b"no image")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         batch = build_catalogue(dataset, Letters(), tmp_path).batch(np.arange(7))
     assert batch.has_image.tolist() == [False, True, False, False, False, False, True]
+    assert "6 items: 3 titles, 2 images, 2 unreadable images" in caplog.text
     assert not batch.pixels[[3, 5]].any()
     assert batch.pixels[1].any()
     for name in ("b.jpg", "c.png"):
@@ -203,7 +204,7 @@ def _build_shop(folder: Path, cache: Path, pause: float) -> None:
     build_catalogue(load_folder(folder, ""), Slow(), cache)
 
 
-def test_a_killed_build_goes_on_to_the_same_store(tmp_path, monkeypatch):
+def test_killed_build_resumes(tmp_path, monkeypatch):
     """kill -9 while images are decoded; what was done is not done again."""
     monkeypatch.setattr("perpeft_ray.data.catalogue.BLOCK", 8)
     shop = write_small_shop(tmp_path / "shop", items=60)
@@ -215,11 +216,11 @@ def test_a_killed_build_goes_on_to_the_same_store(tmp_path, monkeypatch):
     )
     process.start()
     deadline = time.monotonic() + 60
-    while read_mark(working / "items.done") < 16 and time.monotonic() < deadline:
+    while steps_done(working) < 16 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.join(timeout=60)
-    done = read_mark(working / "items.done")
+    done = steps_done(working)
     assert 16 <= done < 60
     assert finished(cache) == []
 
@@ -237,42 +238,6 @@ def test_a_killed_build_goes_on_to_the_same_store(tmp_path, monkeypatch):
     assert files == sorted(path.name for path in again.folder.iterdir())
     for name in files:
         assert (alone.folder / name).read_bytes() == (again.folder / name).read_bytes()
-
-
-def test_odd_images_with_a_real_encoders_preprocessing(write_folder, tmp_path, caplog):
-    """One pixel, a strip, huge, grey, CMYK, palette, transparent, rotated, cut short, no image."""
-    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
-
-    folder = write_folder()
-    images = folder / "images"
-    colour = Image.new("RGB", (40, 30), (200, 100, 50))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    colour.save(images / "rotated.jpg", exif=exif)
-    Image.new("RGB", (1, 1), (9, 9, 9)).save(images / "pixel.png")
-    Image.new("RGB", (20_000, 1), (9, 9, 9)).save(images / "strip.png")
-    Image.new("1", (20_000, 20_000)).save(images / "huge.png")
-    colour.convert("L").save(images / "grey.jpg")
-    colour.convert("CMYK").save(images / "cmyk.jpg")
-    colour.convert("P").save(images / "palette.gif")
-    colour.convert("RGBA").save(images / "clear.png")
-    whole = (images / "rotated.jpg").read_bytes()
-    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (images / "text.jpg").write_text("<html>404</html>")
-    unreadable = {"huge.png", "cut.jpg", "text.jpg"}
-    names = sorted(path.name for path in images.iterdir())
-    items = {
-        "item_id": ["b", "a", *names],
-        "title": [None] * (len(names) + 2),
-        "image": [None, None, *(f"images/{name}" for name in names)],
-    }
-    dataset = load_folder(write_folder(items=items), "")
-    with caplog.at_level(logging.INFO):
-        catalogue = build_catalogue(dataset, FoundationPreprocessor("toyshop-clip"), tmp_path)
-    readable = [name not in unreadable for name in names]
-    assert catalogue.batch(np.arange(3, len(names) + 3)).has_image.tolist() == readable
-    summary = f"{len(names) + 2} items: 0 titles, {sum(readable)} images, 3 unreadable images"
-    assert summary in caplog.text
 
 
 def finished(cache: Path) -> list[Path]:

@@ -59,7 +59,7 @@ def test_unsigned_32_bits(tmp_path):
     np.testing.assert_array_equal(np.asarray(decode_rgb(tmp_path / "u.tif")), EXPECTED)
 
 
-def test_a_clear_grey_of_16_bits(tmp_path):
+def test_transparent_grey_of_16_bits(tmp_path):
     deep = Image.fromarray(np.array([[0, 65535, 257 * 7]], dtype=np.uint16))
     rgb = rgb_of(deep, tmp_path / "clear.png", transparency=0)
     np.testing.assert_array_equal(rgb, [[[255] * 3, [255] * 3, [7] * 3]])
@@ -76,21 +76,21 @@ def in_mode(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"])
-def test_colours_of_every_mode_stay(mode):
+def test_colours_of_every_mode_are_kept(mode):
     rgb = np.asarray(decode_rgb(in_mode(mode)), dtype=int)
     assert np.abs(rgb - COLOURS).max() <= 20  # LAB and HSV round
     assert np.abs(rgb - COLOURS).mean() < 3
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "La", "1", "P", "PA"])
-def test_other_modes_are_as_pillow_has_them(mode):
+def test_other_modes_are_as_pillow_converts_them(mode):
     image = in_mode(mode)
     plain = image.convert("LA") if mode == "La" else image
     np.testing.assert_array_equal(np.asarray(decode_rgb(image)), np.asarray(plain.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_open_image_is_decoded_as_its_file_is(tmp_path, orientation):
+def test_orientation_is_applied_to_files_and_open_images(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = rgb_of(Image.fromarray(COLOURS), tmp_path / "turned.png", exif=exif)
@@ -100,7 +100,7 @@ def test_an_open_image_is_decoded_as_its_file_is(tmp_path, orientation):
     np.testing.assert_array_equal(np.asarray(decode_rgb(str(tmp_path / "turned.png"))), upright)
 
 
-def test_a_broken_exif_block_does_not_cost_the_image(tmp_path):
+def test_broken_exif_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=exif)
@@ -111,7 +111,7 @@ def test_a_broken_exif_block_does_not_cost_the_image(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "gif"])
-def test_a_file_cut_short_is_unreadable_also_open(tmp_path, ending):
+def test_truncated_file_is_unreadable(tmp_path, ending):
     big = Image.fromarray(COLOURS).resize((300, 300))
     big.save(tmp_path / f"whole.{ending}")
     whole = (tmp_path / f"whole.{ending}").read_bytes()
@@ -127,7 +127,7 @@ def test_a_file_cut_short_is_unreadable_also_open(tmp_path, ending):
         decode_rgb(image)
 
 
-def test_an_image_without_pixels_or_closed_is_unreadable(tmp_path):
+def test_image_without_pixels_or_closed_is_unreadable(tmp_path):
     with pytest.raises(UnreadableImageError, match="too few"):
         decode_rgb(Image.new("RGB", (0, 5)))
     Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
@@ -137,19 +137,7 @@ def test_an_image_without_pixels_or_closed_is_unreadable(tmp_path):
         decode_rgb(image)
 
 
-def test_black_and_white(tmp_path):
-    bits = np.eye(8, dtype=bool)
-    expected = np.stack([bits * np.uint8(255)] * 3, axis=2)
-    np.testing.assert_array_equal(rgb_of(Image.fromarray(bits), tmp_path / "1.png"), expected)
-
-
-def test_cmyk(tmp_path):
-    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # magenta and yellow: red
-    rgb = rgb_of(ink, tmp_path / "ink.jpg", quality=95)
-    assert np.abs(rgb.astype(int) - (255, 0, 0)).max() < 8
-
-
-def test_transparency_is_laid_onto_white(tmp_path):
+def test_transparency_is_laid_on_white(tmp_path):
     pixels = np.zeros((1, 3, 4), dtype=np.uint8)
     pixels[0, :, 0] = 200
     pixels[0, :, 3] = (0, 51, 255)  # clear, a fifth, opaque
@@ -169,7 +157,7 @@ def test_transparency_is_laid_onto_white(tmp_path):
     np.testing.assert_array_equal(clear, [[[255, 255, 255], [40, 50, 60]]])
 
 
-def test_strips_are_cut_to_their_middle(tmp_path):
+def test_strips_are_cropped_to_their_middle(tmp_path):
     row = np.arange(1000, dtype=np.uint16) % 251
     pixels = np.stack([row.astype(np.uint8)[None]] * 3, axis=2)  # [1, 1000, 3]
     middle = pixels[:, 484:516]
@@ -182,7 +170,7 @@ def test_strips_are_cut_to_their_middle(tmp_path):
 
 
 def test_too_many_pixels_are_not_decoded(tmp_path):
-    for side in (8193, 20_000):
+    for side in (8193, 14_000):  # Pillow itself refuses the second
         Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
         with pytest.raises(UnreadableImageError, match=r"too many|could be decompression bomb"):
             decode_rgb(tmp_path / f"{side}.png")
@@ -190,7 +178,7 @@ def test_too_many_pixels_are_not_decoded(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:::PIL")  # Pillow on broken metadata and huge sizes
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
-def test_no_broken_file_escapes(tmp_path, kind):
+def test_damaged_file_decodes_or_is_unreadable(tmp_path, kind):
     """Files cut short or with bytes changed either decode or count as missing."""
     rng = np.random.default_rng(0)
     buffer = io.BytesIO()

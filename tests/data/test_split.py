@@ -1,4 +1,4 @@
-"""split_dataset against a slow plain version, and hand-made cases."""
+"""split_dataset against plain Python, and hand-made cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from perpeft_ray.config import DataSettings
 from perpeft_ray.data.interactions import Dataset
-from perpeft_ray.data.split import RepeatShares, repeat_shares, split_dataset
+from perpeft_ray.data.split import repeat_shares, split_dataset
 from perpeft_ray.errors import InputError
 
 ITEMS = ["i3", "i1", "i0", "i2", "unused"]
@@ -49,7 +49,7 @@ rows_with_an_evaluable_user = st.lists(
 
 
 @given(rows_with_an_evaluable_user)
-def test_agrees_with_the_slow_version(rows):
+def test_leave_one_out_equals_plain_python(rows):
     split = split_dataset(dataset_of(rows))
     expected = slow_split(rows)
     assert split.user_ids.tolist() == list(expected)
@@ -68,7 +68,7 @@ def test_agrees_with_the_slow_version(rows):
     assert split.known("test").offsets[-1] == len(split.known("test").items)
 
 
-def test_by_hand():
+def test_leave_one_out_by_hand():
     split = split_dataset(
         dataset_of(
             [
@@ -84,20 +84,11 @@ def test_by_hand():
     # In time: u has i0, i3, i0, i1; item indices i3=1, i1=2, i0=3, i2=4.
     assert split.train.offsets.tolist() == [0, 2, 4]
     assert split.train.items.tolist() == [3, 1, 4, 4]
+    assert (split.train.items.dtype, split.test_item.dtype) == (np.int32, np.int32)
     assert split.valid_item.tolist() == [3, 0]
     assert split.test_item.tolist() == [2, 0]
     assert split.known("test").offsets.tolist() == [0, 3, 5]
     assert split.known("test").items.tolist() == [3, 1, 3, 4, 4]
-
-
-def test_dtypes():
-    split = split_dataset(dataset_of([("u", "i0", t) for t in range(3)]))
-    for histories in (split.train, split.known("test")):
-        assert histories.offsets.dtype == np.int64
-        assert histories.items.dtype == np.int32
-    assert split.valid_item.dtype == split.test_item.dtype == np.int32
-    assert split.evaluated("test").dtype == np.int64
-    assert split.user_ids.dtype == split.item_ids.dtype == object
 
 
 def test_timestamps_are_compared_exactly():
@@ -106,7 +97,7 @@ def test_timestamps_are_compared_exactly():
     assert split.test_item.tolist() == [ITEMS.index("i0") + 1]
 
 
-def test_no_evaluable_user():
+def test_no_user_with_three_interactions():
     rows = [("u", "i0", 0), ("u", "i1", 1), ("v", "i0", 0)]
     with pytest.raises(InputError) as caught:
         split_dataset(dataset_of(rows))
@@ -131,12 +122,6 @@ def test_repeat_shares_count_known_targets_and_equal_rows():
     shares = repeat_shares(dataset_of(rows))
     assert shares.targets_in_history == pytest.approx(2 / 3)
     assert shares.repeated_rows == pytest.approx(1 / 10)
-
-
-def test_a_doubled_file_has_half_its_rows_repeated_and_every_target_known():
-    rows = [("u", item, at) for at, item in enumerate(["i0", "i1", "i2", "i3"])]
-    assert repeat_shares(dataset_of(rows)) == RepeatShares(0.0, 0.0)
-    assert repeat_shares(dataset_of(rows + rows)) == RepeatShares(1.0, 0.5)
 
 
 BY_TIME = [  # ten rows; a share of 0.2 cuts at times 6 (validation) and 8 (test)
@@ -174,7 +159,7 @@ def test_by_time_by_hand():
 
 
 @given(rows_with_an_evaluable_user, st.sampled_from([0.1, 0.25, 0.4]))
-def test_by_time_agrees_with_the_slow_version(rows, share):
+def test_by_time_equals_plain_python(rows, share):
     times = sorted(time for _, _, time in rows)
     count = max(1, round(share * len(rows)))
     first, second = times[-2 * count] if 2 * count <= len(times) else times[0], times[-count]
@@ -198,24 +183,27 @@ def test_by_time_agrees_with_the_slow_version(rows, share):
         assert split.known("test").of(user).tolist() == train + between
 
 
-def test_by_time_needs_times_around_its_cuts():
-    rows = [("u", "i0", 5), ("u", "i1", 5), ("v", "i0", 5)]
+@pytest.mark.parametrize(
+    ("rows", "share", "message"),
+    [
+        (
+            [("u", "i0", 5), ("u", "i1", 5), ("v", "i0", 5)],
+            0.1,
+            "times before and between the cuts of `data.split` time, but its first time is 5 and "
+            "the cuts are at 5 and 5",
+        ),
+        (
+            [("u", "i0", 1), ("u", "i1", 2), ("v", "i0", 3)],
+            0.3,
+            "a user with interactions before validation and in the test span of `data.split` time, "
+            "but at `data.test_share` 0.3 none has",
+        ),
+    ],
+)
+def test_by_time_needs_interactions_in_every_span(rows, share, message):
     with pytest.raises(InputError) as caught:
-        split_dataset(dataset_of(rows), by_time(0.1))
-    assert str(caught.value) == (
-        "`parquet:x` must have times before and between the cuts of `data.split` time, but its "
-        "first time is 5 and the cuts are at 5 and 5"
-    )
-
-
-def test_by_time_needs_a_user_to_test():
-    rows = [("u", "i0", 1), ("u", "i1", 2), ("v", "i0", 3)]
-    with pytest.raises(InputError) as caught:
-        split_dataset(dataset_of(rows), by_time(0.3))
-    assert str(caught.value) == (
-        "`parquet:x` must have a user with interactions before validation and in the test span of "
-        "`data.split` time, but at `data.test_share` 0.3 none has"
-    )
+        split_dataset(dataset_of(rows), by_time(share))
+    assert str(caught.value) == f"`parquet:x` must have {message}"
 
 
 def test_repeat_shares_follow_the_split():

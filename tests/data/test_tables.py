@@ -97,7 +97,7 @@ def test_iso_texts_are_nanoseconds_of_utc(tmp_path, kind):
         ([Decimal("1.5")], 0, "1.5"),
     ],
 )
-def test_no_times(tmp_path, values, row, value):
+def test_other_values_are_no_times(tmp_path, values, row, value):
     assert refused(tmp_path, pa.array(values), "time") == (
         "t column `x` must have whole numbers, clock times or ISO dates such as "
         f"2024-01-31T23:59:59.123, but row {row} has {value!r}"
@@ -114,7 +114,7 @@ def test_numbers_and_dates_are_not_mixed(tmp_path, values):
     "kind",
     [pa.bool_(), pa.time64("us"), pa.list_(pa.field("element", pa.int64())), pa.duration("s")],
 )
-def test_types_that_are_no_times(tmp_path, kind):
+def test_other_types_are_no_times(tmp_path, kind):
     assert f"but is of type {kind}" in refused(tmp_path, pa.nulls(1, kind), "time")
 
 
@@ -150,15 +150,15 @@ def test_ids_are_exact(tmp_path, values, expected):
         (pa.array([True]), "must have texts or whole numbers, but is of type bool"),
     ],
 )
-def test_no_ids(tmp_path, values, reason):
+def test_other_values_are_no_ids(tmp_path, values, reason):
     assert reason in refused(tmp_path, values, "id")
 
 
-def test_missing_ids_and_nan_stay_where_nulls_are_let_through(tmp_path):
+def test_missing_ids_stay_with_nulls(tmp_path):
     assert ids(tmp_path, pa.array([3.0, np.nan, None]), nulls=True) == ["3", None, None]
 
 
-def test_texts_of_bad_utf8_are_refused(tmp_path):
+def test_text_that_is_not_utf8_is_refused(tmp_path):
     array = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
     message = refused(tmp_path, array, "text")
     assert message.startswith("t must be a readable table, but ")
@@ -218,7 +218,7 @@ def test_parts_may_differ_in_type_and_unit(tmp_path):
         ("1.parquet", "t part 1.parquet must be a readable table, but "),
     ],
 )
-def test_what_is_no_folder_of_parts(tmp_path, add, message):
+def test_other_files_among_the_parts_are_refused(tmp_path, add, message):
     folder = write_parts(tmp_path / "t", {"0.parquet": {"user_id": ["a"], "timestamp": [1]}})
     (folder / add).mkdir() if add.endswith("/") else (folder / add).touch()
     with pytest.raises(InputError, match=re.escape(message)):
@@ -234,7 +234,7 @@ def test_parts_with_times_of_two_forms_are_refused(tmp_path):
         open_table("t", folder, PARTS)
 
 
-def test_an_empty_folder_and_no_file(tmp_path):
+def test_empty_folder_and_missing_file(tmp_path):
     (tmp_path / "t").mkdir()
     with pytest.raises(InputError, match=r"must have files that end in \.parquet, but has none"):
         open_table("t", tmp_path / "t", PARTS)
@@ -246,7 +246,7 @@ def test_an_empty_folder_and_no_file(tmp_path):
     "name", ["a[1]*b?", "user_id=x", "%41", "a#b", "~", "a\\b", "s3:", "{a,b}"]
 )
 @pytest.mark.parametrize("parts", [False, True])
-def test_a_path_is_no_pattern_partition_or_uri(tmp_path, monkeypatch, name, parts):
+def test_path_is_no_pattern_partition_or_uri(tmp_path, monkeypatch, name, parts):
     columns = {"user_id": ["own"], "timestamp": [1]}
     place = tmp_path / name / "t.parquet"
     if parts:

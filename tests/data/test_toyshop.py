@@ -6,18 +6,29 @@ import pytest
 from PIL import Image
 
 from perpeft_ray.data import toyshop
-from perpeft_ray.data.toyshop_draw import IMAGE_SIZE, draw_item
-from perpeft_ray.data.toyshop_items import ASPECTS, draw_items, write_title
-from perpeft_ray.errors import InputError
+from perpeft_ray.data.toyshop_items import (
+    ASPECTS,
+    IMAGE_SIZE,
+    draw_item,
+    draw_items,
+    write_title,
+)
 
 IN_IMAGE = {"department", "kind", "colour", "pattern", "border"}
 IN_TITLE = {"department", "kind", "colour", "brand", "material", "style"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("toyshop") / "seed7"
-    toyshop.write_toyshop(path, 7)
+def shop():
+    return toyshop.plant(7)
+
+
+@pytest.fixture(scope="module")
+def folder(shop, tmp_path_factory):
+    path = tmp_path_factory.mktemp("toyshop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toyshop, "plant", lambda seed: shop)  # once is enough
+        toyshop.write_toyshop(path, 7)
     return path
 
 
@@ -45,13 +56,21 @@ def contents(folder):
     return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def test_one_seed_gives_the_same_bytes_and_another_does_not(folder, tmp_path):
-    toyshop.write_toyshop(tmp_path / "again", 7)
-    assert contents(tmp_path / "again") == contents(folder)
-    assert not np.array_equal(toyshop.plant(8).item, toyshop.plant(7).item)
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(toyshop, "USERS", 30)
+    monkeypatch.setattr(toyshop, "ITEMS", 40)
 
 
-def test_folder_has_the_form_of_a_dataset(folder):
+def test_seed_determines_every_byte(small, tmp_path):
+    for name, seed in (("one", 7), ("again", 7), ("other", 8)):
+        (tmp_path / name).mkdir()
+        toyshop.write_toyshop(tmp_path / name, seed)
+    assert contents(tmp_path / "again") == contents(tmp_path / "one")
+    assert contents(tmp_path / "other") != contents(tmp_path / "one")
+
+
+def test_folder_is_a_dataset(folder):
     interactions = pd.read_parquet(folder / "interactions.parquet")
     items = pd.read_parquet(folder / "items.parquet")
     planted = toyshop.planted_groups(folder)
@@ -66,13 +85,6 @@ def test_folder_has_the_form_of_a_dataset(folder):
     with Image.open(folder / items.image[0]) as image:
         assert (image.mode, image.size) == ("RGB", (IMAGE_SIZE, IMAGE_SIZE))
     assert all((folder / image).is_file() for image in items.image)
-
-
-def test_folder_that_is_there_is_left_alone(tmp_path):
-    (tmp_path / "shop").mkdir()
-    (tmp_path / "shop" / "mine").write_text("mine")
-    toyshop.write_toyshop(tmp_path / "shop", 0)
-    assert [path.name for path in tmp_path.rglob("*")] == ["shop", "mine"]
 
 
 def test_sequences_are_short_ordered_and_without_repeats(folder):
@@ -93,15 +105,10 @@ def test_groups_mostly_stay_in_their_home_department(steps):
     ("group", "aspect"),
     [(group, own) for group, (_, own) in enumerate(toyshop.GROUPS) if own in IN_TITLE],
 )
-def test_members_repeat_the_word_of_their_own_aspect_and_others_do_not(steps, group, aspect):
+def test_members_alone_repeat_the_word_of_their_own_aspect(steps, group, aspect):
     kept = steps[aspect] == steps[f"{aspect}_before"]
     assert kept[steps.group == group].mean() > 0.5
     assert kept[steps.group != group].mean() < 0.3  # chance is 1/8 or 1/6
-
-
-@pytest.fixture(scope="module")
-def shop():
-    return toyshop.plant(7)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +117,7 @@ def times(shop):
     return (shop.timestamp - 1_600_000_000) / (365 * 86_400)
 
 
-def test_everybody_repeats_the_common_aspect(shop):
+def test_all_groups_repeat_the_common_aspect(shop):
     pattern = shop.items[shop.item, list(ASPECTS).index("pattern")]
     same_user = shop.user[1:] == shop.user[:-1]
     kept = (pattern[1:] == pattern[:-1])[same_user]
@@ -118,7 +125,7 @@ def test_everybody_repeats_the_common_aspect(shop):
     assert min(of_group) > 0.35  # chance is 1/6
 
 
-def test_items_are_taken_after_their_release_and_new_ones_most(shop, times):
+def test_items_follow_their_release_and_new_ones_are_taken_most(shop, times):
     age = times - shop.released[shop.item]
     assert age.min() >= 0
     there = np.subtract.outer(times[:500], shop.released)  # [interactions, I]
@@ -133,7 +140,7 @@ def test_times_are_uniform_over_the_year(times):
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
-def test_aspect_shows_where_it_is_said_to(aspect):
+def test_image_and_title_show_their_aspects(aspect):
     """Items that differ in one aspect only, drawn and titled from the same random numbers."""
     column = list(ASPECTS).index(aspect)
     items = np.zeros((len(ASPECTS[aspect]), len(ASPECTS)), dtype=np.int64)
@@ -150,7 +157,7 @@ def test_two_drawings_of_an_item_differ():
     assert not np.array_equal(draw_item(rng, item), draw_item(rng, item))
 
 
-def test_no_item_of_any_seed_is_in_both_halves_and_both_are_uniform():
+def test_halves_are_disjoint_and_uniform():
     rng = np.random.default_rng(0)
     catalogue, other = (draw_items(rng, 20_000, half) for half in ("catalogue", "pretraining"))
     assert set(catalogue.sum(axis=1) % 2) == {0}
@@ -161,7 +168,7 @@ def test_no_item_of_any_seed_is_in_both_halves_and_both_are_uniform():
             np.testing.assert_allclose(shares, 1 / len(values), atol=0.015)
 
 
-def test_catalogue_and_pretraining_draw_from_their_halves(monkeypatch):
+def test_catalogue_and_pretraining_draw_from_their_halves(small, monkeypatch):
     drawn = []
 
     def spy(rng, count, half):
@@ -177,8 +184,7 @@ def test_catalogue_and_pretraining_draw_from_their_halves(monkeypatch):
     assert images.dtype == np.uint8
 
 
-def test_ceiling_is_that_of_a_plain_loop_and_far_from_perfect():
-    shop = toyshop.plant(1)
+def test_ceiling_equals_plain_python(shop):
     gains = []
     for user in range(toyshop.USERS):
         order = np.argsort(-shop.last_utility[user]).tolist()
@@ -186,9 +192,3 @@ def test_ceiling_is_that_of_a_plain_loop_and_far_from_perfect():
         gains.append(1 / np.log2(rank + 2) if rank < 20 else 0.0)
     assert toyshop.ceiling(shop) == pytest.approx(np.mean(gains))
     assert 0.4 < toyshop.ceiling(shop) < 0.6
-
-
-def test_negative_seed_is_bad_input(tmp_path):
-    with pytest.raises(InputError, match="at least 0, but is -1"):
-        toyshop.write_toyshop(tmp_path / "shop", -1)
-    assert list(tmp_path.iterdir()) == []

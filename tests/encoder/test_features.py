@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from perpeft_ray.data.catalogue import Catalogue, build_catalogue
-from perpeft_ray.data.folders import read_mark
+from perpeft_ray.data.catalogue import build_catalogue
+from perpeft_ray.data.folders import steps_done
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.encoder import hardware
 from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Towers, load_towers
 from perpeft_ray.encoder.iisan import kept_layers
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
-from tests.processes import importing_once
 from tests.small_shop import write_small_shop
 
 CPU = torch.device("cpu")
@@ -48,7 +43,7 @@ def towers() -> Towers:
     return load_towers("toyshop-clip", "float32", CPU)
 
 
-def test_projected_features_are_the_towers(catalogue, tmp_path):
+def test_projected_features_are_those_of_the_towers(catalogue, tmp_path):
     found = projected_features(towers, catalogue, tmp_path / "store")
     model = towers()
     assert found.dtype == np.float32
@@ -59,7 +54,7 @@ def test_projected_features_are_the_towers(catalogue, tmp_path):
         np.testing.assert_allclose(found[item], expected, atol=1e-5)
 
 
-def test_hidden_states_are_the_towers(catalogue, tmp_path):
+def test_hidden_states_are_those_of_the_towers(catalogue, tmp_path):
     text, image = hidden_states(towers, catalogue, tmp_path / "store")
     model = towers()
     text_layers, image_layers = kept_layers(model.text.layers, model.image.layers)
@@ -105,32 +100,22 @@ def test_nothing_is_computed_twice(catalogue, tmp_path):
     np.testing.assert_array_equal(projected_features(none, catalogue, tmp_path / "store"), first)
 
 
-def _slowly(catalogue: Path, store: Path) -> None:
-    hardware._CPU = replace(hardware._CPU, encode_items=8)
-    model = towers()
-    whole = model.hidden_states
+def test_interrupted_computation_resumes(catalogue, tmp_path):
+    alone = hidden_states(towers, catalogue, tmp_path / "alone")
+    store, model = tmp_path / "store", towers()
+    whole, batches = model.hidden_states, []
 
-    def slow(batch):
-        time.sleep(0.05)
+    def interrupted(batch):
+        batches.append(batch)
+        if len(batches) > 2:
+            raise KeyboardInterrupt
         return whole(batch)
 
-    model.hidden_states = slow
-    hidden_states(lambda: model, Catalogue.open(catalogue), store)
-
-
-def test_a_killed_computation_goes_on_to_the_same_store(catalogue, tmp_path):
-    """kill -9 between batches."""
-    alone = hidden_states(towers, catalogue, tmp_path / "alone")
-    store, mark = tmp_path / "store", tmp_path / ".store.unfinished" / "items.done"
-    process = importing_once().Process(target=_slowly, args=(catalogue.folder, store))
-    process.start()
-    deadline = time.monotonic() + 90
-    while read_mark(mark) < 16 and process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(timeout=60)
-    done = read_mark(mark)
-    assert 16 <= done < 50
+    model.hidden_states = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        hidden_states(lambda: model, catalogue, store)
+    done = steps_done(tmp_path / ".store.unfinished")
+    assert done == 16
     assert not store.exists()
 
     model = towers()

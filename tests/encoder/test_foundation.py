@@ -22,8 +22,8 @@ from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.foundation import load_towers, skeleton
 from perpeft_ray.encoder.hardware import Sizes
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+from perpeft_ray.encoder.rows import title_parts
 from perpeft_ray.encoder.source import TOYSHOP_CLIP, encoder_fingerprint, parse_encoder
-from perpeft_ray.encoder.titles import title_parts
 from perpeft_ray.errors import InputError
 from tests.encoder.tiny_models import TITLES, batch_of, noise_images, write_tiny_model
 
@@ -40,7 +40,7 @@ def test_pixels_are_those_of_the_pillow_processor(size):
     torch.testing.assert_close(towers.pixels(batch), expected, atol=1e-5, rtol=0)
 
 
-def test_absent_modalities_are_zero():
+def test_missing_modalities_are_zero():
     towers = load_towers("toyshop-clip", "float32", CPU)
     whole = batch_of("toyshop-clip", TITLES[:2], noise_images((32, 32), (32, 32)))
     half = ItemBatch(
@@ -116,14 +116,25 @@ def test_title_parts_are_the_cheapest_of_all_cuts():
     assert title_parts(np.full(8, 5), Sizes(6, 10**6), most=99) is None
 
 
-def test_bad_names():
-    with pytest.raises(InputError, match=r"config\.json"):
-        parse_encoder("./no/such/folder")
-    with pytest.raises(InputError, match="text:"):
-        parse_encoder("text:")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./no/such/folder", r"config\.json"),
+        ("text:", "text:"),
+        ("pair:bert", "must name a folder"),
+    ],
+)
+def test_bad_names(name, message):
+    with pytest.raises(InputError, match=message):
+        parse_encoder(name)
 
 
-def test_a_text_model_needs_its_prefix(tiny_bert):
+def test_name_of_a_pair():
+    source = parse_encoder("pair:org/bert,org/vit")
+    assert (source.kind, source.path, source.image_path) == ("pair", "org/bert", "org/vit")
+
+
+def test_text_model_needs_its_prefix(tiny_bert):
     with pytest.raises(InputError, match="text:PATH"):
         load_towers(str(tiny_bert), "float32", CPU)
 
@@ -160,19 +171,19 @@ def with_a_decoder(encoder: Path) -> None:
         (without_its_vocabulary, FoundationPreprocessor, "a tokenizer with a vocabulary"),
     ],
 )
-def test_a_text_encoder_that_cannot_be_used_is_refused(tiny_bert, tmp_path, broken, read, message):
+def test_unusable_text_encoder_is_refused(tiny_bert, tmp_path, broken, read, message):
     encoder = Path(shutil.copytree(tiny_bert, tmp_path / "encoder"))
     broken(encoder)
     with pytest.raises(InputError, match=message):
         read(f"text:{encoder}")
 
 
-def test_a_dual_encoder_is_no_text_encoder():
+def test_dual_encoder_is_no_text_encoder():
     with pytest.raises(InputError, match="is clip, a dual encoder"):
         skeleton(f"text:{TOYSHOP_CLIP}")
 
 
-def test_what_is_no_fault_of_the_encoder_is_not_reported_as_one(tiny_bert, monkeypatch):
+def test_own_faults_are_not_reported_as_the_encoders(tiny_bert, monkeypatch):
     def broken(*_: object) -> None:
         raise AttributeError("ours")
 

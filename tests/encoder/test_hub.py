@@ -61,7 +61,7 @@ def silent_server():
         *((f"{kind}{MISSING}", "closed_port") for kind in ("", "text:", f"pair:{MISSING},")),
     ],
 )
-def test_it_is_told_within_ten_seconds(monkeypatch, request, place, name):
+def test_error_comes_within_ten_seconds(monkeypatch, request, place, name):
     monkeypatch.setattr(constants, "ENDPOINT", request.getfixturevalue(place))
     monkeypatch.setattr(source, "HUB_WAIT_S", 1.0 if place == "silent_server" else 6.0)
     FoundationPreprocessor("toyshop-clip")  # what is imported late
@@ -74,5 +74,5 @@ def test_it_is_told_within_ten_seconds(monkeypatch, request, place, name):
     assert os.environ["HF_HUB_OFFLINE"] == "1"  # of the processes of trials
 
 
-def test_the_wait_for_the_hub_leaves_time_to_tell():
+def test_wait_for_the_hub_is_short():
     assert source.HUB_WAIT_S <= 8

@@ -68,7 +68,7 @@ def test_equals_float32_up_to_rounding(bias, dropout):
         assert (exact - narrow).norm() <= 0.02 * exact.norm()
 
 
-def test_a_switched_off_adapter_is_the_frozen_layer():
+def test_disabled_adapter_is_the_frozen_layer():
     net = adapted(torch.bfloat16, True, 0.0, random_weights(bias=True))
     x = torch.randn(3, 48).bfloat16()
     frozen = net.first.base_layer(x)

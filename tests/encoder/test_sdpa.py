@@ -11,7 +11,7 @@ from perpeft_ray.encoder.fast import sdpa
 
 @pytest.mark.parametrize("kind", ["none", "bool", "float"])
 @pytest.mark.parametrize("length", [7, 40, 90])
-def test_products_are_the_attention_of_torch(kind, length):
+def test_equals_attention_of_torch(kind, length):
     torch.manual_seed(0)
     q, k, v = qkv = [torch.randn(2, 4, length, 8).bfloat16().requires_grad_() for _ in range(3)]
     mask = {

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from perpeft_ray.data.toyshop_draw import IMAGE_SIZE
-from perpeft_ray.encoder import pretrain_toyshop_clip
+from perpeft_ray.data.toyshop_items import IMAGE_SIZE
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
+from studies import pretrain_toyshop_clip
 
 
 @pytest.fixture(scope="module")

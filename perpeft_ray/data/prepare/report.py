@@ -77,28 +77,35 @@ def report_on(folder: Path, *, memory_gb: float = 1.0) -> Report:
     """Count the content of a prepared folder, within a memory limit."""
     with (
         tempfile.TemporaryDirectory(prefix=".report-", dir=folder.absolute().parent) as scratch,
-        Database(Path(scratch) / "report.duckdb", memory_gb) as database,
+        Database(Path(scratch), memory_gb) as database,
     ):
         rows, items = (
             f"read_parquet({quoted(database.plain_path(folder / name))})"
             for name in (INTERACTIONS_FILE, ITEMS_FILE)
         )
 
-        def count(query: str) -> int:
-            return int(database.row(f"SELECT count(*) FROM {query}")[0])
-
-        interactions = count(rows)
-        users = f"(SELECT count(*) AS length FROM {rows} GROUP BY user_id)"
-        return Report(
-            users=count(users),
-            items=count(items),
-            interactions=interactions,
-            repeats=interactions - count(f"(SELECT DISTINCT user_id, item_id FROM {rows})"),
-            ties=interactions - count(f"(SELECT DISTINCT user_id, timestamp FROM {rows})"),
-            short_users=count(f"{users} WHERE length < {MIN_INTERACTIONS}"),
-            without_title=count(f"{items} WHERE {clean_text('title')} IS NULL"),
-            without_image=count(f"{items} WHERE image IS NULL"),
+        pairs, moments = (
+            database.row(f"SELECT count(*) FROM (SELECT DISTINCT user_id, {column} FROM {rows})")[0]
+            for column in ("item_id", "timestamp")
         )
+        interactions, users, short_users = database.row(
+            "SELECT sum(length)::BIGINT, count(*), "
+            f"count(*) FILTER (length < {MIN_INTERACTIONS}) FROM "
+            f"(SELECT count(*) AS length FROM {rows} GROUP BY user_id)"
+        )
+        number, titles, images = database.row(
+            f"SELECT count(*), count({clean_text('title')}), count(image) FROM {items}"
+        )
+    return Report(
+        users=users,
+        items=number,
+        interactions=interactions,
+        repeats=interactions - pairs,
+        ties=interactions - moments,
+        short_users=short_users,
+        without_title=number - titles,
+        without_image=number - images,
+    )
 
 
 def table_1(report: Report, name: str, paper: PaperDataset | None) -> Table:

@@ -42,7 +42,8 @@ _GUESSES["title of an order"] = "title item_name product_name item_title product
 """Names that a column may have, likeliest first; case and `_` do not matter. In a table of orders
 `name` may be the user's."""
 _WORDS = {"user": "users", "item": "items", "time": "times", "key": "item ids"}
-_NOTHING = "('', 'NULL', 'null', 'NaN', 'nan', 'None', '\\N', '#N/A')"
+_NOTHING = r"|NULL|null|NaN|nan|None|\\N|#N/A"
+"""Pattern of texts that stand for nothing."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,8 @@ def _plain_name(name: str) -> str:
 def _present(column: int) -> str:
     """SQL of a text without surrounding space; null for words such as NULL."""
     text = f"trim(c{column})"
-    return f"CASE WHEN {text} IN {_NOTHING} THEN NULL ELSE {text} END"
+    # Not IN, which DuckDB 2.0 makes a join, and a join loses the order of the rows.
+    return f"CASE WHEN regexp_full_match({text}, {quoted(_NOTHING)}) THEN NULL ELSE {text} END"
 
 
 def _spaced(column: int) -> str:

@@ -38,6 +38,7 @@ _REJECTED = """
     SELECT CASE WHEN bool_or(error_type = 'UNQUOTED VALUE') THEN 'quotes that do not match'
     ELSE lower(first(error_type)::VARCHAR) END AS reason, line, first(csv_line) AS text
     FROM rejected GROUP BY line"""
+_GZIP = b"\x1f\x8b"
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: save the sheet as CSV",
@@ -113,12 +114,12 @@ def open_text_table(
     plain UTF-8, the folder `scratch` gets a UTF-8 copy. Raises InputError for a file that is
     missing, empty or of another kind.
     """
-    if path.is_dir() or _begins(path, b"PAR1"):
+    if path.is_dir() or _start(path) == b"PAR1":
         return _parquet(database, path)
     if not path.is_file():
         raise InputError(f"{str(path)!r} must be a table, but is missing")
     for mark, words in _OTHER_FILES.items():
-        if _begins(path, mark):
+        if _start(path).startswith(mark):
             raise InputError(
                 f"{str(path)!r} must be CSV, TSV, JSON lines or Parquet, but is {words}"
             )
@@ -131,11 +132,12 @@ def open_text_table(
     text = sample.decode("utf-8", "replace").removeprefix("\ufeff")
     if not text.strip():
         raise InputError(f"{str(path)!r} must have a header and rows, but is empty")
-    link = str(database.plain_path(plain))
-    packed = ", compression='gzip'" if _begins(plain, b"\x1f\x8b") else ""
+    file = quoted(database.plain_path(plain))
+    if _start(plain).startswith(_GZIP):
+        file += ", compression='gzip'"
     if text.lstrip()[0] in "{[":
-        return _json_lines(database, path, words, text, f"{quoted(link)}{packed}")
-    return _csv(path, words, text, f"{quoted(link)}{packed}", delimiter)
+        return _json_lines(database, path, words, text, file)
+    return _csv(path, words, text, file, delimiter)
 
 
 def _csv(path: Path, encoding: str, text: str, file: str, delimiter: str | None) -> TextTable:
@@ -238,15 +240,16 @@ def _parquet(database: Database, path: Path) -> TextTable:
     return TextTable(path, "Parquet", tuple(names), f"(SELECT {fields} FROM {source}{order})", None)
 
 
-def _begins(path: Path, mark: bytes) -> bool:
+def _start(path: Path) -> bytes:
+    """The first four bytes of a file; none if it is missing."""
     if not path.is_file():
-        return False
+        return b""
     with path.open("rb") as stream:
-        return stream.read(len(mark)) == mark
+        return stream.read(4)
 
 
 def _opened(path: Path) -> BinaryIO:
-    opened = gzip.open if _begins(path, b"\x1f\x8b") else open
+    opened = gzip.open if _start(path).startswith(_GZIP) else open
     return cast(BinaryIO, opened(path, "rb"))
 
 

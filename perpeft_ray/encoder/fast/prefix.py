@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
-from perpeft_ray.encoder.features import store_of_items
+from perpeft_ray.encoder.features import Computation, store_of_items
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.items import Inputs, TowerItemEncoder
-from perpeft_ray.encoder.rows import CatalogueRows, Rows
+from perpeft_ray.encoder.rows import CatalogueRows, Rows, by_length
 from perpeft_ray.encoder.targets import layer_stacks
-from perpeft_ray.encoder.titles import by_length
 
 MAX_BYTES = 64 * 2**30
 """Largest store; 12,000 items of CLIP ViT-B/32 with titles of up to 77 tokens are 1.9 GB."""
@@ -138,7 +137,8 @@ def prefix_states(
     if not folder.is_dir() and size > min(MAX_BYTES, shutil.disk_usage(folder.parent).free // 2):
         _log.warning("states of frozen layers are not cached: they would take %.1f GB", size / 1e9)
         return None
-    arrays = store_of_items(folder, catalogue, device, dtype, shapes, states)
+    computation = Computation(device, dtype, shapes, states)
+    arrays = store_of_items(folder, catalogue, lambda: computation)
     return PrefixStates(arrays, entries)
 
 

@@ -15,7 +15,7 @@ from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, r
 from tests.data.prepare.test_release import write_release
 
 
-def test_amazon2023_prints_table_1_beside_the_papers(tmp_path, capsys):
+def test_amazon2023_prints_table_1_beside_the_paper(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", *drawn())
     out = tmp_path / "out"
     perpeft(f"prepare amazon2023 --raw {raw} --category arts --out {out} --core 2".split())

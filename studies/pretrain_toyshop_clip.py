@@ -1,6 +1,6 @@
 """Pre-trains `toyshop-clip`, the small CLIP in the package, on items outside every catalogue.
 
-    python -m perpeft_ray.encoder.pretrain_toyshop_clip --out perpeft_ray/encoder/toyshop_clip
+    python studies/pretrain_toyshop_clip.py --out perpeft_ray/encoder/toyshop_clip
 
 It is a `transformers.CLIPModel` trained contrastively (Radford et al. 2021) on titles and images
 of `perpeft_ray.data.toyshop.other_items`. The folder holds everything that
@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from perpeft_ray.data.toyshop import other_items
-from perpeft_ray.data.toyshop_draw import IMAGE_SIZE
+from perpeft_ray.data.toyshop_items import IMAGE_SIZE
 
 WIDTH = 64
 PROJECTION = 24  # just enough for department, kind and colour, so that the rest is dropped
