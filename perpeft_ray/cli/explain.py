@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 
 from perpeft_ray.errors import InputError
-from perpeft_ray.screen import console as console_on
+from perpeft_ray.screen import console
 
 if TYPE_CHECKING:
     from perpeft_ray.data.interactions import Dataset
@@ -45,7 +45,16 @@ class Item(_Common):
 
     def run(self) -> None:
         """Print what there is to see, and write the page."""
-        _item(self)
+        from perpeft_ray.explain.item import explain_item
+        from perpeft_ray.explain.pages import write_item_page
+
+        folder, trial = _open(self)
+        item = _place(self, "item", list(trial.split.item_ids)) + 1
+        explanation = explain_item(trial, item, self.groups, self.neighbours)
+        print_item(explanation, trial.dataset)
+        page = _page(self, "item", folder)
+        write_item_page(explanation, trial, page)
+        print(f"page: {_kept(folder, page)}")
 
 
 @dataclass(frozen=True)
@@ -59,33 +68,16 @@ class User(_Common):
 
     def run(self) -> None:
         """Print what there is to see, and write the page."""
-        _user(self)
+        from perpeft_ray.explain.pages import write_user_page
+        from perpeft_ray.explain.user import explain_user
 
-
-def _item(command: Item) -> None:
-    from perpeft_ray.explain.item import explain_item
-    from perpeft_ray.explain.pages import page_name, write_item_page
-
-    folder, trial = _open(command)
-    item = _place(command.id, list(trial.split.item_ids), "item", command.study) + 1
-    explanation = explain_item(trial, item, command.groups, command.neighbours)
-    print_item(explanation, trial.dataset)
-    page = command.out or folder.path / "explain" / page_name("item", command.id)
-    write_item_page(explanation, trial, page)
-    print(f"page: {_kept(folder, page)}")
-
-
-def _user(command: User) -> None:
-    from perpeft_ray.explain.pages import page_name, write_user_page
-    from perpeft_ray.explain.user import explain_user
-
-    folder, trial = _open(command)
-    user = _place(command.id, list(trial.split.user_ids), "user", command.study)
-    explanation = explain_user(folder, trial, user, command.other, command.k)
-    _print_user(explanation, trial.dataset)
-    page = command.out or folder.path / "explain" / page_name("user", command.id)
-    write_user_page(explanation, trial, page)
-    print(f"page: {_kept(folder, page)}")
+        folder, trial = _open(self)
+        user = _place(self, "user", list(trial.split.user_ids))
+        explanation = explain_user(folder, trial, user, self.other, self.k)
+        _print_user(explanation, trial.dataset)
+        page = _page(self, "user", folder)
+        write_user_page(explanation, trial, page)
+        print(f"page: {_kept(folder, page)}")
 
 
 def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial]:
@@ -96,10 +88,18 @@ def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial]:
     return folder, open_trained(folder, choose_trial(folder, command.trial))
 
 
-def _place(name: str, names: Sequence[str], kind: str, study: str) -> int:
-    if name not in names:
-        raise InputError(f"no {kind} {name!r} in the data of {study}; for example {names[0]!r}")
-    return names.index(name)
+def _place(command: _Common, kind: str, names: Sequence[str]) -> int:
+    if command.id not in names:
+        raise InputError(
+            f"no {kind} {command.id!r} in the data of {command.study}; for example {names[0]!r}"
+        )
+    return names.index(command.id)
+
+
+def _page(command: _Common, kind: str, folder: StudyFolder) -> Path:
+    from perpeft_ray.explain.pages import page_name
+
+    return command.out or folder.path / "explain" / page_name(kind, command.id)
 
 
 def _kept(folder: StudyFolder, page: Path) -> str:
@@ -113,62 +113,50 @@ def _kept(folder: StudyFolder, page: Path) -> str:
 def print_item(explanation: ItemExplanation, dataset: Dataset) -> None:
     """Print an item as its groups see it."""
     from rich.table import Table
+    from rich.text import Text
 
     from perpeft_ray.explain.pages import item_title
 
-    console = _console()
+    show = console(highlight=False).print
     views = explanation.views
     columns = [f"group {view.group}" for view in views]
     compared = f"seen by {columns[0]} only: no other group has users"
     if explanation.cosine is not None:
         between = " and ".join(columns)
         compared = f"cosine {explanation.cosine:.2f} between its embeddings under {between}"
-    console.print(f"{item_title(dataset, explanation.item)}: {compared}", markup=False)
+    show(f"{item_title(dataset, explanation.item)}: {compared}", markup=False)
     shares = [view.words for view in views if view.words is not None]
     if shares:
         table = Table("attention, %", *columns, box=None, pad_edge=False)
         for word, *of_word in zip(explanation.words, *shares, strict=True):
-            table.add_row(_plain(word), *(f"{100 * share:.0f}" for share in of_word))
-        console.print(table)
+            table.add_row(Text(word), *(f"{100 * share:.0f}" for share in of_word))
+        show(table)
     if not explanation.has_attention:
-        console.print("this variant leaves attention unchanged: it is the same for all groups")
+        show("this variant leaves attention unchanged: it is the same for all groups")
     if views[0].neighbours:
         table = Table(*(f"nearest for {name}" for name in columns), box=None, pad_edge=False)
         for row in zip(*(view.neighbours for view in views), strict=True):
-            table.add_row(*(_plain(f"{c:.2f} {item_title(dataset, item)}") for item, c in row))
-        console.print(table)
+            table.add_row(*(Text(f"{c:.2f} {item_title(dataset, item)}") for item, c in row))
+        show(table)
 
 
 def _print_user(explanation: UserExplanation, dataset: Dataset) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from perpeft_ray.explain.pages import item_title
 
-    console = _console()
+    show = console(highlight=False).print
     titles = [item_title(dataset, item) for item in explanation.history]
-    console.print(f"group {explanation.group}; has: {'; '.join(titles)}", markup=False)
+    show(f"group {explanation.group}; has: {'; '.join(titles)}", markup=False)
     if explanation.test_item is not None:
-        console.print(f"then: {item_title(dataset, explanation.test_item)}", markup=False)
+        show(f"then: {item_title(dataset, explanation.test_item)}", markup=False)
     table = Table("", *(one.title for one in explanation.lists), box=None, pad_edge=False)
-    rows = max(len(one.items) for one in explanation.lists)
-    for place in range(rows):
-        names = [
-            item_title(dataset, one.items[place][0]) if place < len(one.items) else ""
-            for one in explanation.lists
-        ]
-        table.add_row(str(place + 1), *map(_plain, names))
+    recommended = (one.items for one in explanation.lists)
+    for place, row in enumerate(itertools.zip_longest(*recommended), start=1):
+        names = ("" if cell is None else item_title(dataset, cell[0]) for cell in row)
+        table.add_row(str(place), *map(Text, names))
     if explanation.test_item is not None:
         ranks = [one.test_rank for one in explanation.lists]
         table.add_row("then", *("–" if rank is None else f"number {rank + 1}" for rank in ranks))
-    console.print(table)
-
-
-def _plain(text: str) -> str:
-    """Titles are not markup."""
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _console() -> Console:
-    return console_on(highlight=False)
+    show(table)

@@ -52,7 +52,7 @@ class Pack:
 
     def run(self) -> None:
         """Complete the study's folder."""
-        from perpeft_ray.models.pack import pack
+        from perpeft_ray.models.portable import pack
         from perpeft_ray.store.folder import StudyFolder
 
         packed = pack(StudyFolder.open(self.study))

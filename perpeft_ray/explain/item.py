@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from perpeft_ray.config import FACTS
+from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.items import TowerItemEncoder
 from perpeft_ray.errors import InputError
-from perpeft_ray.explain.words import TitleWords, title_words
+from perpeft_ray.explain.words import title_words
 from perpeft_ray.models.trained import (
     TrainedTrial,
     check_group,
@@ -78,38 +79,39 @@ def explain_item(
     used = groups_with_users(trial)
     own = torch.stack([item_embedding(trial, item, group) for group in trial.modules])  # [G, D]
     cosines = F.cosine_similarity(own[:, None], own[None], dim=-1)  # [G, G]
-    shown = _farthest(cosines, used) if groups is None else _checked(trial, groups)
+    for group in groups or ():
+        check_group(trial, "groups", group)
+    shown = groups or _farthest(cosines, used)
     title = trial.dataset.items.title.iloc[item - 1]
     batch = open_catalogue(trial.workspace).batch(np.array([item]))
     words = None
     if bool(batch.has_title[0]):
         words = title_words(trial.workspace.encoder, title, batch.token_ids[0].tolist())
+    views = []
+    for group in shown:
+        tokens, patches = _attention(trial, batch, group)
+        near = _neighbours(item_embeddings(trial, group), item, neighbours) if neighbours else []
+        views.append(
+            GroupView(
+                group=group,
+                users=int((trial.modules_of_users() == group).sum()),
+                words=None if tokens is None or words is None else words.sums(tokens),
+                patches=patches,
+                neighbours=near,
+            )
+        )
     assert trial.config.variant is not None
     return ItemExplanation(
         item=item,
         words=[] if words is None else words.words,
         has_attention=FACTS[trial.config.variant].in_towers,
         cosine=float(cosines[shown]) if len(shown) == 2 else None,
-        views=tuple(_view(trial, item, group, neighbours, words) for group in shown),
-    )
-
-
-def _view(
-    trial: TrainedTrial, item: int, group: int, neighbours: int, words: TitleWords | None
-) -> GroupView:
-    tokens, patches = _attention(trial, item, group)
-    near = _neighbours(item_embeddings(trial, group), item, neighbours) if neighbours else []
-    return GroupView(
-        group=group,
-        users=int((trial.modules_of_users() == group).sum()),
-        words=None if tokens is None or words is None else words.sums(tokens),
-        patches=patches,
-        neighbours=near,
+        views=tuple(views),
     )
 
 
 def _attention(
-    trial: TrainedTrial, item: int, group: int
+    trial: TrainedTrial, batch: ItemBatch, group: int
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
     """Weights on tokens [L] and on patches [rows, columns]."""
     assert trial.model.tower is not None
@@ -122,7 +124,6 @@ def _attention(
         for name, parameter in trial.modules[group].items()
         if name.startswith(prefix)
     }
-    batch = open_catalogue(trial.workspace).batch(np.array([item]))
     with torch.no_grad():
         text, image = functional_call(LastAttention(encoder.towers), own, (batch,))
     tokens = text[0].numpy() if text is not None and bool(batch.has_title[0]) else None
@@ -144,9 +145,3 @@ def _farthest(cosines: Tensor, groups: list[int]) -> tuple[int, ...]:
     """The two groups with the lowest cosine [G, G], ascending; the only one if there is one."""
     pairs = list(itertools.combinations(groups, 2))
     return min(pairs, key=lambda pair: float(cosines[pair]), default=tuple(groups))
-
-
-def _checked(trial: TrainedTrial, groups: tuple[int, int]) -> tuple[int, int]:
-    for group in groups:
-        check_group(trial, "groups", group)
-    return groups

@@ -1,23 +1,34 @@
-"""Explanations as self-contained pages."""
+"""Explanations as self-contained pages, with pictures of items and of attention."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
+from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.explain.item import GroupView, ItemExplanation
-from perpeft_ray.explain.pictures import data_uri, heat, thumbnail
 from perpeft_ray.explain.user import UserExplanation
 from perpeft_ray.models.trained import TrainedTrial
-from perpeft_ray.store.files import whole_file
+from perpeft_ray.report.text import write_page
 from perpeft_ray.train.workspace import open_catalogue
+
+_ROOM = "perpeft_ray.explain"
+"""The package with the templates."""
+_PLAIN = re.compile(r"[a-z0-9_-]{1,60}")
+_SLUG = 40
+"""Maximum readable characters of an id in a file name."""
+SIDE = 160
+"""Longest side of a picture in pixels."""
 
 
 def write_item_page(explanation: ItemExplanation, trial: TrainedTrial, path: Path) -> None:
@@ -40,9 +51,10 @@ def write_item_page(explanation: ItemExplanation, trial: TrainedTrial, path: Pat
             "neighbours": near
         }
 
-    _write(
+    write_page(
         path,
-        "item",
+        _ROOM,
+        "item.html.jinja",
         trial=trial,
         item=_card(dataset, explanation.item),
         item_id=dataset.items.item_id[explanation.item - 1],
@@ -55,9 +67,10 @@ def write_user_page(explanation: UserExplanation, trial: TrainedTrial, path: Pat
     """Write the page of a user, whole or not at all."""
     dataset = trial.dataset
     history = set(explanation.history)
-    _write(
+    write_page(
         path,
-        "user",
+        _ROOM,
+        "user.html.jinja",
         trial=trial,
         user_id=trial.split.user_ids[explanation.user],
         explanation=explanation,
@@ -75,11 +88,6 @@ def write_user_page(explanation: UserExplanation, trial: TrainedTrial, path: Pat
             for one in explanation.lists
         ],
     )
-
-
-_PLAIN = re.compile(r"[a-z0-9_-]{1,60}")
-_SLUG = 40
-"""Maximum readable characters of an id in a file name."""
 
 
 def page_name(kind: str, name: str) -> str:
@@ -107,14 +115,37 @@ def _card(dataset: Dataset, item: int) -> tuple[str, str | None]:
     return item_title(dataset, item), thumbnail(dataset.root, None if pd.isna(image) else image)
 
 
-def _write(path: Path, kind: str, **values: Any) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("perpeft_ray.explain", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def thumbnail(root: Path, path: str | None) -> str | None:
+    """An item's image as a data URI, or a placeholder if it cannot be read.
+
+    `path` is relative to `root`; None gives None.
+    """
+    if path is None:
+        return None
+    try:
+        image = decode_rgb(root / path)
+    except UnreadableImageError:
+        image = Image.new("RGB", (SIDE, SIDE), "#e3e3e3")
+        place = (SIDE // 2, SIDE // 2)
+        text = "image cannot\nbe read"
+        ImageDraw.Draw(image).text(place, text, "#555555", anchor="mm", align="center")
+    image.thumbnail((SIDE, SIDE))
+    return data_uri(image)
+
+
+def heat(pixels: NDArray[np.uint8], weights: NDArray[np.float32]) -> Image.Image:
+    """Attention [rows, columns] over the encoder's pixels [3, S, S]: darker means less."""
+    image = Image.fromarray(pixels.transpose(1, 2, 0)).resize(
+        (SIDE, SIDE), Image.Resampling.NEAREST
     )
-    page = environment.get_template(f"{kind}.html.jinja").render(**values)
-    with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    shares = Image.fromarray((weights / weights.max()).astype(np.float32))
+    light = np.asarray(shares.resize((SIDE, SIDE), Image.Resampling.BILINEAR)).clip(0, 1)
+    dimmed = np.asarray(image) * (0.15 + 0.85 * light[:, :, None])
+    return Image.fromarray(dimmed.astype(np.uint8))
+
+
+def data_uri(image: Image.Image) -> str:
+    """A PNG as a data URI, so that a page is self-contained."""
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,14 @@ def write_module(
     """
     if model.tower is None:
         return
-    projector = _named(module, "projector.")
-    save_file(projector, folder / PROJECTOR)
+    save_file(_named(module, "projector."), folder / PROJECTOR)
     encoder = _named(module, "encoder.")
     if not encoder:
         return
-    _put(model, module)
+    parameters = dict(model.tower.named_parameters())
+    with torch.no_grad():
+        for name, tensor in module.items():
+            parameters[name].copy_(tensor)
     adapted = _adapted(model)
     if adapted is not None:
         _write_adapter(adapted, folder, base)
@@ -77,9 +80,7 @@ def read_module(model: Recommender, config: TrialConfig, folder: Path) -> dict[s
         tensors |= {f"encoder.{name}": tensor for name, tensor in side.items()}
     module = model.new_module()
     expected = {name for name in module if adapted is None or name.startswith("projector.")}
-    if tensors.keys() != expected:
-        odd = sorted(tensors.keys() ^ expected)[0]
-        raise InputError(f"{folder} must have the tensors of its configuration, but not so {odd}")
+    _check_names(folder, "tensors", tensors.keys() ^ expected)
     with torch.no_grad():
         for name, tensor in tensors.items():
             module[name].copy_(tensor)
@@ -92,13 +93,6 @@ def _named(module: GroupParameters, prefix: str) -> dict[str, torch.Tensor]:
         for name, tensor in module.items()
         if name.startswith(prefix)
     }
-
-
-def _put(model: Recommender, module: GroupParameters) -> None:
-    parameters = dict(model.tower.named_parameters()) if model.tower is not None else {}
-    with torch.no_grad():
-        for name, tensor in module.items():
-            parameters[name].copy_(tensor)
 
 
 def _adapted(model: Recommender) -> Any:
@@ -154,7 +148,12 @@ def _read_adapter(adapted: Any, folder: Path) -> None:
         for key, tensor in load_file(folder / name / _WEIGHTS).items()
     }
     wanted = peft.get_peft_model_state_dict(adapted).keys()
-    if tensors.keys() != wanted:
-        odd = sorted(tensors.keys() ^ wanted)[0]
-        raise InputError(f"{folder} must have the adapter of its configuration, but not so {odd}")
+    _check_names(folder, "adapter", tensors.keys() ^ wanted)
     peft.set_peft_model_state_dict(adapted, tensors)
+
+
+def _check_names(folder: Path, what: str, odd: Set[str]) -> None:
+    if odd:
+        raise InputError(
+            f"{folder} must have the {what} of its configuration, but not so {sorted(odd)[0]}"
+        )

@@ -37,8 +37,12 @@ SCHEMA = pa.schema(
 )
 """One row per recommendation; `rank` is 0-based, as in a study's results."""
 
-_USERS_TOGETHER = 2048
+_USERS_PER_TASK = 2048
 """Users per task of a Ray Data worker; DuckDB's smallest row group."""
+_USERS_PER_BATCH = 1024
+"""Users that a worker scores together."""
+_MEMORY_GB = 1.0
+"""Memory limit of DuckDB while it gathers histories."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,8 @@ class BatchOptions:
     """Items per user."""
     exclude_seen: bool = True
     """Exclude items of the user's history."""
-    batch_size: int = 1024
-    """Users per batch."""
     workers: int = 1
     """Ray Data workers, each with a copy of the model and one CPU."""
-    memory_gb: float = 1.0
-    """Memory limit of DuckDB while it gathers histories."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def recommend_all(
     from perpeft_ray.study.runtime import ray_runtime
 
     options, out = options or BatchOptions(), out.absolute()
-    for name in ("k", "batch_size", "workers"):
+    for name in ("k", "workers"):
         if getattr(options, name) < 1:
             raise InputError(f"`{name}` must be at least 1, but is {getattr(options, name)}")
     if out.exists():
@@ -100,7 +100,7 @@ def recommend_all(
         work = temporary / ".work"
         work.mkdir()
         histories = work / "histories.parquet"
-        rows, skipped = _gather(table, items, histories, options.memory_gb)
+        rows, skipped = _gather(table, items, histories)
         if rows == skipped:
             raise InputError(
                 f"`users` must have items of the model, but {interactions} has none; for example "
@@ -113,7 +113,7 @@ def recommend_all(
     return BatchCounts(users, scored, rows, skipped)
 
 
-def _gather(table: ParquetTable, items: list[str], out: Path, memory_gb: float) -> tuple[int, int]:
+def _gather(table: ParquetTable, items: list[str], out: Path) -> tuple[int, int]:
     """Write one row per user, in order of appearance, with the history ordered by time, then row.
 
     Columns user_id and history: indices 1..I of the known items. Returns the number of rows of the
@@ -128,13 +128,13 @@ def _gather(table: ParquetTable, items: list[str], out: Path, memory_gb: float) 
                 {"user_id": batch["user_id"], "item": item, "timestamp": batch["timestamp"]}
             )
 
-    with Database(out.with_suffix(".duckdb"), memory_gb) as database:
+    with Database(out.with_suffix(".duckdb"), _MEMORY_GB) as database:
         rows = database.load("interactions", batches())
         database.write_parquet(
             "SELECT user_id, list(item ORDER BY timestamp, row) FILTER (item IS NOT NULL) "
             "AS history FROM interactions GROUP BY user_id ORDER BY min(row)",
             out,
-            row_group=_USERS_TOGETHER,
+            row_group=_USERS_PER_TASK,
         )
         (skipped,) = database.row("SELECT count(*) FROM interactions WHERE item IS NULL")
     return rows, int(skipped)
@@ -185,7 +185,7 @@ class _Scorer:
             users = file.read_row_group(int(group))
         users = users.filter(pc.is_valid(users["history"]))
         if len(users):
-            step = self._options.batch_size
+            step = _USERS_PER_BATCH
             parts = [self._best(users[at : at + step]) for at in range(0, len(users), step)]
             with whole_file(self._out / f"part-{group:06d}.parquet") as temporary:
                 pq.write_table(pa.concat_tables(parts), temporary)

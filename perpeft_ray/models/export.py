@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from perpeft_ray.models.layout import (
     SASREC,
     ExportConfig,
     Precision,
+    copy_encoder,
     encoder_inside,
     encoder_name,
     group_folder,
@@ -48,9 +48,6 @@ EXPORTED_METHODS: tuple[Method, ...] = (
     "without_group_negatives",
 )
 """Methods whose module for a user follows from the history."""
-
-_ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "1_Pooling/*")
-"""Files to copy of a foundation model: configuration, tokenizer, weights, pooling."""
 
 
 @dataclass(frozen=True)
@@ -155,26 +152,3 @@ def _encoder(name: str, out: Path, *, copy: bool) -> str:
     if source.kind == "pair" and source.image_path is not None:
         paths.append(source.image_path)
     return encoder_name(source.kind, paths)
-
-
-def copy_encoder(name: str, folder: Path) -> None:
-    """Copy a foundation model, or a pair's two models, to where `encoder_inside` says."""
-    source = parse_encoder(name)
-    paths = encoder_inside(name).rpartition(":")[2].split(",")
-    originals = [source.path, source.image_path] if len(paths) == 2 else [source.path]
-    for original, path in zip(originals, paths, strict=True):
-        assert original is not None
-        _copy_foundation_model(original, folder / path)
-
-
-def _copy_foundation_model(path: str, target: Path) -> None:
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(path, allow_patterns=list(_ENCODER_FILES)))
-    for pattern in _ENCODER_FILES:
-        for file in folder.glob(pattern):
-            copied = target / file.relative_to(folder)
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copied)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any, Literal
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.data.interactions import check_inside
+from perpeft_ray.encoder.source import parse_encoder
 from perpeft_ray.errors import InputError
 
 FORMAT = 1
@@ -42,6 +44,9 @@ GROUPING = "grouping"
 ENCODER = "encoder"
 _INSIDE = "./"
 """Prefix of the path of an encoder inside the exported folder."""
+
+_ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "1_Pooling/*")
+"""Files to copy of a foundation model: configuration, tokenizer, weights, pooling."""
 
 Precision = Literal["float32", "float16"]
 
@@ -108,6 +113,24 @@ def located_encoder(name: str, folder: Path) -> str:
             path = str((folder / path).resolve())
         located.append(path)
     return kind + colon + ",".join(located)
+
+
+def copy_encoder(name: str, folder: Path) -> None:
+    """Copy a foundation model, or a pair's two models, to where `encoder_inside` says."""
+    source = parse_encoder(name)
+    paths = encoder_inside(name).rpartition(":")[2].split(",")
+    originals = [source.path, source.image_path] if len(paths) == 2 else [source.path]
+    for original, path in zip(originals, paths, strict=True):
+        assert original is not None
+        local = Path(original)
+        if not local.is_dir():
+            from huggingface_hub import snapshot_download
+
+            local = Path(snapshot_download(original, allow_patterns=list(_ENCODER_FILES)))
+        for file in (file for pattern in _ENCODER_FILES for file in local.glob(pattern)):
+            copied = folder / path / file.relative_to(local)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
 
 
 def write_config(config: ExportConfig, folder: Path) -> None:

@@ -5,7 +5,7 @@ Letters: n histories, I items (0 is padding), G groups, T sequence length, D hid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
+from perpeft_ray.data.split import Histories
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.layout import (
     CENTROIDS,
@@ -30,10 +32,13 @@ from perpeft_ray.models.layout import (
     read_items,
 )
 from perpeft_ray.models.new_items import NewImage, NewItem, check_new_items, embed_new_items
-from perpeft_ray.models.scoring import last_states, latest_inputs, ranks_among
+from perpeft_ray.recommender.ranking import target_ranks
+from perpeft_ray.recommender.sampling import last_inputs
 from perpeft_ray.recommender.sasrec import SASRec
 from perpeft_ray.train.grouping import nearest_centroids
 
+_BLOCK_HISTORIES = 1024
+"""Histories per SASRec batch, as in a study."""
 _BLOCK_SCORES = 16 * 2**20
 """Scores per block: 64 MiB of float32."""
 
@@ -71,17 +76,17 @@ class LoadedModel:
         self.config: ExportConfig = read_config(folder)
         try:
             self.item_ids, self.titles = read_items(folder, self.config.items)
+            self._parts = [group_folder(folder, group) for group in range(self.config.groups)]
             self._backbone = self._sasrec(folder)
+            if self.config.trial.groups is not None:  # the stage-1 model assigns the groups
+                self._parts.append(folder / GROUPING)
+                self._first_backbone = self._sasrec(folder / GROUPING)
+                centroids = folder / GROUPING / CENTROIDS
+                self._centroids = self._table(centroids, self.config.groups).numpy()
+            # [I+1, D] for each part.
             self._embeddings = [
-                self._table(group_folder(folder, g)) for g in range(self.config.groups)
+                self._table(part / EMBEDDINGS, self.config.items + 1) for part in self._parts
             ]
-            self._grouping: _Grouping | None = None
-            if self.config.trial.groups is not None:
-                self._grouping = _Grouping(
-                    self._sasrec(folder / GROUPING),
-                    self._table(folder / GROUPING),
-                    self._centroids(folder / GROUPING),
-                )
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"{folder} must be a whole exported model, but: {first}") from error
@@ -131,17 +136,10 @@ class LoadedModel:
             raise InputError(f"a new item must have a new id, but {known!r} is known")
         if not items:
             return
-        rows = self._embed_new(items)
-        groups = self.config.groups
+        new = self._embed_new(items)
         self._embeddings = [
-            torch.cat([old, new]) for old, new in zip(self._embeddings, rows[:groups], strict=True)
+            torch.cat([old, rows]) for old, rows in zip(self._embeddings, new, strict=True)
         ]
-        if self._grouping is not None:
-            self._grouping = _Grouping(
-                self._grouping.backbone,
-                torch.cat([self._grouping.embeddings, rows[groups]]),
-                self._grouping.centroids,
-            )
         for item in items:
             self.item_ids.append(item.item_id)
             self.titles.append(item.title)
@@ -164,11 +162,10 @@ class LoadedModel:
 
     def assign(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int32]:
         """The group of each history, int32 [n], by the nearest centroid."""
-        if self._grouping is None:
+        if self.config.trial.groups is None:
             return np.zeros(len(histories), dtype=np.int32)
-        inputs = self._latest(histories)
-        states = last_states(self._grouping.backbone, inputs, self._grouping.embeddings)
-        return nearest_centroids(states.numpy(), self._grouping.centroids)
+        states = _states(self._first_backbone, self._latest(histories), self._embeddings[-1])
+        return nearest_centroids(states.numpy(), self._centroids)
 
     def scores(
         self, histories: Sequence[NDArray[np.int64]], groups: NDArray[np.int32] | None = None
@@ -178,14 +175,9 @@ class LoadedModel:
         `groups` [n]: None assigns by history. Includes seen items. Raises InputError for an empty
         history.
         """
-        if groups is None:
-            groups = self.assign(histories)
-        inputs = self._latest(histories)
         out = torch.empty(len(histories), len(self.item_ids))
-        for group in np.unique(groups):
-            rows = np.flatnonzero(groups == group)
-            embeddings = self._embeddings[group]
-            out[rows] = last_states(self._backbone, inputs[rows], embeddings) @ embeddings[1:].T
+        for rows, states, embeddings in self._by_group(histories, groups):
+            out[rows] = states @ embeddings[1:].T
         return out
 
     def ranks(
@@ -193,25 +185,22 @@ class LoadedModel:
         histories: Sequence[NDArray[np.int64]],
         targets: NDArray[np.int64],
         candidates: NDArray[np.int64] | None = None,
-        groups: NDArray[np.int32] | None = None,
     ) -> NDArray[np.int64]:
         """The 0-based rank of each history's target, int64 [n], ranked as in a study.
 
         `targets` [n] item indices. `candidates`: item indices, ascending, including the targets;
-        None: all items. The history's items are excluded. `groups` [n]: None assigns by history.
+        None: all items. The history's items are excluded. Groups are assigned by history.
         """
-        if groups is None:
-            groups = self.assign(histories)
         if candidates is None:
             candidates = np.arange(1, len(self.item_ids) + 1)
-        inputs = self._latest(histories)
+        place = np.zeros(len(self.item_ids) + 1, dtype=np.int64)  # among candidates; 0: not one
+        place[candidates] = np.arange(1, len(candidates) + 1)
         out = np.empty(len(histories), dtype=np.int64)
-        for group in np.unique(groups):
-            rows = np.flatnonzero(groups == group)
-            embeddings = self._embeddings[group]
-            states = last_states(self._backbone, inputs[rows], embeddings)
-            own = [histories[int(row)] for row in rows]
-            out[rows] = ranks_among(candidates, states, embeddings, targets[rows], own)
+        for rows, states, embeddings in self._by_group(histories, None):
+            known = [place[histories[int(row)]] for row in rows]
+            known = [places[places > 0] for places in known]
+            table = embeddings[np.concatenate([[0], candidates])]
+            out[rows] = target_ranks(states, table, place[targets[rows]], _joined(known))
         return out
 
     def top_items(
@@ -236,16 +225,28 @@ class LoadedModel:
             items[block] = np.where(np.isneginf(best.numpy()), 0, columns.numpy() + 1)
         return TopItems(groups, items, scores)
 
+    def _by_group(
+        self, histories: Sequence[NDArray[np.int64]], groups: NDArray[np.int32] | None
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+        """Rows of each group's histories, their states [n, D], the group's embeddings [I+1, D]."""
+        inputs = self._latest(histories)
+        if groups is None:
+            groups = self.assign(histories)
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            embeddings = self._embeddings[group]
+            yield rows, _states(self._backbone, inputs[rows], embeddings), embeddings
+
     def _latest(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        return latest_inputs(histories, self.config.trial.sequence_length)
+        """The last T items of each history, padded with 0 on the left: [n, T]."""
+        if any(len(history) == 0 for history in histories):
+            raise InputError("`history` must have at least one item, but is empty")
+        everyone = np.arange(len(histories))
+        return last_inputs(_joined(histories), everyone, self.config.trial.sequence_length)
 
     def _embed_new(self, items: Sequence[NewItem]) -> Tensor:
-        """[G, n, D]; with groups one more row, under the stage-1 module."""
-        folders = {str(g): group_folder(self.folder, g) for g in range(self.config.groups)}
-        if self._grouping is not None:
-            folders[GROUPING] = self.folder / GROUPING
-        embedded = embed_new_items(self.config.trial, self._encoder(), items, folders)
-        return torch.stack(list(embedded.values()))
+        """[P, n, D]: under each group's module, and with groups under the stage-1 module."""
+        return embed_new_items(self.config.trial, self._encoder(), items, self._parts)
 
     def _encoder(self) -> str:
         """The encoder's name on this machine; raises InputError if it is a different encoder."""
@@ -261,21 +262,13 @@ class LoadedModel:
                 )
         return name
 
-    def _table(self, folder: Path) -> Tensor:
-        """All items' embeddings for a group, float32 [I+1, D]."""
-        table = load_file(folder / EMBEDDINGS)["embeddings"].float()
-        expected = (self.config.items + 1, self.config.trial.hidden_units)
+    def _table(self, file: Path, rows: int) -> Tensor:
+        """The only tensor of a file, float32 [rows, D]."""
+        table = load_file(file)[file.stem].float()
+        expected = (rows, self.config.trial.hidden_units)
         if table.shape != expected:
-            raise ValueError(f"{folder / EMBEDDINGS} must have the shape {expected}")
+            raise ValueError(f"{file} must have the shape {expected}")
         return table
-
-    def _centroids(self, folder: Path) -> NDArray[np.float32]:
-        """[G, D]."""
-        centroids = load_file(folder / CENTROIDS)["centroids"].float()
-        expected = (self.config.groups, self.config.trial.hidden_units)
-        if centroids.shape != expected:
-            raise ValueError(f"{folder / CENTROIDS} must have the shape {expected}")
-        return centroids.numpy()
 
     def _sasrec(self, folder: Path) -> SASRec:
         trial = self.config.trial
@@ -291,15 +284,20 @@ class LoadedModel:
         return backbone.eval()
 
 
-@dataclass(frozen=True, eq=False)
-class _Grouping:
-    """The stage-1 model, and the centroids of its outputs."""
+@torch.inference_mode()
+def _states(backbone: SASRec, inputs: NDArray[np.int64], embeddings: Tensor) -> Tensor:
+    """SASRec's last outputs of inputs [n, T] over embeddings [I+1, D]: float32 [n, D]."""
+    out = []
+    for at in range(0, len(inputs), _BLOCK_HISTORIES):
+        block = torch.from_numpy(inputs[at : at + _BLOCK_HISTORIES])
+        out.append(backbone(F.embedding(block, embeddings), block == 0)[:, -1])
+    return torch.cat(out) if out else torch.empty(0, embeddings.shape[1])
 
-    backbone: SASRec
-    embeddings: Tensor
-    """[I+1, D]."""
-    centroids: NDArray[np.float32]
-    """[G, D]."""
+
+def _joined(histories: Sequence[NDArray[np.int64]]) -> Histories:
+    offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
+    items = np.concatenate([np.empty(0, dtype=np.int64), *histories]).astype(np.int32)
+    return Histories(offsets, items)
 
 
 def load(folder: str | PathLike[str]) -> LoadedModel:

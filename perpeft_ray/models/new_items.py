@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,22 +45,20 @@ class NewItem:
 
 
 def embed_new_items(
-    config: TrialConfig, encoder: str, items: Sequence[NewItem], modules: Mapping[str, Path]
-) -> dict[str, Tensor]:
-    """The items' embeddings under each module, float32 [n, D], keyed as `modules` is.
+    config: TrialConfig, encoder: str, items: Sequence[NewItem], modules: Sequence[Path]
+) -> Tensor:
+    """The items' embeddings under each of P modules, float32 [P, n, D].
 
     `encoder`: as in `parse_encoder`. `modules`: folders of `write_module`. Loads the encoder once.
     Expects checked items; an unreadable image counts as missing. Raises InputError for an encoder
     that cannot be loaded.
     """
     if config.method == "without_mm":
-        return {name: torch.zeros(len(items), config.hidden_units) for name in modules}
+        return torch.zeros(len(modules), len(items), config.hidden_units)
     with tempfile.TemporaryDirectory(prefix="perpeft-new-items-") as folder:
         model = _model(config, encoder, items, Path(folder))
-        return {
-            name: model.embed_all(read_module(model, config, module))[1:].clone()
-            for name, module in modules.items()
-        }
+        embedded = [model.embed_all(read_module(model, config, module)) for module in modules]
+        return torch.stack(embedded)[:, 1:]
 
 
 def _model(

@@ -1,4 +1,4 @@
-"""The data and encoder of a study, in its own folder; `store/weights.py` has its weights.
+"""Data and encoder in a study's own folder (`perpeft pack`); `store/weights.py` has its weights.
 
 STUDY/
   data/      the data folder, after `perpeft pack`
@@ -7,11 +7,18 @@ STUDY/
 
 from __future__ import annotations
 
-from perpeft_ray.data.interactions import Dataset, load_folder
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from perpeft_ray.data.folders import new_folder
+from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE, Dataset, load_folder
 from perpeft_ray.data.sources import open_dataset
+from perpeft_ray.encoder.source import TOYSHOP_CLIP, parse_encoder
 from perpeft_ray.errors import InputError
-from perpeft_ray.models.layout import ENCODER, encoder_inside, located_encoder
+from perpeft_ray.models.layout import ENCODER, copy_encoder, encoder_inside, located_encoder
 from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.weights import keep_weights
 from perpeft_ray.train.workspace import Workspace, prepare_dataset
 
 DATA = "data"
@@ -40,3 +47,37 @@ def open_workspace(folder: StudyFolder) -> tuple[Dataset, Workspace]:
             f"{error}; if {folder.path} was copied from elsewhere, run `perpeft pack` on the study "
             "there and copy its folder again"
         ) from error
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Content of a packed study's folder."""
+
+    trials: int
+    """COMPLETE trials of the ablation with their weights."""
+    without_weights: int
+    """COMPLETE trials of the ablation whose weights are gone."""
+    encoder: bool
+    """Whether the foundation model is in the folder."""
+
+
+def pack(folder: StudyFolder) -> Packed:
+    """Put weights, data and a local encoder into a study's folder.
+
+    Existing files stay. Weights are hard links if possible, the rest copies. Raises InputError if
+    data or encoder cannot be read.
+    """
+    dataset, workspace = open_workspace(folder)
+    trials, without_weights = keep_weights(folder, workspace)
+    if not (folder.path / DATA).is_dir():
+        images = dataset.items.image.dropna().unique().tolist()
+        with new_folder(folder.path / DATA) as temporary:
+            for name in (INTERACTIONS_FILE, ITEMS_FILE, *images):
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(dataset.root / name, temporary / name)
+    source = parse_encoder(workspace.encoder)
+    local = Path(source.path).is_dir() and source.path != str(TOYSHOP_CLIP)
+    if local and not (folder.path / ENCODER).is_dir():
+        copy_encoder(workspace.encoder, folder.path)
+    folder.keep()
+    return Packed(trials, without_weights, encoder=local)

@@ -6,7 +6,7 @@ Letters: U users, I items (0 is padding), G groups, D hidden units.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -112,22 +112,14 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     dataset, workspace = open_workspace(folder)
     _check_unchanged(folder, trial_id, workspace)
     trained = read_weights(folder, workspace, trial_id)
-    model = _initial(config, workspace)
+    model = build_model(config, workspace, torch.device("cpu")).eval()
     split = open_split(workspace)
     if config.method in VECTOR_METHODS:
-        model = build_vectors(config, model, trained.grouping, split.num_users)
+        model = build_vectors(config, model, trained.grouping, split.num_users).eval()
     groups = config.groups or 1 if config.method in PERSONAL_METHODS else 1
     modules = _put(model, config, trained.best.weights, groups)
-    return TrainedTrial(
-        trial_id=trial_id,
-        config=config,
-        dataset=dataset,
-        workspace=workspace,
-        split=split,
-        model=model.eval(),
-        modules=modules,
-        grouping=trained.grouping,
-    )
+    grouping = trained.grouping
+    return TrainedTrial(trial_id, config, dataset, workspace, split, model, modules, grouping)
 
 
 def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
@@ -135,20 +127,10 @@ def open_global(folder: StudyFolder, trial: TrainedTrial) -> TrainedTrial:
 
     This model's outputs group the users. Raises InputError if stage 1 is gone.
     """
-    workspace = trial.workspace
-    stage = read_stage(folder, workspace, trial.trial_id)
-    model = _initial(trial.config, workspace)
+    stage = read_stage(folder, trial.workspace, trial.trial_id)
+    model = build_model(trial.config, trial.workspace, torch.device("cpu")).eval()
     modules = _put(model, trial.config, stage.weights, 1)
-    return TrainedTrial(
-        trial_id=trial.trial_id,
-        config=trial.config,
-        dataset=trial.dataset,
-        workspace=workspace,
-        split=trial.split,
-        model=model.eval(),
-        modules=modules,
-        grouping=None,
-    )
+    return replace(trial, model=model, modules=modules, grouping=None)
 
 
 def item_embeddings(trial: TrainedTrial, group: int) -> Tensor:
@@ -197,10 +179,6 @@ def _check_unchanged(folder: StudyFolder, trial_id: str, workspace: Workspace) -
             f"{changed} changed since; put back what was there, or run the study again under a "
             "new --study"
         )
-
-
-def _initial(config: TrialConfig, workspace: Workspace) -> Recommender:
-    return build_model(config, workspace, torch.device("cpu"))
 
 
 def _put(

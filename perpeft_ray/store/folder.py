@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -189,7 +190,7 @@ class StudyFolder:
             pairs = zip(own.epoch.tolist(), own.best_valid_ndcg_at_20.tolist(), strict=True)
             done = row.status == "COMPLETE"
             found[row.config_hash] = Searched(
-                _config_of(row._asdict()),
+                config_of_row(row._asdict()),
                 row.status,
                 row.valid_ndcg_at_20 if done else None,
                 int(row.trainable_parameters) if done else None,
@@ -203,7 +204,7 @@ class StudyFolder:
         row = self.trial(trial_id)
         if row.method in SIMPLE_METHODS:
             raise InputError(f"`trial` must be one that was trained, but {trial_id} only counts")
-        return _config_of(row.to_dict())
+        return config_of_row(row)
 
     def trial(self, trial_id: str) -> pd.Series:
         """The row of a trial. Raises InputError if there is none."""
@@ -245,7 +246,7 @@ class StudyFolder:
         return pd.read_parquet(folder, columns=columns, schema=schema)
 
 
-def _config_of(row: dict[str, Any]) -> TrialConfig:
+def config_of_row(row: Mapping[str, Any] | pd.Series) -> TrialConfig:
     """The configuration of a row of `trials/`, which has a column per field."""
 
     def value(name: str) -> Any:

@@ -8,8 +8,8 @@ folder always read as one table. `results/README.md` says what each column means
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -47,7 +47,7 @@ def trial_table(record: TrialRecord, of: Fingerprints | None = None) -> pa.Table
 
     `of`: fingerprints of the trial's data and encoder; None: not known.
     """
-    row = _row(_TRIAL, record)
+    row = _values(TrialRecord, record)
     for field in fields(Fingerprints):
         row[f"{field.name}_fingerprint"] = of and getattr(of, field.name)
     row["config_hash"] = record.config.config_hash
@@ -62,7 +62,7 @@ def trial_table(record: TrialRecord, of: Fingerprints | None = None) -> pa.Table
 
 def epochs_table(record: TrialRecord) -> pa.Table:
     """One row per reported epoch, with the columns `EPOCHS`; possibly none."""
-    rows = [{"trial_id": record.trial_id, **_row(_EPOCH, epoch)} for epoch in record.epochs]
+    rows = [{"trial_id": record.trial_id, **_values(EpochRecord, epoch)} for epoch in record.epochs]
     return pa.Table.from_pylist(rows, schema=EPOCHS)
 
 
@@ -78,37 +78,33 @@ def users_table(trial_id: str, users: UserRanks) -> pa.Table:
     return pa.table(columns, schema=USERS)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column and the path to its value: attribute names from the record down."""
+def _columns(
+    kind: type, record: Any = None, prefix: str = ""
+) -> Iterator[tuple[str, pa.DataType, Any]]:
+    """Name, type and value of a record's columns in field order; values are None without it.
 
-    name: str
-    type: pa.DataType
-    path: tuple[str, ...]
+    Metrics get their field's prefix.
+    """
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        of_field = _kind(hints[field.name])
+        value = None if record is None else getattr(record, field.name)
+        if of_field in _ARROW:
+            yield prefix + field.name, _ARROW[of_field], value
+        elif of_field is RankingMetrics:
+            yield from _columns(of_field, value, f"{prefix}{field.name}_")
+        elif of_field in _WITHOUT_PREFIX:
+            yield from _columns(of_field, value, prefix)
+        elif of_field not in _OWN_TABLE:
+            raise TypeError(f"no column type for {kind.__name__}.{field.name}: {of_field}")
 
-    def value(self, record: Any) -> Any:
-        """The value in a record; None if it or anything on the path is None."""
-        for name in self.path:
-            if record is None:
-                return None
-            record = getattr(record, name)
-        return record
+
+def _values(kind: type, record: Any) -> dict[str, Any]:
+    return {name: value for name, _, value in _columns(kind, record)}
 
 
-def _columns(record: type, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[_Column]:
-    """The columns of a record in field order; metrics get their field's prefix."""
-    hints = get_type_hints(record)
-    for field in fields(record):
-        kind = _kind(hints[field.name])
-        here = (*path, field.name)
-        if kind in _ARROW:
-            yield _Column(prefix + field.name, _ARROW[kind], here)
-        elif kind is RankingMetrics:
-            yield from _columns(kind, f"{prefix}{field.name}_", here)
-        elif kind in _WITHOUT_PREFIX:
-            yield from _columns(kind, prefix, here)
-        elif kind not in _OWN_TABLE:
-            raise TypeError(f"no column type for {record.__name__}.{field.name}: {kind}")
+def _schema(kind: type) -> pa.Schema:
+    return pa.schema([pa.field(name, arrow) for name, arrow, _ in _columns(kind)])
 
 
 def _kind(hint: Any) -> type:
@@ -123,7 +119,7 @@ def _kind(hint: Any) -> type:
 
 
 def _trials() -> pa.Schema:
-    schema = _schema(_TRIAL)
+    schema = _schema(TrialRecord)
     before = schema.get_field_index(fields(TrialConfig)[0].name)
     schema = schema.insert(before, pa.field("config_hash", pa.string()))
     for field in reversed(fields(Fingerprints)):
@@ -132,21 +128,10 @@ def _trials() -> pa.Schema:
     return schema.insert(after, pa.field("trainable_fraction", pa.float64()))
 
 
-def _schema(columns: Iterable[_Column]) -> pa.Schema:
-    return pa.schema([pa.field(column.name, column.type) for column in columns])
-
-
-def _row(columns: Iterable[_Column], record: Any) -> dict[str, Any]:
-    return {column.name: column.value(record) for column in columns}
-
-
-_TRIAL = tuple(_columns(TrialRecord))
-_EPOCH = tuple(_columns(EpochRecord))
-
 TRIALS = _trials()
 """One row per trial."""
 
-EPOCHS = _schema(_EPOCH).insert(0, pa.field("trial_id", pa.string()))
+EPOCHS = _schema(EpochRecord).insert(0, pa.field("trial_id", pa.string()))
 """One row per epoch of a trial."""
 
 _USER_TYPES = {"user_id": pa.string(), "map_x": pa.float32(), "map_y": pa.float32()}

@@ -9,14 +9,17 @@ them, as hard links if the file system allows them; at a URI only `perpeft pack`
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+
+import pandas as pd
 
 from perpeft_ray.config import SIMPLE_METHODS
 from perpeft_ray.data.folders import link_or_copy
 from perpeft_ray.data.places import read_file, subfolder
 from perpeft_ray.errors import InputError
 from perpeft_ray.store.files import whole_file
-from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.folder import StudyFolder, config_of_row
 from perpeft_ray.train.cache import cached_trial, entry, read_stage_one, stage_one_key, trial_key
 from perpeft_ray.train.snapshot import Snapshot, Trained
 from perpeft_ray.train.workspace import Workspace
@@ -34,12 +37,9 @@ def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
     rows = folder.trials()
     complete = rows[(rows.phase == "ablation") & (rows.status == "COMPLETE")]
     done = complete[~complete.method.isin(SIMPLE_METHODS)]
-    for trial_id in done.trial_id[done.groups.notna()]:
-        _keep(folder, workspace.stages, STAGES, _keys(folder, workspace, trial_id, STAGES))
-    kept = sum(
-        _keep(folder, workspace.trials, TRIALS, _keys(folder, workspace, trial_id, TRIALS))
-        for trial_id in done.trial_id
-    )
+    for _, row in done[done.groups.notna()].iterrows():
+        _keep(_files(folder, workspace, row, STAGES))
+    kept = sum(_keep(_files(folder, workspace, row, TRIALS)) for _, row in done.iterrows())
     return kept, len(done) - kept
 
 
@@ -48,61 +48,62 @@ def read_weights(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Tr
 
     Raises InputError, with what to copy, if neither has them.
     """
-    keys = _keys(folder, workspace, trial_id, TRIALS)
-    files = _files(folder, workspace.trials, TRIALS, keys)
-    score = folder.trial(trial_id).valid_ndcg_at_20
-    for file in files:
+    row = folder.trial(trial_id)
+    files = _files(folder, workspace, row, TRIALS)
+    for file in itertools.chain(*files):
         trained = cached_trial(file)
-        if trained is not None and trained.best.valid.ndcg_at_20 == score:
+        if trained is not None and trained.best.valid.ndcg_at_20 == row.valid_ndcg_at_20:
             return trained
-    raise InputError(_gone(folder, f"the weights of {trial_id}", TRIALS, keys[0]))
+    raise InputError(_gone(folder, f"the weights of {trial_id}", files[0][0]))
 
 
 def read_stage(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Snapshot:
     """The stage 1 of a trial; places and errors as `read_weights`."""
-    keys = _keys(folder, workspace, trial_id, STAGES)
-    for file in _files(folder, workspace.stages, STAGES, keys):
+    files = _files(folder, workspace, folder.trial(trial_id), STAGES)
+    for file in itertools.chain(*files):
         if (stage := read_stage_one(file)) is not None:
             return stage
-    raise InputError(_gone(folder, f"stage 1 of {trial_id}", STAGES, keys[0]))
+    raise InputError(_gone(folder, f"stage 1 of {trial_id}", files[0][0]))
 
 
-def _keys(folder: StudyFolder, workspace: Workspace, trial_id: str, part: str) -> list[str]:
-    """The keys of a trial's weights; several if its dtype is not known here."""
-    config, device = folder.config_of(trial_id), folder.trial(trial_id).device
-    key = trial_key if part == TRIALS else stage_one_key
+def _files(
+    folder: StudyFolder, workspace: Workspace, row: pd.Series, part: str
+) -> list[tuple[Path, Path | str]]:
+    """Where a trial's weights may be: in the study's folder, and in the storage's cache.
+
+    Several pairs if the trial's dtype is not known here.
+    """
+    key, cache = (
+        (trial_key, workspace.trials) if part == TRIALS else (stage_one_key, workspace.stages)
+    )
+    config = config_of_row(row)
     dtypes = _AUTO if config.dtype == "auto" else (config.dtype,)
-    return [key(config, workspace.fingerprint, f"{dtype}-{device}") for dtype in dtypes]
-
-
-def _files(folder: StudyFolder, place: Path | str, part: str, keys: list[str]) -> list[Path | str]:
-    """Possible places of entries, the study's own folder first."""
+    keys = [key(config, workspace.fingerprint, f"{dtype}-{row.device}") for dtype in dtypes]
     own = folder.path / WEIGHTS / part
-    return [entry(where, key) for key in keys for where in (own, place)]
+    return [(Path(entry(own, key)), entry(cache, key)) for key in keys]
 
 
-def _keep(folder: StudyFolder, place: Path | str, part: str, keys: list[str]) -> bool:
-    """Copy entries of the storage's cache into the study's folder; returns whether one is there."""
-    files = _files(folder, place, part, keys)
-    for own, file in zip(files[::2], files[1::2], strict=True):
-        assert isinstance(own, Path)
+def _keep(files: list[tuple[Path, Path | str]]) -> bool:
+    """Copy files of the cache into the study's folder; returns whether one is there."""
+    for own, cached in files:
         if own.exists():
             continue
-        if isinstance(file, Path):
-            if file.exists():
+        if isinstance(cached, Path):
+            if cached.exists():
                 own.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(file, own)
-        elif (content := read_file(file)) is not None:
+                link_or_copy(cached, own)
+        elif (content := read_file(cached)) is not None:
             with whole_file(own) as temporary:
                 temporary.write_bytes(content)
-    return any(isinstance(own, Path) and own.exists() for own in files[::2])
+    return any(own.exists() for own, _ in files)
 
 
-def _gone(folder: StudyFolder, what: str, part: str, key: str) -> str:
+def _gone(folder: StudyFolder, what: str, own: Path) -> str:
+    part = own.parent.name
     return (
         f"{folder.path} must have {what} for its data and encoder as they are now, but neither "
         f"its {WEIGHTS}/ nor {folder.kept} has: if the study was copied, run `perpeft pack` on it "
-        f"where it was run and copy its folder again, or copy .cache/{part}/{key}.safetensors "
+        f"where it was run and copy its folder again, or copy .cache/{part}/{own.name} "
         f"of the storage there to {subfolder(folder.kept, part)}; if data, encoder or perpeft-ray "
         "changed, put them back"
     )

@@ -26,8 +26,7 @@ from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.explain.item import explain_item
-from perpeft_ray.explain.pages import page_name, write_item_page
-from perpeft_ray.explain.pictures import thumbnail
+from perpeft_ray.explain.pages import page_name, thumbnail, write_item_page
 from perpeft_ray.explain.user import explain_user
 from perpeft_ray.explain.words import title_words
 from perpeft_ray.models.trained import item_embedding, open_trained

@@ -25,7 +25,7 @@ def test_every_user_gets_what_they_get_alone(exported, shop, tmp_path):
     table = pd.concat([table, strangers]).sort_values("timestamp", ascending=False, kind="stable")
     table.to_parquet(tmp_path / "all.parquet")
     counts = recommend_all(
-        exported, tmp_path / "all.parquet", tmp_path / "out", BatchOptions(k=4, batch_size=16)
+        exported, tmp_path / "all.parquet", tmp_path / "out", BatchOptions(k=4)
     )
     users = table.user_id.nunique()
     assert (counts.users, counts.scored) == (users, users - 1)
@@ -50,7 +50,7 @@ def test_users_are_scored_in_parts(exported, shop, tmp_path, monkeypatch):
     one = pd.read_parquet(shop / "interactions.parquet")
     copies = [one.assign(user_id=[f"{user}-{n}" for user in one.user_id]) for n in range(120)]
     pd.concat(copies).to_parquet(tmp_path / "all.parquet")
-    options = BatchOptions(k=3, batch_size=1000, workers=2)
+    options = BatchOptions(k=3, workers=2)
     counts = recommend_all(exported, tmp_path / "all.parquet", tmp_path / "out", options)
     assert (counts.users, counts.scored, counts.skipped) == (4800, 4800, 0)
     assert len(list((tmp_path / "out").iterdir())) > 1

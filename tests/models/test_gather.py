@@ -17,7 +17,7 @@ def gathered(table: pd.DataFrame, folder: Path) -> tuple[list[str], list[list[in
     table.to_parquet(folder / "users.parquet")
     source = open_table("`users`", folder / "users.parquet", INTERACTION_COLUMNS)
     out = folder / "histories.parquet"
-    _gather(source, ["a", "b", "c"], out, 0.5)
+    _gather(source, ["a", "b", "c"], out)
     found = pq.ParquetFile(out).read()
     return found["user_id"].to_pylist(), found["history"].to_pylist()
 

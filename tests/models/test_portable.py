@@ -15,8 +15,7 @@ import perpeft_ray
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.loaded import Recommendation
-from perpeft_ray.models.pack import pack
-from perpeft_ray.models.portable import open_workspace
+from perpeft_ray.models.portable import open_workspace, pack
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.weights import keep_weights
 from perpeft_ray.study.plan import TrialSpec
