@@ -33,8 +33,7 @@ import pandas as pd
 
 from perpeft_ray.cli.study import parse_study
 from perpeft_ray.errors import InputError
-from perpeft_ray.{report}.command import fixed_to, study_command
-from perpeft_ray.{report}.page import TRIAL_HEADER
+from perpeft_ray.{report}.page import TRIAL_HEADER, fixed_to, study_command
 from perpeft_ray.{schema} import TRIALS
 from perpeft_ray.{report}.tables import best_settings_table
 from perpeft_ray.study.plan import TrialSpec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from perpeft_ray.metrics import CUTOFFS
 from perpeft_ray.models.layout import ENCODER, GROUPING, ExportConfig
 from perpeft_ray.report.statistics import mean_and_interval, user_metric
 
-_PARTS = {"valid": "validation", "test": "test"}
+_Measured = tuple[str, str, float, float, float]
+"""Validation or test, metric, its mean over users, and low and high end of the interval."""
 
 
 def model_card(config: ExportConfig, users: pd.DataFrame, has_adapter: bool) -> str:
@@ -23,7 +24,7 @@ def model_card(config: ExportConfig, users: pd.DataFrame, has_adapter: bool) -> 
     `users`: the trial's rows of `users/`, for metrics and their 95 % bootstrap intervals over
     users. `has_adapter`: whether groups have `peft` folders.
     """
-    measured = _measured(users)
+    measured, count = _measured(users)
     trial = config.trial
     of_groups = f"{config.groups} groups" if trial.groups else "one module for all users"
     parts = [
@@ -34,11 +35,11 @@ def model_card(config: ExportConfig, users: pd.DataFrame, has_adapter: bool) -> 
         "Fine-Tuning of Foundation Models for Multimodal Recommendation* (WWW 2026, arXiv "
         f"2602.09445). Exported by perpeft-ray {config.version} from trial `{config.trial_id}`.",
         "## Metrics",
-        f"Means over {measured.users} users, × 100, with 95 % bootstrap intervals over users; "
+        f"Means over {count} users, × 100, with 95 % bootstrap intervals over users; "
         f"{_split(trial)}; candidates are all "
         f"{config.items:,} items minus the user's history, ties count against the target. One "
         "training seed: another seed's model may differ by more than these intervals.",
-        _table(measured.rows),
+        _table(measured),
         "## Data",
         f"{config.users:,} users, {config.items:,} items, {config.interactions:,} interactions of "
         f"`{_public(trial.dataset)}`; fingerprint `{config.data_fingerprint}`.",
@@ -69,30 +70,22 @@ _LIMITS = """## Limits
 - Only the latest `sequence_length` items of a history count; none of its items is recommended."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """A trial's metrics over its evaluated users, in [0, 1]."""
-
-    users: int
-    rows: list[tuple[str, str, float, float, float]]
-    """(valid or test, metric, mean, low, high)."""
-
-
-def _measured(users: pd.DataFrame) -> _Measured:
-    rows, count = [], 0
-    for part in _PARTS:
+def _measured(users: pd.DataFrame) -> tuple[list[_Measured], int]:
+    """A trial's metrics in [0, 1], and the number of users of the last part that it read."""
+    rows: list[_Measured] = []
+    count = 0
+    for part, title in (("valid", "validation"), ("test", "test")):
         ranks = users[f"{part}_rank"].dropna().to_numpy()
         if len(ranks) == 0:  # a trial of the search has not read test
             continue
-        count = len(ranks)  # of the last part, test where it was read
-        for name in ("hr", "ndcg"):
-            for k in CUTOFFS:
-                values = user_metric(ranks, f"{name}@{k}")
-                rows.append((part, f"{name.upper()}@{k}", *mean_and_interval(values)))
-    return _Measured(count, rows)
+        count = len(ranks)
+        for name in (f"{metric}@{k}" for metric in ("hr", "ndcg") for k in CUTOFFS):
+            values = user_metric(ranks, name)
+            rows.append((title, name.upper(), *mean_and_interval(values)))
+    return rows, count
 
 
-def _head(config: ExportConfig, measured: _Measured) -> str:
+def _head(config: ExportConfig, measured: Sequence[_Measured]) -> str:
     """The YAML head; every value is JSON, which is YAML."""
     results = [
         {
@@ -100,11 +93,11 @@ def _head(config: ExportConfig, measured: _Measured) -> str:
             "dataset": {
                 "type": config.data_fingerprint,
                 "name": _public(config.trial.dataset),
-                "split": _PARTS[part],
+                "split": part,
             },
             "metrics": [{"type": metric.lower(), "name": metric, "value": round(mean, 6)}],
         }
-        for part, metric, mean, _, _ in measured.rows
+        for part, metric, mean, _, _ in measured
     ]
     head: dict[str, Any] = {
         "library_name": "perpeft-ray",
@@ -115,10 +108,10 @@ def _head(config: ExportConfig, measured: _Measured) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _table(rows: list[tuple[str, str, float, float, float]]) -> str:
+def _table(rows: Sequence[_Measured]) -> str:
     lines = ["| part | metric | mean | 95 % interval |", "|---|---|---:|---:|"]
     lines += [
-        f"| {_PARTS[part]} | {metric} | {100 * mean:.2f} | {100 * low:.2f} to {100 * high:.2f} |"
+        f"| {part} | {metric} | {100 * mean:.2f} | {100 * low:.2f} to {100 * high:.2f} |"
         for part, metric, mean, low, high in rows
     ]
     if not any(part == "test" for part, *_ in rows):

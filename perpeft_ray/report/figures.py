@@ -222,7 +222,8 @@ def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
 
     `values`: of `user_values`. None if no variant has both methods.
     """
-    pairs = {v: paired_users(values, "perpeft", "global", v) for v in VARIANTS}
+    there = set(values.variant.dropna())
+    pairs = {v: paired_users(values, "perpeft", "global", v) for v in VARIANTS if v in there}
     of_variants = {v: own[own.seed == own.seed.min()] for v, own in pairs.items() if len(own)}
     if not of_variants:
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,7 @@ def orderings(folders: Sequence[Path]) -> StudyTable:
         for (dataset, encoder), of_data in _named(user_values(*results, metric)).groupby(
             ["dataset", "encoder"], sort=False
         )
-        for variant in VARIANTS
-        for above, below in ORDERINGS
-        if (row := _row(of_data, variant, above, below, metric)) is not None
+        for row in _rows(of_data, metric)
     ]
     numbers = pd.DataFrame(rows)
     numbers["p_holm"] = (
@@ -122,33 +121,28 @@ def settings(folders: Sequence[Path]) -> StudyTable:
     return StudyTable("settings", numbers, texts)
 
 
-def _row(
-    values: pd.DataFrame, variant: str, above: str, below: str, metric: str
-) -> dict[str, object] | None:
-    if (above, below) == ORDERINGS[0] and variant != _first_variant(values):
-        return None  # neither has a variant: one row is enough
-    found = compare(values, above, below, variant, metric)
-    if found is None:
-        return None
-    return {
-        "variant": variant,
-        "above": above,
-        "below": below,
-        "mean_above": found.mean_a,
-        "mean_below": found.mean_b,
-        "difference": found.difference,
-        "low": found.interval[0],
-        "high": found.interval[1],
-        "p_value": found.p_value,
-        "p_seeds": found.p_seeds,
-        "users": found.users,
-        "seeds": found.seeds,
-    }
-
-
-def _first_variant(values: pd.DataFrame) -> str:
+def _rows(values: pd.DataFrame, metric: str) -> Iterator[dict[str, object]]:
     there = set(values.variant.dropna())
-    return next((variant for variant in VARIANTS if variant in there), VARIANTS[0])
+    variants = [variant for variant in VARIANTS if variant in there] or VARIANTS[:1]
+    for variant, (above, below) in itertools.product(variants, ORDERINGS):
+        if (above, below) == ORDERINGS[0] and variant != variants[0]:
+            continue  # neither has a variant: one row is enough
+        found = compare(values, above, below, variant, metric)
+        if found is not None:
+            yield {
+                "variant": variant,
+                "above": above,
+                "below": below,
+                "mean_above": found.mean_a,
+                "mean_below": found.mean_b,
+                "difference": found.difference,
+                "low": found.interval[0],
+                "high": found.interval[1],
+                "p_value": found.p_value,
+                "p_seeds": found.p_seeds,
+                "users": found.users,
+                "seeds": found.seeds,
+            }
 
 
 def _text(rows: pd.DataFrame, dataset: str, metric: str) -> TextTable:

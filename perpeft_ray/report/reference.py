@@ -5,9 +5,7 @@ Source: arXiv 2602.09445; the CSV files in `paper/` are its published numbers ×
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import resources
-from typing import Literal
 
 import pandas as pd
 
@@ -22,21 +20,11 @@ METRICS = {
 }
 """The metrics that the paper prints and counts wins over."""
 
-Number = Literal[2, 3]
+TABLES = {2: TABLE_2, 3: TABLE_3}
+"""Methods of the paper's tables, in their order."""
 
 
-@dataclass(frozen=True)
-class Wins:
-    """Number of comparisons in which PerPEFT is best."""
-
-    won: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.won} of {self.of}"
-
-
-def paper_table(number: Number) -> pd.DataFrame:
+def paper_table(number: int) -> pd.DataFrame:
     """Table 2 or 3 of the paper.
 
     Columns: method, variant (null for methods without PEFT), dataset, metric (`hr_at_20` …), mean,
@@ -55,14 +43,8 @@ def paper_table(number: Number) -> pd.DataFrame:
     )
 
 
-def paper_datasets() -> dict[str, str]:
-    """The paper's four data sets: name in our tables, and title."""
-    table = _read("table1.csv")
-    return dict(zip(table.dataset, table.title, strict=True))
-
-
-def count_wins(summary: pd.DataFrame, rows: tuple[str, ...]) -> Wins:
-    """Comparisons that PerPEFT wins, counted as in the captions of the paper's tables.
+def count_wins(summary: pd.DataFrame, rows: tuple[str, ...]) -> str:
+    """Comparisons that PerPEFT wins, such as `44 of 48`, as in the captions of the paper's tables.
 
     A comparison is one data set, metric of `METRICS` and variant. PerPEFT wins if its mean is at
     least the mean of every other method of `rows` with that variant or without PEFT. On the paper's
@@ -80,21 +62,17 @@ def count_wins(summary: pd.DataFrame, rows: tuple[str, ...]) -> Wins:
     columns = [*place, "variant", "mean_x", "mean_y"]
     pairs = pd.concat([with_variant[columns], without[columns]])
     won = (pairs.mean_y >= pairs.mean_x).groupby([pairs[name] for name in columns[:-2]]).all()
-    return Wins(int(won.sum()), len(won))
+    return f"{won.sum():.0f} of {len(won)}"
 
 
 def paper_text_tables() -> list[TextTable]:
     """Tables 2 and 3 as text, one per data set, with PerPEFT's wins in the captions."""
-    tables: tuple[tuple[Number, tuple[str, ...]], ...] = ((2, TABLE_2), (3, TABLE_3))
-    return [
-        _text(number, rows, dataset, title)
-        for number, rows in tables
-        for dataset, title in paper_datasets().items()
-    ]
+    titles = _read("table1.csv").set_index("dataset").title
+    return [_text(number, dataset, title) for number in TABLES for dataset, title in titles.items()]
 
 
-def _text(number: Number, rows: tuple[str, ...], dataset: str, title: str) -> TextTable:
-    whole = paper_table(number)
+def _text(number: int, dataset: str, title: str) -> TextTable:
+    whole, rows = paper_table(number), TABLES[number]
     table = whole[whole.dataset == dataset]
     variants = table.variant.dropna().unique()
     lines: list[tuple[Cell, ...]] = []

@@ -1,9 +1,10 @@
-"""Explanations against plain transformers, the study's own ranks and slow reckoning."""
+"""Explanations against plain transformers, the study's own ranks and brute force."""
 
 from __future__ import annotations
 
 import base64
 import io
+import itertools
 import re
 import unicodedata
 import warnings
@@ -19,7 +20,6 @@ from transformers import AutoTokenizer, CLIPModel
 
 from perpeft_ray.cli.explain import print_item
 from perpeft_ray.cli.main import perpeft
-from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
@@ -58,11 +58,20 @@ def test_attention_of_untrained_towers_is_that_of_transformers(shop, tmp_path):
             torch.testing.assert_close(image[row], from_class / from_class.sum())
 
 
-def test_an_item_under_the_groups_that_differ_most(study_folder, finished_trial):
-    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
+@pytest.fixture
+def trial(study_folder, finished_trial):
+    return open_trained(study_folder, finished_trial("perpeft", "lora"))
+
+
+def with_groups(trial, groups):
+    """The trial as if its users were in these groups."""
+    return replace(trial, grouping=replace(trial.grouping, valid=groups, test=groups))
+
+
+def test_an_item_under_the_groups_that_differ_most(trial):
     found = explain_item(trial, 5)
     own = [item_embedding(trial, 5, group) for group in range(GROUPS)]
-    pairs = [(a, b) for a in range(GROUPS) for b in range(a + 1, GROUPS)]
+    pairs = itertools.combinations(range(GROUPS), 2)
     cosines = {(a, b): float(F.cosine_similarity(own[a], own[b], dim=0)) for a, b in pairs}
     assert tuple(view.group for view in found.views) == min(cosines, key=lambda p: cosines[p])
     assert found.cosine == pytest.approx(min(cosines.values()), abs=1e-6)
@@ -72,35 +81,36 @@ def test_an_item_under_the_groups_that_differ_most(study_folder, finished_trial)
         assert view.words.sum() == pytest.approx(1.0, abs=1e-5)
         assert view.patches.shape == (3, 3)  # 24 pixels in patches of 8
         assert view.users == (trial.modules_of_users() == view.group).sum()
-        # The nearest by brute force.
-        rows = [item_embedding(trial, item, view.group) for item in range(1, 31)]
-        mine = rows[4]
-        scores = [float(F.cosine_similarity(row, mine, dim=0)) for row in rows]
-        order = [i + 1 for i in np.argsort(scores)[::-1] if i != 4]
-        assert [item for item, _ in view.neighbours] == order[:5]
     first, second = found.views
     assert not np.allclose(first.words, second.words)  # the modules were trained apart
 
 
-def test_what_cannot_be_explained_is_told(study_folder, finished_trial):
+def test_neighbours_are_the_nearest_items(trial):
+    for view in explain_item(trial, 5).views:
+        rows = torch.stack([item_embedding(trial, item, view.group) for item in range(1, 31)])
+        scores = F.cosine_similarity(rows, rows[4], dim=1)
+        order = [i + 1 for i in scores.argsort(descending=True).tolist() if i != 4]
+        assert [item for item, _ in view.neighbours] == order[:5]
+
+
+def test_a_trial_with_one_module_is_refused(study_folder, finished_trial):
     one = open_trained(study_folder, finished_trial("global", "lora"))
     with pytest.raises(InputError, match="must have a module for each of several groups"):
         explain_item(one, 5)
     with pytest.raises(InputError, match="must be of a method with one module per group"):
         explain_user(study_folder, one, 0)
-    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
+
+
+def test_an_unknown_group_is_refused(study_folder, trial):
     with pytest.raises(InputError, match="`groups` must be between 0 and 2, but is 3"):
         explain_item(trial, 5, (0, 3))
     with pytest.raises(InputError, match="`other` must be between 0 and 2, but is 7"):
         explain_user(study_folder, trial, 0, other=7)
 
 
-def test_a_user_under_three_modules(study_folder, finished_trial):
-    trial_id = finished_trial("perpeft", "lora")
-    of_global = finished_trial("global", "lora")
-    trial = open_trained(study_folder, trial_id)
-    users = study_folder.users_of(trial_id)
-    ranks_of_global = study_folder.users_of(of_global).test_rank
+def test_a_user_under_three_modules(study_folder, finished_trial, trial):
+    users = study_folder.users_of(trial.trial_id)
+    ranks_of_global = study_folder.users_of(finished_trial("global", "lora")).test_rank
     for user in np.flatnonzero(users.test_rank.notna())[:5]:
         found = explain_user(study_folder, trial, int(user), k=30)
         own, common, other = found.lists
@@ -118,10 +128,9 @@ def test_a_user_under_three_modules(study_folder, finished_trial):
             assert scores == sorted(scores, reverse=True)
 
 
-def test_commands_print_and_write_pages(study_folder, finished_trial, capsys, tmp_path):
-    trial_id = finished_trial("perpeft", "lora")
-    path = str(study_folder.path)
-    perpeft(["explain", "item", path, "i5", "--trial", trial_id, "--groups", "0", "2"])
+def test_the_item_command_prints_attention_and_writes_a_page(study_folder, trial, capsys):
+    command = ["explain", "item", str(study_folder.path), "i5", "--trial", trial.trial_id]
+    perpeft([*command, "--groups", "0", "2"])
     printed = capsys.readouterr().out
     page = study_folder.path / "explain" / "item-i5.html"
     assert f"page: {page}" in printed
@@ -130,19 +139,27 @@ def test_commands_print_and_write_pages(study_folder, finished_trial, capsys, tm
     assert text.count("data:image/png;base64,") >= 3  # the image, and it under two groups
     assert "http" not in text.split("</style>")[1]
 
-    perpeft(["explain", "user", path, "u9", "--out", str(tmp_path / "user.html")])
+
+def test_the_user_command_prints_lists_and_writes_a_page(study_folder, trial, capsys, tmp_path):
+    page = tmp_path / "user.html"
+    perpeft(["explain", "user", str(study_folder.path), "u9", "--out", str(page)])
     printed = capsys.readouterr().out
     assert "own group" in printed
     assert "global module" in printed
-    assert "<h1>User u9</h1>" in (tmp_path / "user.html").read_text()
+    assert "<h1>User u9</h1>" in page.read_text()
 
-    for arguments, message in (
-        (["item", path, "nothing"], "no item .nothing. in the data of .*; for example .i0."),
-        (["user", path, "nobody"], "no user .nobody. in the data of .*; for example .u0."),
-        (["thing", path, "i5"], "must be followed by one of item, user, but is by 'thing'"),
-    ):
-        with pytest.raises(InputError, match=message):
-            perpeft(["explain", *arguments])
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("item", "nothing", "no item .nothing. in the data of .*; for example .i0."),
+        ("user", "nobody", "no user .nobody. in the data of .*; for example .u0."),
+        ("thing", "i5", "must be followed by one of item, user, but is by 'thing'"),
+    ],
+)
+def test_an_unknown_id_or_kind_is_refused(study_folder, trial, kind, name, message):
+    with pytest.raises(InputError, match=message):
+        perpeft(["explain", kind, str(study_folder.path), name])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +171,7 @@ def test_commands_print_and_write_pages(study_folder, finished_trial, capsys, tm
         ["é", "e\u0301", "E\u0301", "ß", "ss", "日本", "日本語", "\ud800", "😀" * 100],
     ],
 )
-def test_every_id_has_a_page_of_its_own_that_any_file_system_takes(ids, tmp_path):
+def test_every_id_has_its_own_page_name_on_any_file_system(ids, tmp_path):
     names = [page_name(kind, name) for kind in ("item", "user") for name in ids]
     assert len({name.lower() for name in names}) == 2 * len(ids)
     for name in names:
@@ -223,33 +240,26 @@ def test_padding_is_one_word_for_every_tokenizer(family, tmp_path):
     assert (np.diff(found.of_token) >= 0).all()
 
 
-def test_a_group_without_users_is_never_compared_with(study_folder, finished_trial):
-    """Users in group 0 alone, then in 0 and 2: NumPy's warnings are errors here."""
-    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
-    assert trial.grouping is not None
-    nobody = np.zeros_like(trial.grouping.valid)
-    some = np.where(np.arange(len(nobody)) < 5, 2, 0).astype(np.int32)
-    for groups, others, shown in ((nobody, [], (0,)), (some, ["group 2"], (0, 2))):
-        changed = replace(trial, grouping=replace(trial.grouping, valid=groups, test=groups))
-        with warnings.catch_warnings(action="error"):
-            found = explain_user(study_folder, changed, 9)
-            item = explain_item(changed, 5)
-        assert [one.title for one in found.lists][2:] == others
-        assert tuple(view.group for view in item.views) == shown
-        assert (item.cosine is None) == (len(shown) == 1)
-        with pytest.raises(InputError, match=r"must be a group with users, one of 0.* is 1"):
-            explain_user(study_folder, changed, 9, other=1)
-        with pytest.raises(InputError, match="`groups` must be a group with users"):
-            explain_item(changed, 5, (0, 1))
+@pytest.mark.parametrize(
+    ("in_group_2", "others", "shown"), [(0, [], (0,)), (5, ["group 2"], (0, 2))]
+)
+def test_a_group_without_users_is_not_compared(study_folder, trial, in_group_2, others, shown):
+    """All other users are in group 0. NumPy's warnings are errors here."""
+    groups = np.where(np.arange(len(trial.grouping.valid)) < in_group_2, 2, 0).astype(np.int32)
+    changed = with_groups(trial, groups)
+    with warnings.catch_warnings(action="error"):
+        found, item = explain_user(study_folder, changed, 9), explain_item(changed, 5)
+    assert [one.title for one in found.lists][2:] == others
+    assert tuple(view.group for view in item.views) == shown
+    assert (item.cosine is None) == (len(shown) == 1)
+    with pytest.raises(InputError, match=r"must be a group with users, one of 0.* is 1"):
+        explain_user(study_folder, changed, 9, other=1)
+    with pytest.raises(InputError, match="`groups` must be a group with users"):
+        explain_item(changed, 5, (0, 1))
 
 
-def test_an_item_that_one_group_alone_sees_is_printed_and_has_a_page(
-    study_folder, finished_trial, tmp_path, capsys
-):
-    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
-    assert trial.grouping is not None
-    nobody = np.zeros_like(trial.grouping.valid)
-    changed = replace(trial, grouping=replace(trial.grouping, valid=nobody, test=nobody))
+def test_an_item_that_only_one_group_sees_is_printed_and_has_a_page(trial, tmp_path, capsys):
+    changed = with_groups(trial, np.zeros_like(trial.grouping.valid))
     found = explain_item(changed, 5)
     print_item(found, changed.dataset)
     assert "seen by group 0 only: no other group has users" in capsys.readouterr().out
@@ -260,25 +270,20 @@ def test_an_item_that_one_group_alone_sees_is_printed_and_has_a_page(
     assert "the two groups" not in text
 
 
-def test_a_page_speaks_of_attention_only_where_it_shows_some(
-    study_folder, finished_trial, tmp_path
+@pytest.mark.parametrize(("variant", "has_attention"), [("lora", True), ("iisan", False)])
+def test_a_page_mentions_attention_only_if_it_shows_some(
+    study_folder, finished_trial, tmp_path, variant, has_attention
 ):
-    for variant, has_attention in (("lora", True), ("iisan", False)):
-        trial = open_trained(study_folder, finished_trial("perpeft", variant))
-        write_item_page(explain_item(trial, 5, (0, 2), 1), trial, tmp_path / "page.html")
-        text = (tmp_path / "page.html").read_text()
-        assert ("Attention: last layer" in text) == has_attention
-        assert ("leaves their attention as it is" in text) != has_attention
+    trial = open_trained(study_folder, finished_trial("perpeft", variant))
+    write_item_page(explain_item(trial, 5, (0, 2), 1), trial, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert ("Attention: last layer" in text) == has_attention
+    assert ("leaves their attention as it is" in text) != has_attention
 
 
-def test_titles_are_text_on_the_page(study_folder, finished_trial, tmp_path):
-    trial = open_trained(study_folder, finished_trial("perpeft", "lora"))
-    dataset = open_dataset(study_folder.config.dataset, study_folder.path.parent / ".cache")
-    items = dataset.items.copy()
+def test_titles_are_escaped_on_the_page(trial, tmp_path):
+    items = trial.dataset.items.copy()
     items["title"] = pd.Series(["<script>alert(1)</script>"] * len(items), dtype=items.title.dtype)
-    write_item_page(
-        explain_item(trial, 5),
-        replace(trial, dataset=replace(dataset, items=items)),
-        tmp_path / "page.html",
-    )
+    changed = replace(trial, dataset=replace(trial.dataset, items=items))
+    write_item_page(explain_item(trial, 5), changed, tmp_path / "page.html")
     assert "<script>" not in (tmp_path / "page.html").read_text()

@@ -94,10 +94,23 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
 
 
 @pytest.fixture(scope="session")
-def exported(study_folder, finished_trial, tmp_path_factory):
-    """An exported PerPEFT model with LoRA; not to be changed."""
-    from perpeft_ray.models.export import export_trial
+def export(study_folder, finished_trial, tmp_path_factory):
+    """The exported model of a method and variant, exported once; not to be changed."""
+    from perpeft_ray.models.export import ExportOptions, export_trial
 
-    out = tmp_path_factory.mktemp("exported") / "model"
-    export_trial(study_folder, finished_trial("perpeft", "lora"), out)
-    return out
+    root = tmp_path_factory.mktemp("exported")
+
+    def make(method: Method = "perpeft", variant: Variant | None = "lora", **options) -> Path:
+        out = root / "-".join(map(str, (method, variant, *options.items())))
+        if not out.exists():
+            trial_id = finished_trial(method, variant)
+            export_trial(study_folder, trial_id, out, ExportOptions(**options))
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(export):
+    """An exported PerPEFT model with LoRA; not to be changed."""
+    return export()

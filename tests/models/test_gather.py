@@ -22,7 +22,7 @@ def gathered(table: pd.DataFrame, folder: Path) -> tuple[list[str], list[list[in
     return found["user_id"].to_pylist(), found["history"].to_pylist()
 
 
-def test_users_come_in_the_order_in_which_they_first_appear(tmp_path):
+def test_users_keep_the_order_of_their_first_row(tmp_path):
     """More users than a row group has; ties of time are kept in the order of rows."""
     users = np.random.default_rng(0).integers(0, 5000, 20_000).astype(str)
     items = np.tile(["c", "a", "b"], 7000)[: len(users)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,23 +42,37 @@ class Machine:
         return perpeft_ray.load(out).recommend(HISTORY, 5)
 
 
+@pytest.fixture(scope="module")
+def trained(shop, tmp_path_factory):
+    """Trains the study of a machine with an encoder once; returns the machine and a copy of it."""
+
+    @functools.cache
+    def make(encoder: str) -> tuple[Machine, Path]:
+        root = tmp_path_factory.mktemp("machine") / "machine"
+        shutil.copytree(shop, root / "data")
+        if encoder != "toyshop-clip":
+            encoder = write_tiny_model(encoder, root / "encoder")
+        folder = new_study(root / "data", root / "results", encoder)
+        trials_of(folder)("perpeft")
+        trials_of(folder)("without_mm", None)
+        perpeft(["export", str(folder.path), str(root / "model")])
+        expected = perpeft_ray.load(root / "model").recommend(HISTORY, 5)
+        return Machine(root, folder, expected), shutil.copytree(root, root.with_name("copy"))
+
+    return make
+
+
 @pytest.fixture
-def machine(request, shop, tmp_path):
-    root = tmp_path / "machine"
-    shutil.copytree(shop, root / "data")
-    encoder = getattr(request, "param", "toyshop-clip")
-    if encoder != "toyshop-clip":
-        encoder = write_tiny_model(encoder, root / "encoder")
-    folder = new_study(root / "data", root / "results", encoder)
-    trials_of(folder)("perpeft")
-    trials_of(folder)("without_mm", None)
-    perpeft(["export", str(folder.path), str(root / "model")])
-    expected = perpeft_ray.load(root / "model").recommend(HISTORY, 5)
-    return Machine(root, folder, expected)
+def machine(request, trained):
+    """A machine as training left it; the test may remove it."""
+    made, copy = trained(getattr(request, "param", "toyshop-clip"))
+    shutil.rmtree(made.root, ignore_errors=True)
+    shutil.copytree(copy, made.root)
+    return made
 
 
 @pytest.mark.parametrize("machine", ["toyshop-clip", "pair"], indirect=True)
-def test_a_packed_study_needs_nothing_of_the_machine_it_was_run_on(machine, tmp_path, capsys):
+def test_a_packed_study_works_without_the_machine_that_ran_it(machine, tmp_path, capsys):
     perpeft(["pack", str(machine.folder.path)])
     assert "and the weights of 2 trials" in capsys.readouterr().err
     copy = tmp_path / "elsewhere" / "study"
@@ -83,7 +98,7 @@ def test_a_copy_alone_has_its_weights(machine, tmp_path):
     assert machine.exported(copy, tmp_path / "model") == machine.expected
 
 
-def test_what_a_copy_lacks_is_told_with_what_to_copy(machine, tmp_path):
+def test_what_a_copy_lacks_is_named_with_a_remedy(machine, tmp_path):
     copy = tmp_path / "elsewhere" / "study"
     shutil.copytree(machine.folder.path, copy)
     asks = r"run `perpeft pack` on .* copy its folder again"
@@ -95,7 +110,7 @@ def test_what_a_copy_lacks_is_told_with_what_to_copy(machine, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_weights_of_other_data_are_not_taken(machine, tmp_path):
+def test_weights_of_other_data_are_refused(machine, tmp_path):
     pack(machine.folder)
     (machine.folder.path / "data" / "images" / "5.png").write_bytes(b"another image")
     with pytest.raises(InputError, match="if data, encoder or perpeft-ray changed, put them back"):
@@ -142,9 +157,7 @@ def train_one(study: Any, progress: Any) -> None:
     run_spec(study, TrialSpec("ablation", trial), lambda result: None)
 
 
-def test_a_run_leaves_weights_in_the_studys_folder_even_where_it_is_stopped(
-    shop, tmp_path, monkeypatch
-):
+def test_a_stopped_run_leaves_weights_in_the_studys_folder(shop, tmp_path, monkeypatch):
     config = new_study(shop, tmp_path / "results").config
     config = dataclasses.replace(config, study="run", methods=("perpeft", "without_mm"))
     monkeypatch.setattr("perpeft_ray.study.run.ray_for", lambda study, _: nullcontext(study))

@@ -16,7 +16,7 @@ import pytest
 from perpeft_ray.cli import parse_study
 from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings
 from perpeft_ray.data.split import RepeatShares
-from perpeft_ray.report.page import empty_groups, fixed_to, study_command, write_report
+from perpeft_ray.report.page import fixed_to, study_command, write_report
 from perpeft_ray.report.summary import best_settings
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.description import repeat_warnings
@@ -36,6 +36,7 @@ def page(study: StudyConfig, record) -> Path:
     folder = StudyFolder.create(study)
     if (folder.path / "report.html").exists():
         return folder.path / "report.html"
+    failed = record("perpeft", "ia3", status="FAIL", trial_id="bad")
     for written in (
         record("perpeft", "lora", 0.09, phase="search", rank=8, learning_rate=5e-3),
         record("perpeft", "ia3", 0.07, phase="search"),
@@ -44,10 +45,9 @@ def page(study: StudyConfig, record) -> Path:
         record("perpeft", "lora", 0.12, seed=1, rank=8, learning_rate=5e-3),
         record("global", "lora", 0.08, seed=0),
         record("global", "lora", 0.08, seed=1),
+        replace(failed, error="ValueError: <script>alert(1)</script>"),
     ):
         folder.write_trial(written)
-    failed = record("perpeft", "ia3", status="FAIL", trial_id="bad")
-    folder.write_trial(replace(failed, error="ValueError: <script>alert(1)</script>"))
     return write_report(StudyResults.read(folder))[0]
 
 
@@ -65,9 +65,7 @@ def test_the_table_and_verdict_come_first(page: Path) -> None:
     assert first.index("<table") < first.index("over global")
 
 
-def test_the_best_setting_has_the_command_that_gives_it_alone(
-    page: Path, study: StudyConfig
-) -> None:
+def test_the_best_setting_has_a_command_for_it_alone(page: Path, study: StudyConfig) -> None:
     text = page.read_text()
     best = html.unescape(text[text.index('id="best"') : text.index('class="warnings"')])
     assert "lora, 6 groups, rank 8, λ = 0.5, learning rate 0.005 (validation NDCG@20 9.00)" in best
@@ -80,7 +78,7 @@ def test_the_best_setting_has_the_command_that_gives_it_alone(
     assert given.seeds == study.seeds
 
 
-def test_the_contents_link_to_what_is_there(page: Path) -> None:
+def test_the_contents_link_to_existing_sections(page: Path) -> None:
     text = page.read_text()
     links = re.findall(r'href="#([^"]*)"', text)
     assert {"verdict", "best", "effects", "learning_curves", "tables", "trials"} <= set(links)
@@ -93,7 +91,7 @@ def test_every_trial_has_links_to_its_files(page: Path) -> None:
     assert all((page.parent / link).is_file() for link in links)
 
 
-def test_warnings_are_told_and_escaped(page: Path) -> None:
+def test_warnings_are_shown_and_escaped(page: Path) -> None:
     text = page.read_text()
     assert "4 of 30 compared trials are complete, 1 failed" in text
     assert "Failed: bad: ValueError: &lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -114,7 +112,7 @@ def test_a_study_without_trials_has_a_page(tmp_path: Path) -> None:
     assert "No trial of the search is complete yet." in page.read_text()
 
 
-def test_commands_give_the_study_again(record, tmp_path: Path) -> None:
+def test_commands_reproduce_the_study(record, tmp_path: Path) -> None:
     study = StudyConfig(
         dataset="parquet:a folder",
         methods=("global", "perpeft"),
@@ -132,7 +130,7 @@ def test_commands_give_the_study_again(record, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
-def test_a_browser_shows_it_on_a_narrow_screen(page: Path, tmp_path: Path) -> None:
+def test_a_browser_shows_the_page_on_a_narrow_screen(page: Path, tmp_path: Path) -> None:
     outer, srcdoc = tmp_path / "outer.html", html.escape(page.read_text())
     # 400 px wide by a frame, for a window has a least width; srcdoc, so that it can be looked into.
     outer.write_text(
@@ -177,25 +175,23 @@ def test_a_browser_shows_it_on_a_narrow_screen(page: Path, tmp_path: Path) -> No
     assert seen["order"] == ["7.00", "8.00", "8.00", "9.00", "10.00", "12.00", "", ""]
 
 
-def test_repeats_in_the_data_are_told(tmp_path: Path, record) -> None:
-    study, repeats = StudyConfig(storage=str(tmp_path)), RepeatShares(0.25, 0.5)
-    folder = StudyFolder.create(study, None, repeats)
-    folder.write_trial(record("perpeft", "lora"))
-    page = write_report(StudyResults.read(folder))[0].read_text()
-    assert "25.0% of the test targets are already in the user&#39;s history" in page
-    assert "50.0% of the interactions are repeated rows" in page
-
-
-def test_data_without_repeats_has_no_warning() -> None:
+def test_repeats_in_the_data_are_reported() -> None:
+    targets, rows = repeat_warnings({"targets_in_history": 0.25, "repeated_rows": 0.5})
+    assert targets.startswith("25.0% of the test targets are already in the user's history")
+    assert rows.startswith("50.0% of the interactions are repeated rows")
     assert repeat_warnings({"targets_in_history": 0.0, "repeated_rows": 0.0}) == []
 
 
-def test_groups_without_users_are_told(tmp_path: Path, record) -> None:
-    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
+def test_groups_without_users_and_repeats_are_on_the_page(tmp_path: Path, record) -> None:
+    study = StudyConfig(storage=str(tmp_path))
+    folder = StudyFolder.create(study, None, RepeatShares(0.25, 0.5))
     written = record("perpeft", "lora")
     folder.write_trial(written)
     folder.write_trial(record("global", "lora"))
-    assert list(empty_groups(StudyResults.read(folder))) == [
+    page, _ = write_report(StudyResults.read(folder))
+    text = html.unescape(page.read_text())
+    assert (
         f"1 of the compared trials have groups without users, such as {written.trial_id} "
         "(4 of 6 groups): too many users are alike; ask for fewer groups."
-    ]
+    ) in text
+    assert "50.0% of the interactions are repeated rows" in text

@@ -1,4 +1,4 @@
-"""Who gains, what groups have, what it costs, what to try next."""
+"""Which groups gain, their words, what serving costs, what to try next."""
 
 from __future__ import annotations
 
@@ -46,37 +46,38 @@ def test_a_groups_gain_is_the_mean_difference_of_its_users(
     assert numbers.gain_low[0] > 0 > numbers.gain_high[1]
 
 
-def test_sentences_name_who_gains_the_cost_and_what_next(frames: Frames) -> None:
-    study = StudyConfig()
-    compared = compare_all(user_values(*frames))
-    found = verdict(study, frames[0], compared)
-    lines = in_practice(study, frames[0], groups_table(*frames).numbers, found)
-    assert lines[0].startswith("1 of 6 groups gain over one global module, with 17% of the users")
-    assert "and 1 lose" in lines[0]
-    assert lines[1].startswith("Group 0 gains most: +")
-    assert "encoder of 4,000 parameters and 6 adapters of 10 each" in lines[2]
-    assert "encoded 6 times" in lines[2]
-    assert lines[-1] == (
+def practice(frames: Frames, study: StudyConfig, *, options: bool) -> list[str]:
+    """The sentences of a study; without `options`, no note of the verdict asks for anything."""
+    found = verdict(study, frames[0], compare_all(user_values(*frames)))
+    found = found if options else replace(found, options=())
+    return in_practice(study, frames[0], groups_table(*frames).numbers, found)
+
+
+def test_sentences_name_the_groups_that_gain_the_cost_and_the_next_study(frames: Frames) -> None:
+    gain, most, cost, *_, following = practice(frames, StudyConfig(), options=True)
+    assert gain.startswith("1 of 6 groups gain over one global module, with 17% of the users")
+    assert "and 1 lose" in gain
+    assert most.startswith("Group 0 gains most: +")
+    assert "encoder of 4,000 parameters and 6 adapters of 10 each" in cost
+    assert "encoded 6 times" in cost
+    assert following == (
         "To try next, under another --study: --search.learning-rate 0.006 0.02 --seeds 0 1 2"
     )
 
 
 def test_several_seeds_and_no_note_leave_nothing_to_try(frames: Frames) -> None:
-    study = StudyConfig(seeds=(0, 1))
-    found = replace(verdict(study, frames[0], []), options=())
-    lines = in_practice(study, frames[0], groups_table(*frames).numbers, found)
+    lines = practice(frames, StudyConfig(seeds=(0, 1)), options=False)
     assert not any(line.startswith("To try next") for line in lines)
 
 
-def test_groups_that_do_not_differ_are_said_not_to(record: Record) -> None:
+def test_groups_without_a_clear_difference_are_reported_so(record: Record) -> None:
     ranks = np.random.default_rng(0).integers(0, 40, 60)
     frames = frames_of([with_ranks(record(method), ranks) for method in ("perpeft", "global")])
-    found = replace(verdict(StudyConfig(), frames[0], []), options=())
-    lines = in_practice(StudyConfig(), frames[0], groups_table(*frames).numbers, found)
+    lines = practice(frames, StudyConfig(), options=False)
     assert lines[0] == "In none of 6 groups is a gain or loss against one global module clear."
 
 
-def test_words_are_those_that_a_group_has_more_often() -> None:
+def test_a_groups_words_are_those_it_has_more_often() -> None:
     titles = pd.DataFrame(
         [(f"u{n}", "Oak lamp" if n < 10 else "Steel lamp") for n in range(20)]
         + [("u0", "Rare thing"), ("u1", None)],

@@ -253,7 +253,7 @@ def test_a_study_prints_one_table_and_about_25_lines(
     study = StudyConfig()
     rng = np.random.default_rng(0)
     made = [
-        with_ranks(record(m, v, study=study, still_improving=True), rng.integers(0, 30, 300))
+        with_ranks(record(m, v, study=study, still_improving=True), rng.integers(0, 30, 60))
         for m in study.methods
         for v in (("lora", "ia3", "iisan") if m in PEFT_METHODS else (None,))
     ]

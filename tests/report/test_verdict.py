@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from perpeft_ray.config import PeftSettings, SearchSettings, StudyConfig
 from perpeft_ray.report.statistics import compare_all, user_values
 from perpeft_ray.report.verdict import Verdict, verdict
-from tests.records import frames_of, with_ranks
+from perpeft_ray.store.record import TrialRecord
+from tests.records import Record, frames_of, with_ranks
 
 USERS = 600
 STUDY = StudyConfig(
@@ -20,6 +22,7 @@ STUDY = StudyConfig(
     peft=PeftSettings(variant="lora"),
     search=SearchSettings(learning_rates=(1e-3, 1e-2, 1e-1)),
 )
+Hits = float | np.ndarray | tuple[float, ...]
 Judge = Callable[..., Verdict]
 
 
@@ -34,89 +37,125 @@ def ranks(hits: float, seed: int) -> np.ndarray:
     return np.where(changed, 40 - found, found)
 
 
+def judged(study: StudyConfig, records: Sequence[TrialRecord]) -> Verdict:
+    trials, users = frames_of(records)
+    return verdict(study, trials, compare_all(user_values(trials, users)))
+
+
 @pytest.fixture
-def judge(record) -> Judge:
-    """The verdict where each method has these shares of users with rank 0: a number, or one per
-    seed; `valid` of a method is its validation NDCG@20 where it is not the test's."""
+def judge(record: Record) -> Judge:
+    """The verdict on methods with these ranks, or shares of users with rank 0 (several: by seed).
+
+    `valid`: a method's validation NDCG@20 if it is not the test's; `more`: further trials.
+    """
 
     def make(
+        methods: Mapping[str, Hits],
         study: StudyConfig = STUDY,
         *,
         variant: str = "lora",
-        valid: dict[str, float] | None = None,
-        more: tuple = (),
-        **hits: float | tuple[float, ...],
+        valid: Mapping[str, float] | None = None,
+        more: Sequence[TrialRecord] = (),
     ) -> Verdict:
         records = list(more)
-        for number, (method, shares) in enumerate(hits.items()):
-            own = variant if method in ("global", "perpeft", "random_grouping") else None
-            for seed, share in enumerate(shares if isinstance(shares, tuple) else (shares,)):
+        for number, (method, given) in enumerate(methods.items()):
+            own = variant if method in ("global", "perpeft") else None
+            for seed, hits in enumerate(given if isinstance(given, tuple) else (given,)):
                 made = record(method, own, seed=seed, study=study, minute=number)
-                chosen = (valid or {}).get(method)
-                records.append(with_ranks(made, ranks(share, 10 * number + seed), chosen))
-        trials, users = frames_of(records)
-        return verdict(study, trials, compare_all(user_values(trials, users)))
+                values = hits if isinstance(hits, np.ndarray) else ranks(hits, 10 * number + seed)
+                records.append(with_ranks(made, values, (valid or {}).get(method)))
+        return judged(study, records)
 
     return make
 
 
-def test_a_win_has_its_effect_test_and_sample(judge: Judge) -> None:
-    found = judge(without_mm=0.1, frozen_mm=0.2, **{"global": 0.25}, perpeft=0.5)
-    (sentence,) = found.sentences
-    assert sentence.startswith("LoRA: PerPEFT beats one global module by ")
-    assert "(p < 0.001, 600 users, 1 seed), and the frozen encoder by " in sentence
-    assert (found.use, found.decided) == (("perpeft", "lora"), True)
-    assert "perpeft export 'my results/x$' my_model" in found.lines("my results/x$")[1]
-    assert found.lines("results/x")[1] == (
-        "Use `perpeft` with LoRA: perpeft export results/x my_model"
+HALF, QUARTER = np.arange(USERS) % 2 * 40, np.where(np.arange(USERS) % 4 == 1, 0, 40)
+UNKNOWN = np.where(np.arange(USERS) < 100, -1, ranks(0.3, 0))
+
+
+@pytest.mark.parametrize(
+    ("methods", "sentence", "use", "decided"),
+    [
+        pytest.param(
+            {"without_mm": 0.1, "frozen_mm": 0.2, "global": 0.25, "perpeft": 0.5},
+            r"LoRA: PerPEFT beats one global module by \d+ % \[\d+, \d+\] \(p < 0.001, 600 users, "
+            r"1 seed\), and the frozen encoder by .*",
+            *(("perpeft", "lora"), True),
+            id="win",
+        ),
+        pytest.param(
+            {"frozen_mm": 0.2, "global": 0.5, "perpeft": 0.3},
+            "LoRA: one global module is better than PerPEFT by .*; PerPEFT beats the frozen "
+            "encoder by .*",
+            *(("global", "lora"), True),
+            id="loss",
+        ),
+        pytest.param(
+            {"global": 0.30, "perpeft": 0.30},
+            r"LoRA: .* over global, not significant \(p = .* users or at least .* would show it\.",
+            *(("perpeft", "lora"), False),
+            id="tie",
+        ),
+        pytest.param(
+            {"perpeft": HALF, "global": QUARTER},  # half and a quarter of the users: twice as many
+            r"LoRA: PerPEFT beats one global module by 100 % \[.*",
+            *(("perpeft", "lora"), True),
+            id="effect of the means",
+        ),
+        pytest.param(
+            {"perpeft": ranks(0.3, 0), "global": ranks(0.3, 0)},
+            r"LoRA: \+0.0 % \[0.0, 0.0\] over global.*no study could show so small a difference\.",
+            *(("perpeft", "lora"), False),
+            id="equal",
+        ),
+        pytest.param(
+            {"global": (0.30, 0.31, 0.29), "perpeft": (0.30, 0.31, 0.29)},
+            r"LoRA: .* 600 users, 3 seeds\); about [\d,]+ users or [\d,]+ seeds would show it\.",
+            *(("perpeft", "lora"), False),
+            id="seeds",
+        ),
+        pytest.param(
+            {"perpeft": 0.3, "global": np.full(USERS, 40)},
+            "LoRA: one global module has NDCG@20 0, so there is no effect in percent.",
+            *(("perpeft", "lora"), True),
+            id="global module without hits",
+        ),
+        pytest.param(
+            {"perpeft": UNKNOWN, "global": ranks(0.3, 1)},
+            r"LoRA: .* over global, not significant \(p = .*, 500 users, 1 seed\).*",
+            *(("global", "lora"), False),
+            id="users without a rank",
+        ),
+    ],
+)
+def test_perpeft_against_a_global_module(
+    judge: Judge, methods: Mapping[str, Hits], sentence: str, use: object, decided: bool
+) -> None:
+    found = judge(methods)
+    assert re.fullmatch(sentence, found.sentences[0]), found.sentences[0]
+    assert (found.use, found.decided) == (use, decided)
+    assert "nan" not in " ".join(found.lines("x"))
+
+
+def test_the_line_that_says_what_to_use_is_for_a_shell(judge: Judge) -> None:
+    win = judge({"frozen_mm": 0.2, "global": 0.25, "perpeft": 0.5})
+    assert win.lines("my results/x$")[1] == (
+        "Use `perpeft` with LoRA: perpeft export 'my results/x$' my_model"
     )
+    loss = judge({"global": 0.5, "perpeft": 0.3})
+    assert loss.lines("x")[1].endswith("perpeft export x my_model --method global")
+    tie = judge({"global": 0.30, "perpeft": 0.30})
+    undecided = "Not decided; best in validation is `perpeft` with LoRA: "
+    assert tie.lines("x")[1].startswith(undecided)
 
 
-def test_the_printed_effect_is_that_of_the_means(record) -> None:
-    # Half and a quarter of the users, without noise: twice as many, +100 %.
-    half, quarter = np.arange(USERS) % 2 * 40, np.where(np.arange(USERS) % 4 == 1, 0, 40)
-    records = [
-        with_ranks(record("perpeft", "lora", study=STUDY), half),
-        with_ranks(record("global", "lora", study=STUDY), quarter),
-    ]
-    trials, users = frames_of(records)
-    found = verdict(STUDY, trials, compare_all(user_values(trials, users)))
-    assert "by 100 % [" in found.sentences[0]
-
-
-def test_a_loss_is_as_plain_and_names_the_better_method(judge: Judge) -> None:
-    found = judge(frozen_mm=0.2, **{"global": 0.5}, perpeft=0.3)
-    (sentence,) = found.sentences
-    assert sentence.startswith("LoRA: one global module is better than PerPEFT by ")
-    assert "; PerPEFT beats the frozen encoder by" in sentence
-    assert (found.use, found.decided) == (("global", "lora"), True)
-    assert found.lines("x")[1].endswith("perpeft export x my_model --method global")
-
-
-def test_a_tie_says_what_would_decide_it(judge: Judge) -> None:
-    found = judge(**{"global": 0.30}, perpeft=0.30)
-    (sentence,) = found.sentences
-    assert " over global, not significant (p = " in sentence
-    assert " users or at least " in sentence
-    assert sentence.endswith("would show it.")
-    assert not found.decided
-    assert found.lines("x")[1].startswith(
-        "Not decided; best in validation is `perpeft` with LoRA: "
-    )
-
-
-def test_validation_chooses_between_what_test_does_not_tell_apart(judge: Judge) -> None:
-    found = judge(**{"global": 0.30}, perpeft=0.30, valid={"global": 0.9, "perpeft": 0.1})
-    assert (found.use, found.decided) == (("global", "lora"), False)
-
-
-def test_equal_methods_cannot_be_told_apart(record) -> None:
-    same = ranks(0.3, 0)
-    records = [with_ranks(record(m, "lora", study=STUDY), same) for m in ("perpeft", "global")]
-    trials, users = frames_of(records)
-    found = verdict(STUDY, trials, compare_all(user_values(trials, users)))
-    assert "LoRA: +0.0 % [0.0, 0.0] over global" in found.sentences[0]
-    assert "no study could show so small a difference" in found.sentences[0]
+@pytest.mark.parametrize(("of_global", "use"), [(0.9, "global"), (np.nan, "perpeft")])
+def test_validation_chooses_between_methods_that_test_does_not_separate(
+    judge: Judge, of_global: float, use: str
+) -> None:
+    valid = {"global": of_global, "perpeft": 0.1}
+    found = judge({"global": 0.3, "perpeft": 0.3}, valid=valid)
+    assert (found.use, found.decided) == ((use, "lora"), False)
 
 
 @pytest.mark.parametrize(
@@ -129,23 +168,16 @@ def test_equal_methods_cannot_be_told_apart(record) -> None:
 def test_a_simple_baseline_that_wins_is_named(
     judge: Judge, method: str, advice: str, what: str
 ) -> None:
-    found = judge(frozen_mm=0.2, **{"global": 0.2}, perpeft=0.3, **{method: 0.5})
+    found = judge({"frozen_mm": 0.2, "global": 0.2, "perpeft": 0.3, method: 0.5})
     assert found.sentences[-1].startswith(f"`{method}` is better than PerPEFT (LoRA) by ")
     assert found.sentences[-1].endswith(f"], p < 0.001: {advice}.")
     assert (found.use, found.decided) == ((method, None), True)
     assert what in found.lines("x")[len(found.sentences)]
 
 
-def test_many_seeds_are_counted_and_estimated(judge: Judge) -> None:
-    study = replace(STUDY, seeds=(0, 1, 2))
-    found = judge(study, **{"global": (0.30, 0.31, 0.29)}, perpeft=(0.31, 0.32, 0.30))
-    assert "600 users, 3 seeds)" in found.sentences[0]
-    assert "at least" not in found.sentences[0]
-
-
-def test_failed_trials_are_the_reason_for_no_comparison(judge: Judge, record) -> None:
+def test_failed_trials_are_the_reason_for_no_comparison(judge: Judge, record: Record) -> None:
     failed = record("perpeft", "lora", status="FAIL", study=STUDY)
-    found = judge(**{"global": 0.3}, without_mm=0.2, more=(failed,))
+    found = judge({"global": 0.3, "without_mm": 0.2}, more=[failed])
     assert found.sentences == ("LoRA: not compared, no trial of `perpeft` is complete (1 failed).",)
     assert any(note.endswith("compared trials are complete, 1 failed") for note in found.notes)
     assert (found.use, found.decided) == (("global", "lora"), False)
@@ -153,48 +185,20 @@ def test_failed_trials_are_the_reason_for_no_comparison(judge: Judge, record) ->
 
 def test_a_missing_variant_has_its_line_after_the_best(judge: Judge) -> None:
     study = replace(STUDY, peft=PeftSettings(), search=SearchSettings(variants=("lora", "ia3")))
-    found = judge(study, variant="ia3", **{"global": 0.2}, perpeft=0.5)
+    found = judge({"global": 0.2, "perpeft": 0.5}, study, variant="ia3")
     assert found.sentences[0].startswith("(IA)³: PerPEFT beats")
     assert found.sentences[1] == "LoRA: not compared, no trial of `perpeft` is complete."
 
 
-def test_seeds_that_do_not_meet_are_not_compared(record) -> None:
-    records = [
-        with_ranks(record("perpeft", "lora", seed=0, study=STUDY), ranks(0.3, 0)),
-        with_ranks(record("global", "lora", seed=1, study=STUDY), ranks(0.3, 1)),
-    ]
-    trials, users = frames_of(records)
-    found = verdict(STUDY, trials, compare_all(user_values(trials, users)))
+def test_methods_without_a_shared_seed_are_not_compared(record: Record) -> None:
+    made = (record("perpeft", seed=0, study=STUDY), record("global", seed=1, study=STUDY))
+    found = judged(STUDY, [with_ranks(one, ranks(0.3, 0)) for one in made])
     assert found.sentences == (
         "LoRA: not compared, `perpeft` and `global` have no seed in common.",
     )
 
 
-def test_a_global_module_that_finds_nothing_has_no_effect_in_percent(record) -> None:
-    records = [
-        with_ranks(record("perpeft", "lora", study=STUDY), ranks(0.3, 0)),
-        with_ranks(record("global", "lora", study=STUDY), np.full(USERS, 40)),
-    ]
-    trials, users = frames_of(records)
-    found = verdict(STUDY, trials, compare_all(user_values(trials, users)))
-    assert "NDCG@20 0" in found.sentences[0]
-    assert "nan" not in " ".join(found.lines("x"))
-
-
-def test_users_without_a_rank_and_null_validation_count_for_nothing(record) -> None:
-    unknown = np.where(np.arange(USERS) < 100, -1, ranks(0.3, 0))
-    records = [
-        with_ranks(record("perpeft", "lora", study=STUDY), unknown),
-        with_ranks(record("global", "lora", study=STUDY), ranks(0.3, 1)),
-    ]
-    trials, users = frames_of(records)
-    trials.loc[trials.method == "global", "valid_ndcg_at_20"] = np.nan
-    found = verdict(STUDY, trials, compare_all(user_values(trials, users)))
-    assert "500 users" in found.sentences[0]
-    assert found.use == ("perpeft", "lora")
-
-
-def test_a_study_without_trials_has_no_verdict(record) -> None:
+def test_a_study_without_trials_has_no_verdict(record: Record) -> None:
     trials, users = frames_of([record("global", "lora", study=STUDY)])
     found = verdict(STUDY, trials[:0], compare_all(user_values(trials[:0], users)))
     assert found.use is None
@@ -203,31 +207,32 @@ def test_a_study_without_trials_has_no_verdict(record) -> None:
 
 def test_a_study_without_perpeft_names_the_best_in_validation(judge: Judge) -> None:
     study = replace(STUDY, methods=("without_mm", "global"))
-    found = judge(study, without_mm=0.2, **{"global": 0.5})
+    found = judge({"without_mm": 0.2, "global": 0.5}, study)
     assert (found.sentences, found.use) == ((), ("global", "lora"))
 
 
-def test_the_other_training_mode_has_no_part(judge: Judge, record) -> None:
+def test_the_other_training_mode_is_ignored(judge: Judge, record: Record) -> None:
     parallel = with_ranks(record("perpeft", "lora", mode="parallel", study=STUDY), ranks(0.9, 5))
-    found = judge(**{"global": 0.5}, perpeft=0.2, more=(parallel,))
-    assert found.use == ("global", "lora")
+    assert judge({"global": 0.5, "perpeft": 0.2}, more=[parallel]).use == ("global", "lora")
 
 
-def test_a_learning_rate_at_the_edge_of_its_choices_is_noted(judge: Judge) -> None:
-    study = replace(STUDY, search=SearchSettings(learning_rates=(1e-3, 1e-2)))
-    found = judge(study, **{"global": 0.2}, perpeft=0.5)
-    assert (
-        "best learning rate the highest (0.01) for global LoRA, perpeft LoRA: search"
-        in " ".join(found.notes)
-    )
-    inside = judge(**{"global": 0.2}, perpeft=0.5)  # 0.01 among 0.001 to 0.1
-    assert "learning rate" not in " ".join(inside.notes)
+@pytest.mark.parametrize(("rates", "noted"), [((1e-3, 1e-2), True), ((1e-3, 1e-2, 0.1), False)])
+def test_a_learning_rate_at_the_edge_of_its_choices_is_noted(
+    judge: Judge, rates: tuple[float, ...], noted: bool
+) -> None:
+    study = replace(STUDY, search=SearchSettings(learning_rates=rates))
+    notes = " ".join(judge({"global": 0.2, "perpeft": 0.5}, study).notes)
+    edge = "best learning rate the highest (0.01) for global LoRA, perpeft LoRA: search"
+    assert (edge in notes) == noted == ("learning rate" in notes)
 
 
-def test_an_epoch_that_is_the_last_and_few_search_trials_are_noted(judge: Judge, record) -> None:
+def test_a_method_that_still_improves_is_noted(judge: Judge, record: Record) -> None:
     rising = with_ranks(record("frozen_mm", None, study=STUDY, still_improving=True), ranks(0.1, 3))
-    searched = record("perpeft", "lora", phase="search", study=STUDY)
-    found = judge(**{"global": 0.2}, perpeft=0.5, more=(rising, searched))
-    notes = " ".join(found.notes)
+    notes = judge({"global": 0.2, "perpeft": 0.5}, more=[rising]).notes
     assert "still improving at the last epoch: frozen_mm: train longer" in notes
+
+
+def test_few_search_trials_are_noted(judge: Judge, record: Record) -> None:
+    searched = record("perpeft", "lora", phase="search", study=STUDY)
+    notes = " ".join(judge({"global": 0.2, "perpeft": 0.5}, more=[searched]).notes)
     assert "fewer than 5 search trials for LoRA: " in notes

@@ -35,7 +35,7 @@ with leased(Path(sys.argv[1]), print):
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that owns the folder."""
+    """Another process that holds the folder."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
@@ -45,7 +45,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def silent(text: str) -> None:
-    pytest.fail(f"nothing is to be said, but: {text}")
+    pytest.fail(f"should report nothing, but reports: {text}")
 
 
 def leave(folder: Path, beat: int = 0, **changes: Any) -> Path:
@@ -123,7 +123,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, _quick: None) -> Path 
     return tmp_path if request.param == "folder" else tmp_path.as_uri()
 
 
-def test_a_silent_holder_on_another_machine_is_given_up(
+def test_a_silent_holder_on_another_machine_is_replaced(
     place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SILENCE_S", 0.3)
@@ -136,7 +136,7 @@ def test_a_silent_holder_on_another_machine_is_given_up(
     assert "process 7 on elsewhere" in said[0]
 
 
-def test_one_that_gives_signs_of_life_is_told_and_keeps_its_file(
+def test_a_living_holder_on_another_machine_keeps_its_file(
     place: Path | str, tmp_path: Path
 ) -> None:
     leave(tmp_path)
@@ -164,7 +164,7 @@ def test_a_holder_gives_signs_of_life_and_leaves_no_file(place: Path | str, tmp_
     assert not file.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(InputError, match="`storage` must be a folder that can be written"),
@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_at_a_uri_of_two_that_start_at_once_the_later_stays(
+def test_at_a_uri_the_later_of_two_simultaneous_starters_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SETTLE_S", 0.5)
@@ -189,7 +189,7 @@ def test_at_a_uri_of_two_that_start_at_once_the_later_stays(
 
 
 @pytest.mark.usefixtures("_quick")
-def test_at_a_uri_a_process_of_this_machine_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+def test_at_a_uri_an_ended_process_of_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     with leased(tmp_path.as_uri(), silent):
         me = json.loads((tmp_path / "owner.json").read_text())
     gone = subprocess.run(

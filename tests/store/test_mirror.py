@@ -1,4 +1,4 @@
-"""A folder that is kept at a URI: what is copied, what is not, and what two machines see."""
+"""A folder at a URI: which files are copied, and what two machines see."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mirror(tmp_path: Path) -> Mirror:
     return Mirror(tmp_path / "here", (tmp_path / "there").as_uri())
 
 
-def test_what_differs_is_copied_both_ways(mirror: Mirror, tmp_path: Path) -> None:
+def test_differing_files_are_copied_both_ways(mirror: Mirror, tmp_path: Path) -> None:
     there = tmp_path / "there"
     for name in ("a", "deep/er/b", "trials/c", ".lock", "deep/.d"):
         _write(mirror.here / name, f"1 {name}")
@@ -54,7 +54,7 @@ def test_what_differs_is_copied_both_ways(mirror: Mirror, tmp_path: Path) -> Non
     assert _files(mirror.here)[".lock"] == "1 .lock"
 
 
-def test_what_is_the_same_is_left_alone(mirror: Mirror, tmp_path: Path) -> None:
+def test_equal_files_are_not_copied(mirror: Mirror, tmp_path: Path) -> None:
     _write(mirror.here / "a", "1")
     mirror.send(["a"])
     before = (tmp_path / "there" / "a").stat().st_ino
@@ -65,14 +65,14 @@ def test_what_is_the_same_is_left_alone(mirror: Mirror, tmp_path: Path) -> None:
     assert (mirror.here / "a").stat().st_ino == here
 
 
-def test_nothing_there_is_nothing_here(mirror: Mirror) -> None:
+def test_an_empty_store_gives_no_files(mirror: Mirror) -> None:
     mirror.fetch()
     mirror.fetch("trials")
     assert not mirror.here.exists()
 
 
 def test_a_store_without_times(tmp_path: Path) -> None:
-    """fsspec's stores do not tell when a file was changed."""
+    """fsspec's stores give no modification times."""
     mirror = Mirror(tmp_path / "here", "fsspec+memory://perpeft-mirror")
     _write(mirror.here / "a", "1")
     mirror.send_changed(besides=[])
@@ -86,7 +86,7 @@ def test_a_store_without_times(tmp_path: Path) -> None:
 
 
 def test_an_object_store(s3: str, tmp_path: Path) -> None:
-    """Whose times of change are whole seconds, and whose folders are only names."""
+    """Its modification times are whole seconds, and its folders are only names."""
     mirror = Mirror(tmp_path / "here", f"{s3}/study")
     for name in ("a", "trials/c"):
         _write(mirror.here / name, f"1 {name}")
