@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from perpeft_ray.config import Dtype
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder import fast
 from perpeft_ray.encoder.halves import DualText, ImageHalf, LoneText, TextHalf
+from perpeft_ray.encoder.preprocess import pixel_scaling
 from perpeft_ray.encoder.rows import by_length
 from perpeft_ray.encoder.source import (
     POOLING,
@@ -70,14 +70,6 @@ def _width(path: str) -> int:
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     return int(getattr(getattr(config, "text_config", config), "hidden_size", NARROW))
-
-
-@dataclass(frozen=True)
-class PixelScaling:
-    """An encoder's pixel normalisation of uint8 values, per channel: x * scale + shift."""
-
-    scale: tuple[float, ...]
-    shift: tuple[float, ...]
 
 
 class Towers(nn.Module):
@@ -158,10 +150,10 @@ class Towers(nn.Module):
             return texts, None
         return texts, _where(batch.has_image, self.image.states(self.pixels(batch)))
 
-    def scale_pixels(self, scaling: PixelScaling) -> None:
-        """Set the scaling that `pixels` applies; none at first."""
-        self.pixel_scale = torch.tensor(scaling.scale).view(3, 1, 1)
-        self.pixel_shift = torch.tensor(scaling.shift).view(3, 1, 1)
+    def scale_pixels(self, scale: Sequence[float], shift: Sequence[float]) -> None:
+        """Set what `pixels` applies per channel, x * scale + shift; nothing at first."""
+        self.pixel_scale = torch.tensor(scale).view(3, 1, 1)
+        self.pixel_shift = torch.tensor(shift).view(3, 1, 1)
 
     def pixels(self, batch: ItemBatch) -> Tensor:
         """Normalised pixels in the towers' dtype, [n, 3, S, S]."""
@@ -189,8 +181,6 @@ def load_towers(
     from transformers import AutoModel
     from transformers.utils import logging
 
-    from perpeft_ray.encoder.preprocess import pixel_scaling
-
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped; of weights being read; a study has its own progress
 
     def load(path: str) -> Any:
@@ -212,8 +202,8 @@ def load_towers(
     towers = _build(name, source, load, modality)
     if source.image_path is not None:
         with reading(name):
-            scaling = pixel_scaling(source.image_path)
-        towers.scale_pixels(scaling)
+            scale, shift = pixel_scaling(source.image_path)
+        towers.scale_pixels(scale, shift)
     return towers.eval().to(device)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from perpeft_ray.encoder.foundation import PixelScaling
 from perpeft_ray.encoder.source import parse_encoder, prepare_hub, reading
 from perpeft_ray.errors import InputError
 
@@ -90,8 +89,11 @@ def image_processor(path: str) -> Any:
     return AutoImageProcessor.from_pretrained(path, backend="pil")  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
 
-def pixel_scaling(path: str) -> PixelScaling:
-    """The image processor's normalisation after resizing, from a black and a white image."""
+def pixel_scaling(path: str) -> tuple[list[float], list[float]]:
+    """Scale and shift per channel of the image processor's normalisation after resizing.
+
+    Found from a black and a white image.
+    """
     processor = image_processor(path)
     size = _image_size(processor)
 
@@ -102,7 +104,7 @@ def pixel_scaling(path: str) -> PixelScaling:
 
     shift = channels(0)
     scale = (channels(255) - shift) / 255.0
-    return PixelScaling(tuple(scale.tolist()), tuple(shift.tolist()))
+    return scale.tolist(), shift.tolist()
 
 
 def _image_size(processor: Any) -> int:

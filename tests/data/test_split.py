@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perpeft_ray.config import DataSettings
@@ -48,6 +48,7 @@ rows_with_an_evaluable_user = st.lists(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(rows_with_an_evaluable_user)
 def test_leave_one_out_equals_plain_python(rows):
     split = split_dataset(dataset_of(rows))
@@ -158,6 +159,7 @@ def test_by_time_by_hand():
     assert split.evaluated("test").tolist() == [0, 1]
 
 
+@settings(max_examples=40, deadline=None)
 @given(rows_with_an_evaluable_user, st.sampled_from([0.1, 0.25, 0.4]))
 def test_by_time_equals_plain_python(rows, share):
     times = sorted(time for _, _, time in rows)

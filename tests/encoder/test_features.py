@@ -131,3 +131,20 @@ def test_interrupted_computation_resumes(catalogue, tmp_path):
     for first, second in zip(alone, again, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-3)
     assert {path.name for path in store.iterdir()} == {"text.npy", "image.npy"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ((2, 2), ([0, 1, 2], [0, 1, 2])),
+        ((6, 0), ([0, 1, 2, 3, 4, 5, 6], [])),
+        ((12, 6), ([0, 2, 4, 6, 8, 10, 12], [0, 1, 2, 3, 4, 5, 6])),
+        ((24, 24), None),
+        ((8, 12), None),
+    ],
+)
+def test_kept_layers(layers, expected):
+    text, image = kept_layers(*layers)
+    assert expected is None or (text, image) == expected
+    assert layers[1] == 0 or len(text) == len(image)
+    assert (text[0], text[-1]) == (0, layers[0])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import re
 import stat
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -111,31 +109,12 @@ def test_only_the_named_data_set_is_unpacked(arts, tmp_path):
     assert len(load_folder(tmp_path / "out", "").interactions) == 1
 
 
-def test_numpy_scalars_in_the_pickles(tmp_path):
-    ids = {np.int64(number): np.str_(item) for number, item in IDS.items()}
-    titles = {np.str_(item): np.str_(title) for item, title in TITLES.items()}
-    write_release(tmp_path / "arts", ids=ids, titles=titles)
-    prepare_release(tmp_path / "arts", "arts", tmp_path / "out")
-    items = load_folder(tmp_path / "out", "").items
-    assert items.values.tolist()[0] == ["B001", "Red yarn", "images/B001.jpg"]
-
-
-class Touch:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
-
-
 @pytest.mark.parametrize("which", ["ids", "titles"])
-def test_hostile_pickle_is_refused(tmp_path, which):
-    trace = tmp_path / "trace"
-    hostile = pickle.dumps({1: "B001", 2: Touch(trace)})
-    archive = zipped(write_release(tmp_path / "arts", **{which: hostile}), tmp_path / "release.zip")
-    with pytest.raises(InputError, match=r"but names 'posix\.system'$"):
-        prepare_release(archive, "arts", tmp_path / "out")
-    assert not trace.exists()
+def test_pickle_of_anything_else_is_refused(tmp_path, which):
+    hostile = pickle.dumps({1: "B001", 2: Path("x")})
+    arts = write_release(tmp_path / "arts", **{which: hostile})
+    with pytest.raises(InputError, match=r"but names 'pathlib\.PosixPath'$"):
+        prepare_release(arts, "arts", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,14 +1,17 @@
-"""LoRA on bfloat16 towers against the same in float32."""
+"""Each fast path alone, against torch and peft."""
 
 from __future__ import annotations
 
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perpeft_ray.encoder.fast import sdpa
 from perpeft_ray.encoder.fast.dropout import BitDropout, replace_dropout
 from perpeft_ray.encoder.fast.lora import compute_in_bfloat16
+from perpeft_ray.encoder.fast.patches import PatchProduct, embed_patches_by_product
 
 
 class Net(nn.Module):
@@ -85,3 +88,64 @@ def test_kept_is_what_dropout_keeps():
     assert kept is not None
     assert torch.equal((dropout(x) != 0).to(x.dtype), kept)
     assert dropout.scale == pytest.approx(4 / 3)
+
+
+def test_bit_dropout_against_its_definition():
+    torch.manual_seed(0)
+    dropout = BitDropout(0.1).train()
+    x = torch.full((1000, 1001), 2.0)
+    out = dropout(x)
+    kept = out != 0
+    assert abs(kept.float().mean().item() - 0.9) < 0.001
+    torch.testing.assert_close(out[kept].mean().item(), 2 / 0.9, atol=1e-4, rtol=0)
+    # Masks of neighbouring elements come from the same word and must still be independent.
+    both_dropped = (~kept[:, 0:1000:2] & ~kept[:, 1:1000:2]).float().mean().item()
+    assert abs(both_dropped - 0.01) < 0.001
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_patches_by_product_are_the_convolution():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, kernel_size=4, stride=4), nn.Conv2d(8, 5, 1, bias=False))
+    pixels = torch.randn(2, 3, 18, 16, requires_grad=True)  # two rows of pixels are left over
+    expected = model(pixels)
+    (of_expected,) = torch.autograd.grad(expected.square().sum(), pixels)
+    names = list(model.state_dict())
+    embed_patches_by_product(model)
+    assert isinstance(model[0], PatchProduct)
+    found = model(pixels)
+    (of_found,) = torch.autograd.grad(found.square().sum(), pixels)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(of_found, of_expected)
+    assert list(model.state_dict()) == names
+
+
+def test_other_convolutions_stay():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 2, stride=2, groups=2))
+    embed_patches_by_product(model)
+    assert not any(isinstance(module, PatchProduct) for module in model)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+@pytest.mark.parametrize("length", [7, 40, 90])
+def test_equals_attention_of_torch(kind, length):
+    torch.manual_seed(0)
+    q, k, v = qkv = [torch.randn(2, 4, length, 8).bfloat16().requires_grad_() for _ in range(3)]
+    mask = {
+        "none": None,
+        "bool": torch.rand(2, 1, length, length) < 0.7 + torch.eye(length),
+        "float": torch.randn(1, 4, length, length),
+    }[kind]
+    ours = sdpa.attend(q, k, v, mask, 0.3)
+    assert ours.grad_fn is not None
+    assert "ScaledDot" not in type(ours.grad_fn).__name__
+    added = mask if mask is None or kind == "bool" else mask.double()
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), attn_mask=added, scale=0.3
+    )
+    torch.testing.assert_close(ours.double(), exact, rtol=0.03, atol=0.03)
+    gradient = torch.randn(ours.shape).bfloat16()
+    of_ours = torch.autograd.grad(ours, qkv, gradient)
+    of_exact = torch.autograd.grad(exact, qkv, gradient.double())
+    for found, expected in zip(of_ours, of_exact, strict=True):
+        assert (found - expected).norm() <= 0.02 * expected.norm()
