@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from perpeft_ray.config import METHODS, SEARCHABLE, VARIANTS, VARIED, StudyConfig
+from perpeft_ray.config import METHODS, SEARCHABLE, VARIANTS, VARIED
 from perpeft_ray.metrics import on_front
 from perpeft_ray.report.drawing import (
     BLACK,
@@ -42,7 +42,7 @@ def study_figures(results: StudyResults) -> list[StudyFigure]:
     trials, users, epochs = results.trials, results.users, results.folder.epochs()
     figures = (
         effects(results.compared),
-        learning_curves(trials, epochs, results.study),
+        learning_curves(trials, epochs),
         parameter_importance(trials),
         search_history(trials, epochs),
         search_front(trials) if results.study.search.pareto else None,
@@ -100,12 +100,9 @@ def effects(compared: Sequence[Comparison]) -> StudyFigure | None:
     )
 
 
-def learning_curves(
-    trials: pd.DataFrame, epochs: pd.DataFrame, study: StudyConfig
-) -> StudyFigure | None:
+def learning_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | None:
     """Validation NDCG@20 of the compared trials by epoch, one panel per variant."""
-    final = final_trials(trials)
-    final = final[final["mode"] == study.mode]
+    final = final_trials(trials, own_mode=True)
     validated = epochs[epochs.valid_ndcg_at_20.notna()]
     curves = validated.merge(final[["trial_id", "method", "variant"]], on="trial_id")
     if curves.empty:

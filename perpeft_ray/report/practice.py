@@ -156,8 +156,7 @@ def _what_it_costs(trials: pd.DataFrame) -> Iterator[str]:
 
 def _best(trials: pd.DataFrame) -> pd.Series | None:
     """The row of PerPEFT's best final trial by validation with a matching `global` trial."""
-    final = final_trials(trials)
-    final = final[final["mode"] == final.study_mode]
+    final = final_trials(trials, own_mode=True)
     of_global = set(final[final.method == "global"].variant)
     own = final[(final.method == "perpeft") & final.variant.isin(of_global)]
     return None if own.empty else own.loc[own[SELECTION].idxmax()]

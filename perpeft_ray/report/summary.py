@@ -54,8 +54,13 @@ def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
     return in_paper_order(summary)
 
 
-def final_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """The COMPLETE trials of the ablation, one per data set, cell and seed: the latest."""
+def final_trials(trials: pd.DataFrame, *, own_mode: bool = False) -> pd.DataFrame:
+    """The COMPLETE trials of the ablation, one per data set, cell and seed: the latest.
+
+    `own_mode`: only those in their study's training mode.
+    """
+    if own_mode:
+        trials = trials[trials["mode"] == trials.study_mode]
     done = trials[(trials.phase == "ablation") & (trials.status == "COMPLETE")]
     place = ["dataset", "encoder", *CELL, "seed"]
     return done.sort_values("finished_at").drop_duplicates(place, keep="last")

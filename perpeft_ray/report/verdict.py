@@ -78,11 +78,10 @@ class Verdict:
 def verdict(study: StudyConfig, trials: pd.DataFrame, compared: Sequence[Comparison]) -> Verdict:
     """The verdict on a study.
 
-    `trials`: rows of `trials/`; `compared`: results of `compare_all`, from the users' ranks. The
+    `trials`: of `read_results`; `compared`: results of `compare_all`, from the users' ranks. The
     tests decide which method is better; where they do not, validation chooses.
     """
-    final = final_trials(trials)
-    final = final[final["mode"] == study.mode]
+    final = final_trials(trials, own_mode=True)
     lead = _best(final, ["perpeft"])
     variants = study.values("variant") if "perpeft" in study.methods else ()
     ordered = sorted(variants, key=lambda variant: lead is None or variant != lead[1])

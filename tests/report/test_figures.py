@@ -91,11 +91,6 @@ def test_every_variant_can_be_drawn(record: Record) -> None:
     assert [axes.get_title() for axes in drawn.figure.axes] == list(VARIANTS)
 
 
-def test_a_study_without_trials_has_no_figures(tmp_path: Path) -> None:
-    results = StudyResults.read(StudyFolder.create(StudyConfig(storage=str(tmp_path))))
-    assert study_figures(results) == []
-
-
 def test_the_history_shows_the_best_so_far_and_the_pruned(results: StudyResults) -> None:
     figure = search_history(results.trials, results.folder.epochs())
     assert figure is not None

@@ -109,7 +109,10 @@ def test_the_page_needs_nothing_beside_it(page: Path) -> None:
 def test_a_study_without_trials_has_a_page(tmp_path: Path) -> None:
     folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
     page, _ = write_report(StudyResults.read(folder))
-    assert "No trial of the search is complete yet." in page.read_text()
+    text = page.read_text()
+    assert "No trial of the search is complete yet." in text
+    assert "No finished trial to draw yet." in text
+    assert "<td>perpeft</td><td>–</td>" in text
 
 
 def test_commands_reproduce_the_study(record, tmp_path: Path) -> None:

@@ -181,15 +181,6 @@ def test_tables_are_written_in_all_forms(half_done: list[TrialRecord], tmp_path:
     assert "HR@20" in (of_study / "ablation_peft.md").read_text()
 
 
-def test_a_study_without_trials_has_empty_tables(tmp_path: Path) -> None:
-    tables = study_tables(StudyResults.read(written(StudyConfig(storage=str(tmp_path)), [])))
-    printed = tables["ablation_peft"].printed[0]
-    assert {cell.text for row in printed.rows for cell in row[1:]} == {"–"}
-    for name in ("best_settings", "learning_rates", "costs"):
-        assert tables[name].printed[0].rows == ()
-    assert tables["comparisons"].printed == ()
-
-
 def test_a_notebook_computes_no_table_that_it_does_not_show(
     half_done: list[TrialRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
