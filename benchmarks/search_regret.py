@@ -26,9 +26,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from perpeft_ray.config import TrialConfig
 from perpeft_ray.config.presets import preset
-from perpeft_ray.study.plan import search_trial
-from perpeft_ray.study.search.space import all_settings, suggest_setting
-from perpeft_ray.study.search.suggest import open_searches
+from perpeft_ray.study.plan import all_settings, search_trial
+from perpeft_ray.study.search import open_searches, suggest_setting
 
 GRID = Path(__file__).parents[1] / "results/reference/search_grid.parquet"
 SEEDS = 50

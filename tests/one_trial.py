@@ -8,7 +8,7 @@ from typing import Any
 
 from perpeft_ray.data.places import subfolder
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.trainable import Study, completed, to_result
+from perpeft_ray.study.trainable import Study, to_result
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.trial import run_trial
 
@@ -24,4 +24,6 @@ def run_spec(study: Study, spec: TrialSpec, report: Callable[[dict[str, Any]], N
 
     checkpoints = subfolder(study.checkpoints, spec.trial_id)
     outcome = run_trial(spec.config, study.workspace, keep, test=spec.test, checkpoints=checkpoints)
-    study.folder.write_trial(completed(study.config.study, spec, outcome, epochs, started_at))
+    name = study.config.study
+    record = spec.record(name, "COMPLETE", epochs, started_at, outcome=outcome)
+    study.folder.write_trial(record)

@@ -28,6 +28,7 @@ CHOICES = (
 SEEN = """
 import contextlib, io
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pandas as pd
 
@@ -36,9 +37,8 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.{report}.page import TRIAL_HEADER, fixed_to, study_command
 from perpeft_ray.{schema} import TRIALS
 from perpeft_ray.{report}.tables import best_settings_table
-from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.search.space import all_settings, first_setting
+from perpeft_ray.study.plan import TrialSpec, all_settings, first_setting
 
 
 def error(*arguments):
@@ -69,9 +69,8 @@ assert config.config_hash != study.trial("perpeft", seed=0, variant="ia3").confi
 
 assert TRIALS.field("warmth").type == "double"
 line = io.StringIO()
-Progress(line).finish(
-    TrialSpec("search", config), "COMPLETE", score=0.1, seconds=1.0, error=None
-)
+spec = TrialSpec("search", config)
+Progress(line).finish(spec.record("study", "COMPLETE", [], datetime.now(UTC)))
 assert " θ=3 " in line.getvalue()
 
 rows = pd.DataFrame(

@@ -9,30 +9,27 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from perpeft_ray.config import AUTO, PERSONAL_METHODS, SIMPLE_METHODS, StudyConfig
 from perpeft_ray.config.presets import REAL_DATA, with_settings
 from perpeft_ray.data.interactions import Dataset
-from perpeft_ray.data.places import is_uri
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import MIN_INTERACTIONS, Split, split_dataset
 from perpeft_ray.encoder.source import default_encoder, is_fetched
 from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ndcg
-from perpeft_ray.recommender.simple import SimpleMethod, simple_ranks
 from perpeft_ray.report.power import POWER, smallest_effect
 from perpeft_ray.report.statistics import LEVEL
 from perpeft_ray.store.description import dotted
-from perpeft_ray.store.folder import DESCRIPTION, StudyFolder, study_place
+from perpeft_ray.store.folder import StudyFolder, study_place
 from perpeft_ray.study.check import check_histories, check_settings
-from perpeft_ray.study.plan import count_trials, search_budget, searching_methods
-from perpeft_ray.study.search.space import variants_of
-from perpeft_ray.train.trial import run_trial
-from perpeft_ray.train.workspace import prepare_dataset
+from perpeft_ray.study.plan import count_trials, search_budget, searching_methods, variants_of
+
+if TYPE_CHECKING:
+    from perpeft_ray.recommender.simple import SimpleMethod
 
 GROUP_USERS = 50
 """Least users per group, on average."""
@@ -134,6 +131,11 @@ def measured(config: StudyConfig, dataset: Dataset, scratch: Path) -> Cost:
 
     The second epoch is measured, which no longer includes loading.
     """
+    import torch
+
+    from perpeft_ray.train.trial import run_trial
+    from perpeft_ray.train.workspace import prepare_dataset
+
     threads = torch.get_num_threads()
     torch.set_num_threads(config.cpus_per_worker)
     few = _sample(dataset)
@@ -244,12 +246,14 @@ def _time(config: StudyConfig, cost: Cost | None, budget_s: float | None) -> str
 
 def _shows(config: StudyConfig, split: Split) -> str:
     """The smallest effect, from the spread over users of the better of two counted methods."""
+    from perpeft_ray.recommender.simple import simple_ranks
+
     methods: tuple[SimpleMethod, ...] = ("item_knn", "popularity")
     values = {}
     for method in methods:
         ranks = simple_ranks(method, split, "valid")
         values[method] = ndcg(ranks[ranks >= 0], 20)
-    best = max(methods, key=lambda method: float(values[method].mean()))
+    best = max(values, key=lambda method: float(values[method].mean()))
     mean, deviation = float(values[best].mean()), float(np.std(values[best], ddof=1))
     users = len(split.evaluated("test"))
     if not mean:
@@ -265,26 +269,21 @@ def _sample(dataset: Dataset) -> Dataset:
     """The first evaluated users with at most `_SAMPLE_ITEMS` items, and those items."""
     rows = dataset.interactions
     rows = rows[rows.groupby("user_id")["item_id"].transform("size") >= MIN_INTERACTIONS]
-    user, users = rows["user_id"].factorize()
-    item, _ = rows["item_id"].factorize()
-    order = np.argsort(user, kind="stable")
-    _, first = np.unique(item[order], return_index=True)
-    so_far = np.zeros(len(users), dtype=np.int64)
-    np.add.at(so_far, user[order][first], 1)
-    few = max(int((np.cumsum(so_far) <= _SAMPLE_ITEMS).sum()), 1)
-    interactions = rows[user < few].reset_index(drop=True)
+    by_user = rows.iloc[np.argsort(rows["user_id"].factorize()[0], kind="stable")]
+    so_far = (~by_user["item_id"].duplicated()).cumsum()
+    of_user = so_far.groupby(by_user["user_id"], sort=False).max()
+    few = of_user.index[: max(int((of_user <= _SAMPLE_ITEMS).sum()), 1)]
+    interactions = rows[rows["user_id"].isin(few)].reset_index(drop=True)
     items = dataset.items[dataset.items["item_id"].isin(interactions["item_id"])]
     return replace(dataset, interactions=interactions, items=items.reset_index(drop=True))
 
 
 def _begun(config: StudyConfig) -> StudyConfig | None:
-    """The configuration of a started study; None if it has not started."""
-    place = study_place(config.storage, config.study)
-    if not is_uri(place):
-        return StudyFolder.open(place).config if (Path(place) / DESCRIPTION).exists() else None
+    """The configuration of a started study; None if it has not started, or is out of reach, which
+    the study itself reports."""
     try:
-        return StudyFolder.open(place).config
-    except InputError:  # not there yet, or out of reach, which the study itself reports
+        return StudyFolder.open(study_place(config.storage, config.study)).config
+    except InputError:
         return None
 
 

@@ -8,19 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import tyro
 
 from perpeft_ray.cli.parsing import nearest, parse, run
 from perpeft_ray.errors import InputError
-
-
-class Runnable(Protocol):
-    """A command's dataclass of options."""
-
-    def run(self) -> None:
-        """Run the command with these options."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +128,7 @@ def perpeft(arguments: Sequence[str]) -> None:
         return
     arguments = arguments or ["--help"]
     kind = _union("perpeft", COMMANDS, arguments)
-    command: Runnable = parse(kind, arguments, prog="perpeft", description=_DESCRIPTION)
+    command: Any = parse(kind, arguments, prog="perpeft", description=_DESCRIPTION)
     command.run()
 
 

@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Self, get_args
 
 import tyro
 
@@ -16,6 +16,10 @@ from perpeft_ray.cli.results import show_results
 from perpeft_ray.config import AUTO, StudyConfig
 from perpeft_ray.config.presets import Preset, preset
 from perpeft_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from perpeft_ray.study.progress import Progress
+    from perpeft_ray.study.trainable import Study
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,13 @@ class Question:
     are nuisance parameters; the rest is fixed."""
     defaults: Callable[[StudyConfig], StudyConfig] = lambda preset: preset
     """From a preset to the script's own defaults."""
-    run: str = "perpeft_ray.study.ablation:run_ablation"
+    run: str = "perpeft_ray.study.questions:run_ablation"
     """The function (Study, Progress) that runs the study's missing trials, as module:function;
     imported late, so that `--help` and errors appear at once."""
+
+    def run_trials(self, study: Study, progress: Progress) -> None:
+        """Run the study's missing trials."""
+        pkgutil.resolve_name(self.run)(study, progress)
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,7 @@ def run_and_show(config: StudyConfig, question: Question | None = None) -> None:
     from perpeft_ray.study.run import run_study
 
     question = question or Question()
-    run_trials = pkgutil.resolve_name(question.run)
-    place = run_study(config, run_trials, scientific=question.scientific)
+    place = run_study(config, question.run_trials, scientific=question.scientific)
     show_results(open_study(place, config.metrics.k))
 
 

@@ -311,7 +311,7 @@ def parameter_importance(trials: pd.DataFrame) -> StudyFigure | None:
 
     None without more complete trials than varied settings: anything would explain them.
     """
-    from perpeft_ray.study.search.importance import setting_importances
+    from perpeft_ray.study.search import setting_importances
 
     done = _complete(trials)
     if len(done) <= sum(done[name].nunique(dropna=False) > 1 for name in _SETTINGS):

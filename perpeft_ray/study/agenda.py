@@ -10,9 +10,9 @@ from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
 from perpeft_ray.config import Method
-from perpeft_ray.store.record import Searched
-from perpeft_ray.study.plan import Key, TrialSpec
-from perpeft_ray.study.search.suggest import Search
+from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.study.search import Search
 from perpeft_ray.study.trainable import OBJECTIVE
 
 Ready = Callable[[Collection[Method]], list[TrialSpec]]
@@ -25,22 +25,21 @@ class Agenda(Searcher):
     One Tune run per study starts the trials' processes once, and leaves no CPU idle while one phase
     waits for the other's last trial.
 
-    `finished`: keys of trials that need not run. `ready`: see `Ready`. `searches`: of the methods
-    with one; their trials come first. `searched`: the search's trials with a row, by config hash.
+    `folder`: its finished trials need not run. `ready`: see `Ready`. `searches`: of the methods
+    with one; their trials come first.
     """
 
     def __init__(
         self,
-        finished: Collection[Key],
+        folder: StudyFolder,
         ready: Ready,
         searches: Mapping[Method, Search] = MappingProxyType({}),
-        searched: Callable[[], Mapping[str, Searched]] = dict,
     ) -> None:
         super().__init__()
-        self._ended = set(finished)
+        self._folder = folder
+        self._ended = folder.finished()
         self._ready = ready
         self._searches = searches
-        self._searched = searched
         self._running: dict[str, TrialSpec] = {}
         self._queue: list[TrialSpec] | None = None
 
@@ -77,7 +76,7 @@ class Agenda(Searcher):
         if not spec.is_searched:
             return
         search = self._searches[spec.config.method]
-        row = self._searched().get(spec.config.config_hash)
+        row = self._folder.searched().get(spec.config.config_hash)
         if error:
             search.tell(trial_id, "FAIL")
         elif row is not None and row.status == "COMPLETE":  # written by the trial itself

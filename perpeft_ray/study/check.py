@@ -1,4 +1,7 @@
-"""Checks a study against its data before any work."""
+"""Checks a study against its data before any work.
+
+Imports torch only for the encoder, so that bad data are reported at once.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,16 @@ import itertools
 import json
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from perpeft_ray.config import AUTO, StudyConfig
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.places import is_uri
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Split, split_dataset
-from perpeft_ray.encoder.foundation import load_towers
-from perpeft_ray.encoder.preprocess import FoundationPreprocessor
-from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
 from perpeft_ray.encoder.source import default_encoder
 from perpeft_ray.errors import InputError
 from perpeft_ray.screen import note
@@ -55,6 +55,12 @@ def with_encoder(config: StudyConfig, *, has_images: bool) -> StudyConfig:
 
 def check_settings(config: StudyConfig, num_users: int | None) -> None:
     """`check_inputs` without opening the dataset; `num_users` None: not known yet."""
+    import torch
+
+    from perpeft_ray.encoder.foundation import load_towers
+    from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+    from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
+
     has_images = FoundationPreprocessor(config.encoder).image_size > 0
     check_study(config, num_users, has_images=has_images)
     for variant, rank in itertools.product(config.values("variant"), config.values("rank")):
@@ -106,20 +112,22 @@ def check_study(study: StudyConfig, num_users: int | None, *, has_images: bool) 
         )
 
 
-def submission_id() -> str | None:
-    """The id of the Ray job that runs this process; None outside `ray job submit`."""
-    config = os.environ.get(_JOB_CONFIG)
-    if config is None:
-        return None
-    metadata: dict[str, str] = json.loads(config)["metadata"]
-    return metadata.get("job_submission_id")
+def check_trackers(config: StudyConfig) -> None:
+    """Raise InputError where `log` names a tracker whose package is not installed."""
+    for name in config.log:
+        if find_spec(name) is None:
+            raise InputError(
+                f"`log` must name installed packages, but {name} is not: "
+                f"pip install 'perpeft-ray[{name}]'"
+            )
 
 
 def check_storage_outlives_job(storage: str) -> None:
     """Raise InputError for a relative `storage` in a Ray job: results would vanish with the job."""
-    job = submission_id()
+    job = os.environ.get(_JOB_CONFIG)
     if job is not None and not is_uri(storage) and not Path(storage).is_absolute():
+        name = json.loads(job)["metadata"].get("job_submission_id")
         raise InputError(
             "`storage` must be an absolute path or a URI in a Ray job (the working directory of "
-            f"job {job} is a copy that Ray deletes), but is {storage!r}"
+            f"job {name} is a copy that Ray deletes), but is {storage!r}"
         )

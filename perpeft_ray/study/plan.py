@@ -1,14 +1,22 @@
-"""Plans a study's trials and their order, and finds the best; pure, without Ray."""
+"""Plans a study's trials and their order, and finds the best; without Ray and Optuna.
+
+A *setting* is a dictionary of the values that apply: the variant, if the method has one, and those
+of `config.SEARCHABLE`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 from perpeft_ray.config import (
+    PEFT_METHODS,
     PERSONAL_METHODS,
+    SEARCHABLE,
     SIMPLE_METHODS,
     VARIED,
     Method,
@@ -16,10 +24,12 @@ from perpeft_ray.config import (
     StudyConfig,
     TrialConfig,
     Variant,
+    exists,
 )
-from perpeft_ray.store.record import Phase, Searched
-from perpeft_ray.study.search.space import Setting, all_settings, first_setting, variants_of
+from perpeft_ray.store.record import Phase, Searched, Status, TrialRecord
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 
+Setting = dict[str, Any]
 Key = tuple[str, str]
 """(phase, config_hash): a trial of a study, as in `StudyFolder.finished`."""
 Cell = tuple[Method, Variant | None]
@@ -68,13 +78,58 @@ class TrialSpec:
         """The inverse of `to_tune`."""
         return cls(values["phase"], TrialConfig(**values["config"]))
 
+    def record(
+        self,
+        study: str,
+        status: Status,
+        epochs: Sequence[EpochRecord],
+        started_at: datetime,
+        *,
+        outcome: TrialOutcome | None = None,
+        error: str | None = None,
+    ) -> TrialRecord:
+        """The record of the trial, which ends now."""
+        return TrialRecord(
+            study=study,
+            trial_id=self.trial_id,
+            phase=self.phase,
+            status=status,
+            error=error,
+            config=self.config,
+            outcome=outcome,
+            epochs=epochs,
+            started_at=started_at,
+            finished_at=datetime.now(UTC),
+        )
 
-def is_one_of(trial_id: str, keys: Collection[Key]) -> bool:
-    """Whether a trial id belongs to one of these trials."""
-    return any(
-        trial_id.startswith(f"{phase}-") and trial_id.endswith(f"-{config_hash[:8]}")
-        for phase, config_hash in keys
-    )
+
+def applying(method: Method, variant: Variant | None) -> list[str]:
+    """Names of the searchable settings that apply to a method with a variant."""
+    return [setting.name for setting in SEARCHABLE if setting.applies(method, variant)]
+
+
+def variants_of(study: StudyConfig, method: Method) -> list[Variant | None]:
+    """The variants to search for a method; only None for methods without a PEFT module."""
+    if method not in PEFT_METHODS:
+        return [None]
+    return [variant for variant in study.values("variant") if exists(method, variant)]
+
+
+def first_setting(study: StudyConfig, method: Method, variant: Variant | None) -> Setting:
+    """The first value of everything that applies; the middle of a range."""
+    names = applying(method, variant)
+    return {"variant": variant, **{name: study.values(name)[0] for name in names}}
+
+
+def all_settings(study: StudyConfig, method: Method) -> list[Setting] | None:
+    """Every setting, in the order of the given values; None if one has a range."""
+    if any(study.range_of(name) for name in VARIED):
+        return None
+    return [
+        {"variant": variant, **dict(zip(applying(method, variant), values, strict=True))}
+        for variant in variants_of(study, method)
+        for values in product(*(study.values(name) for name in applying(method, variant)))
+    ]
 
 
 def search_trial(study: StudyConfig, method: Method, setting: Setting) -> TrialSpec:
@@ -116,37 +171,34 @@ def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
     change and take its config, or have only one setting. Methods are the outermost loop: neighbours
     then differ in variant or seed, so that concurrent trials seldom wait for the same stage 1.
     """
-    specs = simple_trials(study)
+    specs = []
     searched = searching_methods(study)
     for method in study.methods:
-        if method in SIMPLE_METHODS:
-            continue
         if method in searched:
             configs = [config for (name, _), config in best.items() if name == method]
         elif _takes_perpefts(study, method):
-            perpeft = [config for (name, _), config in best.items() if name == "perpeft"]
-            configs = [_with_method(study, method, config) for config in perpeft]
+            configs = [
+                study.trial(
+                    method,
+                    seed=perpeft.seed,
+                    **{name: getattr(perpeft, name) for name in ("variant", *VARIED)},
+                )
+                for (name, _), perpeft in best.items()
+                if name == "perpeft"
+            ]
         else:
             configs = [
                 search_trial(study, method, first_setting(study, method, variant)).config
                 for variant in variants_of(study, method)
             ]
-        for seed in study.seeds:
-            for config in configs:
-                changed = replace(config, seed=seed)
-                specs.append(TrialSpec("ablation", changed))
+        # Nothing is random in a simple baseline.
+        seeds = study.seeds[:1] if method in SIMPLE_METHODS else study.seeds
+        specs += [
+            TrialSpec("ablation", replace(config, seed=seed))
+            for seed in seeds
+            for config in configs
+        ]
     return specs
-
-
-def simple_trials(study: StudyConfig) -> list[TrialSpec]:
-    """One trial of each simple baseline: neither seed nor learning rate changes its result."""
-    rate = study.values("learning_rate")[0]
-    configs = (
-        study.trial(method, seed=study.seeds[0], learning_rate=rate)
-        for method in study.methods
-        if method in SIMPLE_METHODS
-    )
-    return [TrialSpec("ablation", config) for config in configs]
 
 
 def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec]:
@@ -208,27 +260,9 @@ def best_configs(searched: Iterable[Searched]) -> Best:
     return {cell: row.config for cell, row in best.items()}
 
 
-def resources_of_worker(study: StudyConfig) -> dict[str, float]:
-    """Ray resources of each of a trial's workers, without zeros."""
-    amounts = {"CPU": float(study.cpus_per_worker), "GPU": study.gpus}
-    return {name: amount for name, amount in amounts.items() if amount}
-
-
-def workers_that_fit(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
-    """How many workers with these resources fit on a node with those."""
-    # Three times a third of a GPU is one GPU.
-    return min(math.floor(node.get(kind, 0.0) / each + 1e-9) for kind, each in worker.items())
-
-
 def _takes_perpefts(study: StudyConfig, method: Method) -> bool:
     """Whether a method is PerPEFT with one change, and takes its settings."""
     return method in PERSONAL_METHODS and method != "perpeft" and not study.search.every_method
-
-
-def _with_method(study: StudyConfig, method: Method, perpeft: TrialConfig) -> TrialConfig:
-    """PerPEFT's config with one change."""
-    shared = {name: getattr(perpeft, name) for name in ("variant", *VARIED)}
-    return study.trial(method, seed=study.seeds[0], **shared)
 
 
 def _space_size(study: StudyConfig, method: Method) -> float:

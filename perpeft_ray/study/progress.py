@@ -10,9 +10,9 @@ from typing import TextIO
 
 from rich.status import Status as Spinner
 
-from perpeft_ray.config import SEARCHABLE, VARIED
+from perpeft_ray.config import SEARCHABLE, VARIED, TrialConfig
 from perpeft_ray.screen import console as console_on
-from perpeft_ray.store.record import Status
+from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.train.outcome import EpochRecord
 
@@ -69,8 +69,8 @@ class Progress:
         `shown`: the settings in a trial's line, as fields of `TrialConfig`. Prints a line if the
         study resumes.
         """
-        self._planned, self._done, self._before = trials, done, done
         self._shown = shown
+        self.extend(trials, done)
         if done:
             self.say(f"continuing: {done} of {trials} trials are done")
 
@@ -93,27 +93,18 @@ class Progress:
         if value is not None:
             self._best = value if self._best is None else max(value, self._best)
 
-    def finish(
-        self,
-        spec: TrialSpec,
-        status: Status,
-        *,
-        score: float | None,
-        seconds: float,
-        error: str | None,
-    ) -> None:
-        """A trial ended: print its line, on a terminal only if it failed.
-
-        `score`: its best validation NDCG@20.
-        """
-        self._epochs.pop(spec.trial_id, None)
+    def finish(self, record: TrialRecord) -> None:
+        """A trial ended: print its line, on a terminal only if it failed."""
+        self._epochs.pop(record.trial_id, None)
         self._done += 1
-        if self._spinner is not None and status != "FAIL":
+        if self._spinner is not None and record.status != "FAIL":
             return
-        outcome = error or ("" if score is None else f"validation NDCG@20 {100 * score:.2f}")
+        score = record.epochs[-1].best_valid_ndcg_at_20 if record.epochs else None
+        outcome = record.error or ("" if score is None else f"validation NDCG@20 {100 * score:.2f}")
+        seconds = (record.finished_at - record.started_at).total_seconds()
         self.say(
-            f"[{self._done}/{self._planned}] {status:<8} {spec.trial_id}  "
-            f"{_settings(spec, self._shown)}  {seconds:.1f} s  {outcome}"
+            f"[{self._done}/{self._planned}] {record.status:<8} {record.trial_id}  "
+            f"{_settings(record.config, self._shown)}  {seconds:.1f} s  {outcome}"
         )
 
     def tick(self) -> None:
@@ -147,9 +138,8 @@ class Progress:
         return each * max(self._planned - self._before - ran, 0.0)
 
 
-def _settings(spec: TrialSpec, shown: Collection[str]) -> str:
+def _settings(config: TrialConfig, shown: Collection[str]) -> str:
     """A trial's searched settings that apply."""
-    config = spec.config
     given = {
         setting.symbol: getattr(config, setting.name)
         for setting in SEARCHABLE

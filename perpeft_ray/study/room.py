@@ -1,7 +1,9 @@
-"""Room for trials on Ray: a trial's resources, and a limit to waiting for them."""
+"""Room for trials on Ray: what a trial needs, whether Ray has it, and a limit to waiting for it."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -11,10 +13,65 @@ import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.errors import StudyStoppedError
-from perpeft_ray.study.plan import resources_of_worker, workers_that_fit
+from perpeft_ray.encoder.sizes import encoder_parameters
+from perpeft_ray.errors import InputError, StudyStoppedError
 
 LOOK_EVERY_S = 1.0
+_LARGE_ENCODER, _SHARE = 50_000_000, 0.25
+"""Parameters from which an encoder gets a whole GPU; the share of a smaller one."""
+
+
+def with_gpus(study: StudyConfig) -> StudyConfig:
+    """The study with the default GPUs per worker for this process's Ray.
+
+    Several small encoders share one GPU; a larger one gets its own.
+    """
+    if study.gpus_per_worker is not None:
+        return study
+    gpus = 0.0
+    if ray.cluster_resources().get("GPU", 0) > 0:  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        gpus = 1.0 if encoder_parameters(study.encoder) >= _LARGE_ENCODER else _SHARE
+    return dataclasses.replace(study, gpus_per_worker=gpus)
+
+
+def resources_of_worker(study: StudyConfig) -> dict[str, float]:
+    """Ray resources of each of a trial's workers, without zeros."""
+    amounts = {"CPU": float(study.cpus_per_worker), "GPU": study.gpus}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def worker_counts(study: StudyConfig) -> dict[str, int]:
+    """The numbers of Ray Train workers of a study's trials, by setting."""
+    counts = {"workers": study.workers}
+    if study.mode == "sequential" and "perpeft" in study.methods and study.parallel_workers:
+        counts["parallel_workers"] = study.parallel_workers
+    return counts
+
+
+def workers_that_fit(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
+    """How many workers with these resources fit on a node with those."""
+    # Three times a third of a GPU is one GPU.
+    return min(math.floor(node.get(kind, 0.0) / each + 1e-9) for kind, each in worker.items())
+
+
+def trials_that_fit(study: StudyConfig, workers: int) -> int:
+    """How many trials of so many workers Ray has room for, at least one."""
+    trial = {name: workers * amount for name, amount in resources_of_worker(study).items()}
+    return max(1, workers_that_fit(ray.cluster_resources(), trial))  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+
+
+def check_resources(study: StudyConfig) -> None:
+    """Raise InputError for resources that Ray lacks, for which it would wait for ever."""
+    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    for kind, amount in resources_of_worker(study).items():
+        field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
+        for name, workers in worker_counts(study).items():
+            needed = workers * amount
+            if needed > there:
+                raise InputError(
+                    f"`{name}` x `{field}` must be at most the {kind}s that Ray has ({there:g}), "
+                    f"but is {needed:g}"
+                )
 
 
 def wait_for_room(config: StudyConfig, workers: int) -> None:
@@ -27,7 +84,7 @@ def wait_for_room(config: StudyConfig, workers: int) -> None:
     group = placement_group(bundles)
     try:
         if not group.wait(config.start_timeout_s):
-            raise StudyStoppedError(_nothing_placed([bundles], config.start_timeout_s))
+            raise StudyStoppedError(_nothing_placed(bundles, config.start_timeout_s))
     finally:
         remove_placement_group(group)
 
@@ -50,35 +107,32 @@ class Patience:
         if now - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = now
-        waiting = self._waiting()
+        waiting = _waiting()
         if not waiting:
             self._stuck_since = None
             return
         self._stuck_since = self._stuck_since or now
         if now - self._stuck_since > self._timeout_s:
-            raise StudyStoppedError(_nothing_placed(waiting, self._timeout_s))
-
-    def _waiting(self) -> list[list[dict[str, float]]]:
-        """This job's unmet requests; empty while it holds a trial's room."""
-        mine = list(_groups_of_this_job().values())
-        placed = [group for group in mine if group["state"] == "CREATED"]
-        if any(_holds_processors(group) for group in placed):
-            return []
-        states = ("PENDING", "PREPARED", "RESCHEDULING")
-        return [list(group["bundles"].values()) for group in mine if group["state"] in states]
+            raise StudyStoppedError(_nothing_placed(min(waiting, key=len), self._timeout_s))
 
 
-def _groups_of_this_job() -> dict[str, dict[str, Any]]:
+def _waiting() -> list[list[dict[str, float]]]:
+    """This job's unmet requests; empty while it holds a trial's room."""
     job = ray.get_runtime_context().get_job_id()  # the end of its placement groups' ids
-    return {key: group for key, group in placement_group_table().items() if key.endswith(job)}
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    mine = [
+        (group["state"], list(group["bundles"].values()))
+        for name, group in table.items()
+        if name.endswith(job)
+    ]
+    placed = [bundle for state, bundles in mine if state == "CREATED" for bundle in bundles]
+    if any({"CPU", "GPU"} & set(bundle) for bundle in placed):
+        return []
+    unmet = ("PENDING", "PREPARED", "RESCHEDULING")
+    return [bundles for state, bundles in mine if state in unmet]
 
 
-def _holds_processors(group: Mapping[str, Any]) -> bool:
-    return any({"CPU", "GPU"} & set(bundle) for bundle in group["bundles"].values())
-
-
-def _nothing_placed(waiting: list[list[dict[str, float]]], seconds: float) -> str:
-    asked = min(waiting, key=len)
+def _nothing_placed(asked: list[dict[str, float]], seconds: float) -> str:
     each = Counter(_amounts(bundle) for bundle in asked)
     wants = " + ".join(f"{n} x ({text})" if n > 1 else text for text, n in each.items())
     names = {name for bundle in asked for name in bundle}
@@ -95,13 +149,9 @@ def _too_small(asked: list[dict[str, float]]) -> str:
     needs one node. The bundles are equal, like a trial's workers."""
     bundle = asked[0]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-    in_all = Counter[str]()
-    for node in nodes:
-        in_all.update(node)
-    if any(in_all[name] < amount * len(asked) for name, amount in bundle.items()):
-        return ""
+    in_all = {name: sum(node.get(name, 0.0) for node in nodes) for name in bundle}
     fit = sum(workers_that_fit(node, bundle) for node in nodes)
-    if fit >= len(asked):
+    if workers_that_fit(in_all, bundle) < len(asked) or fit >= len(asked):
         return ""
     if fit == 0:
         return f", but no node has {_amounts(bundle)}"

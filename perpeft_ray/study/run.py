@@ -1,4 +1,7 @@
-"""Runs a study from its configuration to finished trials."""
+"""Runs a study from its configuration to finished trials.
+
+Imports Ray and torch after the checks, so that bad input is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perpeft_ray.config import AUTO, StudyConfig
 from perpeft_ray.data.interactions import Dataset
@@ -18,49 +22,39 @@ from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
 from perpeft_ray.store.description import repeat_warnings
 from perpeft_ray.store.folder import DESCRIPTION, StudyFolder, storage_folder, study_place
 from perpeft_ray.store.lease import leased, others_hold
-from perpeft_ray.store.weights import keep_weights
-from perpeft_ray.study.ablation import run_ablation
-from perpeft_ray.study.check import check_inputs, check_storage_outlives_job
+from perpeft_ray.study.check import check_inputs, check_storage_outlives_job, check_trackers
 from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.ray_items import telling
-from perpeft_ray.study.runtime import ray_for
-from perpeft_ray.study.trackers import check_trackers
-from perpeft_ray.study.trainable import Study
 from perpeft_ray.train.fingerprints import fingerprints
-from perpeft_ray.train.trial import run_trial
-from perpeft_ray.train.workspace import prepare_dataset
+
+if TYPE_CHECKING:
+    from perpeft_ray.study.trainable import Study
 
 
 def run_study(
     config: StudyConfig,
-    run_trials: Callable[[Study, Progress], None] = run_ablation,
+    run_trials: Callable[[Study, Progress], None] | None = None,
     *,
     scientific: tuple[str, ...] = ("method", "variant", "mode"),
 ) -> Path | str:
     """Run or resume a study; returns the path or URI of its folder.
 
-    `run_trials` runs the trials; `scientific` as in `StudyFolder.create`. Raises InputError before
-    anything is written, and StudyStoppedError if a disk is full or Ray has no room.
+    `run_trials` runs the trials, by default those of the ablation; `scientific` as in
+    `StudyFolder.create`. Raises InputError before anything is written, and StudyStoppedError if a
+    disk is full or Ray has no room.
     """
     check_storage_outlives_job(config.storage)
     config = _anywhere(config)
     storage = storage_folder(config.storage)
-    log_file = storage / config.study / "study.log"
+    own = storage / config.study
     kept = study_place(config.storage, config.study)
-    with (
-        stopping_on_full_disk(log_file.parent),
-        Progress() as progress,
-        contextlib.ExitStack() as stack,
-    ):
-        with _leaving_nothing_behind(storage, log_file.parent):
-            cache = storage / ".cache"
-            begun = (log_file.parent / DESCRIPTION).exists()
+    with stopping_on_full_disk(own), Progress() as progress, contextlib.ExitStack() as stack:
+        with _leaving_nothing_behind(storage, own):
+            begun = (own / DESCRIPTION).exists()
             if begun and config.encoder == AUTO:
-                encoder = StudyFolder(log_file.parent).config.encoder
-                config = dataclasses.replace(config, encoder=encoder)
-            config, dataset = check_inputs(config, cache, again=not begun)
+                config = dataclasses.replace(config, encoder=StudyFolder(own).config.encoder)
+            config, dataset = check_inputs(config, storage / ".cache", again=not begun)
             check_trackers(config)
-            stack.enter_context(leased(log_file.parent, progress.say))
+            stack.enter_context(leased(own, progress.say))
             if isinstance(kept, str):
                 with reached(kept):
                     stack.enter_context(leased(kept, progress.say))
@@ -71,15 +65,16 @@ def run_study(
             for warning in repeat_warnings(dataclasses.asdict(repeats)):
                 progress.say(f"warning: {warning}")
             stack.callback(folder.keep)
-            config = stack.enter_context(ray_for(config, log_file))
-            study = _open_study(config, folder, dataset, cache, progress)
-            if not folder.uri:
-                stack.callback(keep_weights, folder, study.workspace)
+            from perpeft_ray.study.questions import run_ablation
+            from perpeft_ray.study.runtime import ray_for
+
+            config = stack.enter_context(ray_for(config, own / "study.log"))
+            study = _open_study(config, folder, dataset, stack, progress)
         progress.say(
             f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
             f"results in {kept}"
         )
-        run_trials(study, progress)
+        (run_trials or run_ablation)(study, progress)
     return kept
 
 
@@ -99,22 +94,29 @@ def _anywhere(config: StudyConfig) -> StudyConfig:
 
 
 def _open_study(
-    config: StudyConfig, folder: StudyFolder, dataset: Dataset, cache: Path, progress: Progress
+    config: StudyConfig,
+    folder: StudyFolder,
+    dataset: Dataset,
+    stack: contextlib.ExitStack,
+    progress: Progress,
 ) -> Study:
+    from perpeft_ray.store.weights import keep_weights
+    from perpeft_ray.study.ray_items import telling
+    from perpeft_ray.study.trainable import Study
+    from perpeft_ray.train.trial import run_trial
+    from perpeft_ray.train.workspace import prepare_dataset
+
     workspace = prepare_dataset(
         dataset,
         config.encoder,
-        cache,
+        folder.cache,
         telling(progress.prepared),
         data=config.data,
         kept=folder.kept,
     )
-    return Study(
-        config=config,
-        folder=folder,
-        workspace=workspace,
-        run=run_trial,
-    )
+    if not folder.uri:
+        stack.callback(keep_weights, folder, workspace)
+    return Study(config=config, folder=folder, workspace=workspace, run=run_trial)
 
 
 @contextlib.contextmanager

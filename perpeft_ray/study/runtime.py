@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import shutil
@@ -10,17 +9,15 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import ray
 from filelock import FileLock, Timeout
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.encoder.sizes import encoder_parameters
 from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
-from perpeft_ray.study.plan import resources_of_worker
-from perpeft_ray.study.room import wait_for_room
+from perpeft_ray.study.room import check_resources, wait_for_room, with_gpus, worker_counts
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -41,18 +38,13 @@ _ENVIRONMENT = {
 }
 ADDRESS_WAIT_S = 10.0
 """Seconds for a joined cluster to accept a connection."""
-_LARGE_ENCODER, _SHARE = 50_000_000, 0.25
-"""Parameters from which an encoder gets a whole GPU; the share of a smaller one."""
 _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
 
-_LONGEST_SOCKET = 107
-"""Longest path of a socket on Linux, in bytes; macOS allows 103, covered by the slack below."""
-_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-_SLACK = 4
+_ROOM = 103 - len("/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+"""Most bytes of Ray's folder: macOS allows a socket's path 103, Linux 107."""
 _PREFIX = "perpeft-"
 _LOCK = ".in-use"
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
-_VARIABLE = "RAY_TMPDIR"
 
 
 @contextmanager
@@ -70,22 +62,9 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
         if os.environ.get("RAY_ADDRESS"):  # a cluster may grow, and others may hold its processors
             wait_for_room(study, max(worker_counts(study).values()))
         else:
-            _check_resources(study)
+            check_resources(study)
         with _logging_to(log_file):
             yield study
-
-
-def with_gpus(study: StudyConfig) -> StudyConfig:
-    """The study with the default GPUs per worker for this process's Ray.
-
-    Several small encoders share one GPU; a larger one gets its own.
-    """
-    if study.gpus_per_worker is not None:
-        return study
-    gpus = 0.0
-    if ray.cluster_resources().get("GPU", 0) > 0:  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-        gpus = 1.0 if encoder_parameters(study.encoder) >= _LARGE_ENCODER else _SHARE
-    return dataclasses.replace(study, gpus_per_worker=gpus)
 
 
 @contextmanager
@@ -107,14 +86,6 @@ def ray_runtime(log_file: Path | None = None) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-
-
-def worker_counts(study: StudyConfig) -> dict[str, int]:
-    """The numbers of Ray Train workers of a study's trials, by setting."""
-    counts = {"workers": study.workers}
-    if study.mode == "sequential" and "perpeft" in study.methods and study.parallel_workers:
-        counts["parallel_workers"] = study.parallel_workers
-    return counts
 
 
 def _init() -> None:
@@ -186,20 +157,6 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _check_resources(study: StudyConfig) -> None:
-    """Raise InputError for resources that Ray lacks, for which it would wait for ever."""
-    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-    for kind, amount in resources_of_worker(study).items():
-        field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
-        for name, workers in worker_counts(study).items():
-            needed = workers * amount
-            if needed > there:
-                raise InputError(
-                    f"`{name}` x `{field}` must be at most the {kind}s that Ray has ({there:g}), "
-                    f"but is {needed:g}"
-                )
-
-
 class _LogFile(logging.FileHandler):
     """A log that drops lines silently on a full disk: the study itself reports that and ends."""
 
@@ -236,47 +193,36 @@ def ray_folder() -> Iterator[None]:
 
     Raises InputError if `RAY_TMPDIR` is too long, or no short folder is writable.
     """
-    given = os.environ.get(_VARIABLE)
-    if given is not None:
-        if not _is_short(given):
-            raise InputError(
-                f"`{_VARIABLE}` must be at most {_room()} bytes long for Ray's sockets, but is "
-                f"{given}"
-            )
-        with _short_tmpdir(given):
-            yield
-        return
-    with scratch_folder(_PREFIX, _base()) as folder:
-        os.environ[_VARIABLE] = str(folder)
+    given = os.environ.get("RAY_TMPDIR")
+    if given is not None and not _is_short(given):
+        raise InputError(
+            f"`RAY_TMPDIR` must be at most {_ROOM} bytes long for Ray's sockets, but is {given}"
+        )
+    with nullcontext(given) if given is not None else scratch_folder(_PREFIX, _base()) as folder:
+        changed = {"RAY_TMPDIR": str(folder)}
+        if not _is_short(os.environ.get("TMPDIR", "")):  # the dashboard has sockets there
+            changed["TMPDIR"] = str(folder)
+        before = {name: os.environ.get(name) for name in changed}
+        os.environ.update(changed)
         try:
-            with _short_tmpdir(str(folder)):
-                yield
+            yield
         finally:
-            del os.environ[_VARIABLE]
-
-
-@contextmanager
-def _short_tmpdir(folder: str) -> Iterator[None]:
-    """Replace a `TMPDIR` that is too long for Ray's processes: the dashboard has sockets there."""
-    before = os.environ.get("TMPDIR")
-    if before is None or _is_short(before):
-        yield
-        return
-    os.environ["TMPDIR"] = folder
-    try:
-        yield
-    finally:
-        os.environ["TMPDIR"] = before
+            for name, value in before.items():
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value
 
 
 @contextmanager
 def scratch_folder(prefix: str, base: str | None = None) -> Iterator[Path]:
     """Yield a new folder, below `TMPDIR` by default, which is removed after the block.
 
-    Also removes folders of this kind left by killed processes.
+    Also removes folders of this kind left by killed processes, whose lock is free.
     """
     base = base or tempfile.gettempdir()
-    _remove_left(prefix, base)
+    for lock in Path(base).glob(f"{prefix}*/{_LOCK}"):
+        with suppress(Timeout, OSError), FileLock(lock, timeout=0):  # in use, or another user's
+            shutil.rmtree(lock.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
     try:
         with FileLock(folder / _LOCK):
@@ -291,24 +237,10 @@ def _base() -> str:
         if _is_short(folder + ending) and os.access(folder, os.W_OK | os.X_OK):
             return folder
     raise InputError(
-        f"`TMPDIR` must be at most {_room() - len(ending)} bytes long for Ray's sockets, but is "
+        f"`TMPDIR` must be at most {_ROOM - len(ending)} bytes long for Ray's sockets, but is "
         f"{tempfile.gettempdir()}, and none of {', '.join(_SHORT_FOLDERS)} can be written"
     )
 
 
-def _remove_left(prefix: str, base: str) -> None:
-    """Remove the folders of ended processes, whose lock is free."""
-    for lock in Path(base).glob(f"{prefix}*/{_LOCK}"):
-        try:
-            with FileLock(lock, timeout=0):
-                shutil.rmtree(lock.parent, ignore_errors=True)
-        except (Timeout, OSError):  # in use, or another user's
-            continue
-
-
 def _is_short(folder: str) -> bool:
-    return len(os.fsencode(folder)) <= _room()
-
-
-def _room() -> int:
-    return _LONGEST_SOCKET - len(_SOCKET) - _SLACK
+    return len(os.fsencode(folder)) <= _ROOM

@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,10 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.errors import InputError
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.trainable import BEST_SO_FAR, from_result
 
 TENSORBOARD = "tensorboard"
-
-
-def check_trackers(config: StudyConfig) -> None:
-    """Raise InputError where `log` names a tracker whose package is not installed."""
-    for name in config.log:
-        if find_spec(name) is None:
-            raise InputError(
-                f"`log` must name installed packages, but {name} is not: "
-                f"pip install 'perpeft-ray[{name}]'"
-            )
 
 
 def trackers(config: StudyConfig, folder: Path) -> list[LoggerCallback]:

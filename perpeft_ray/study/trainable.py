@@ -19,10 +19,9 @@ from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import is_uri, subfolder
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.store.folder import StudyFolder
-from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.train.broker import Failure, Task
-from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+from perpeft_ray.train.outcome import EpochRecord
 
 if TYPE_CHECKING:
     from perpeft_ray.train.ray_train import Runner
@@ -50,12 +49,10 @@ class Study:
     @property
     def checkpoints(self) -> Path | str:
         """Folder or URI with a subfolder for each trial that has not ended, by its trial id."""
-        given, study = self.config.checkpoints, self.config.study
+        given = self.config.checkpoints
         if given:
-            return subfolder(given if is_uri(given) else Path(given).absolute(), study)
-        storage = self.config.storage
-        whole = subfolder(storage, study) if is_uri(storage) else self.folder.path
-        return subfolder(whole, "checkpoints")
+            return subfolder(given if is_uri(given) else Path(given), self.config.study)
+        return subfolder(self.folder.uri or self.folder.path, "checkpoints")
 
 
 def make_trainable(
@@ -63,70 +60,38 @@ def make_trainable(
 ) -> Callable[[dict[str, Any]], None]:
     """The Tune function of a study; its configuration is `TrialSpec.to_tune`.
 
-    `broker`: handle of the actor that has the workers (`Broker`).
+    It has a trial trained, reports each epoch and writes the row, which is so kept if the study's
+    main process dies. Raises FloatingPointError where the objective is not finite, and whatever
+    ended the trial. `broker`: handle of the actor that has the workers (`Broker`).
     """
     # Not the study itself, whose workspace would import what trains.
-    written, name, checkpoints = study.folder, study.config.study, study.checkpoints
+    folder, name, checkpoints = study.folder, study.config.study, study.checkpoints
 
     def trial(values: dict[str, Any]) -> None:
         spec = TrialSpec.from_tune(values)
-        folder = subfolder(checkpoints, spec.trial_id)
-        task = Task(spec.trial_id, spec.config, spec.test, folder, fresh_processes)
-        written.write_trial(follow(name, spec, task, broker, tune.report))
+        own = subfolder(checkpoints, spec.trial_id)
+        started_at = datetime.now(UTC)
+        epochs: list[EpochRecord] = []
+        task = Task(spec.trial_id, spec.config, spec.test, own, fresh_processes)
+        ray.get(broker.submit.remote(task))
+        outcome = None
+        try:
+            while outcome is None:
+                for news in ray.get(broker.news.remote(task.trial_id)):
+                    if isinstance(news, Failure):
+                        raise news.error
+                    if isinstance(news, EpochRecord):
+                        epochs.append(news)
+                        tune.report(to_result(epochs))
+                    else:
+                        outcome = news
+        finally:  # also where Tune stops the trial, by SystemExit in `report`
+            ray.get(broker.drop.remote(task.trial_id))
+        if not epochs:  # Tune prints a line for a trial that has reported nothing
+            tune.report({OBJECTIVE: outcome.valid.ndcg_at_20})
+        folder.write_trial(spec.record(name, "COMPLETE", epochs, started_at, outcome=outcome))
 
     return trial
-
-
-def follow(
-    study: str,
-    spec: TrialSpec,
-    task: Task,
-    broker: Any,
-    report: Callable[[dict[str, Any]], None],
-) -> TrialRecord:
-    """Have a trial trained, and report each epoch as a dictionary; the record of its end.
-
-    The row is written in this process and not by the study's main one, so that it is kept if that
-    dies. Raises FloatingPointError where the objective is not finite, and whatever ended the trial.
-    """
-    started_at = datetime.now(UTC)
-    epochs: list[EpochRecord] = []
-    ray.get(broker.submit.remote(task))
-    try:
-        while True:
-            for news in ray.get(broker.news.remote(task.trial_id)):
-                if isinstance(news, Failure):
-                    raise news.error
-                if not isinstance(news, EpochRecord):
-                    if not epochs:  # Tune prints a line for a trial that has reported nothing
-                        report({OBJECTIVE: news.valid.ndcg_at_20})
-                    return completed(study, spec, news, epochs, started_at)
-                epochs.append(news)
-                report(to_result(epochs))
-    finally:  # also where Tune stops the trial, by SystemExit in `report`
-        ray.get(broker.drop.remote(task.trial_id))
-
-
-def completed(
-    study: str,
-    spec: TrialSpec,
-    outcome: TrialOutcome,
-    epochs: Sequence[EpochRecord],
-    started_at: datetime,
-) -> TrialRecord:
-    """The record of a trial that ends now with an outcome."""
-    return TrialRecord(
-        study=study,
-        trial_id=spec.trial_id,
-        phase=spec.phase,
-        status="COMPLETE",
-        error=None,
-        config=spec.config,
-        outcome=outcome,
-        epochs=epochs,
-        started_at=started_at,
-        finished_at=datetime.now(UTC),
-    )
 
 
 def to_result(epochs: Sequence[EpochRecord]) -> dict[str, Any]:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.experiment import Trial
 
-from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import remove_folder, subfolder, subfolders
+from perpeft_ray.errors import is_full_disk
+from perpeft_ray.store.record import Status
 from perpeft_ray.study.agenda import Agenda
-from perpeft_ray.study.plan import TrialSpec, is_one_of, resources_of_worker
+from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.study.room import Patience, trials_that_fit
 from perpeft_ray.study.runtime import scratch_folder
 from perpeft_ray.study.trackers import trackers
-from perpeft_ray.study.trainable import Study, make_trainable
-from perpeft_ray.study.watch import Watch
-from perpeft_ray.train.ray_train import Groups, worker_groups
+from perpeft_ray.study.trainable import Study, from_result, make_trainable
+from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.ray_train import Groups, Workers, worker_groups
+
+log = logging.getLogger(__name__)
 
 OF_RAY_TRAIN = "ray_train"
 """Folder of Ray Train's own files, beside the checkpoints of trials."""
@@ -46,7 +55,7 @@ def run_tune(
     take_memory_kills_as_deaths()
     config = study.config
     groups = Groups(
-        count=_concurrency(config, workers),
+        count=min(config.search.max_concurrent, trials_that_fit(config, workers)),
         workers=workers,
         cpus_per_worker=config.cpus_per_worker,
         gpus_per_worker=config.gpus,
@@ -77,25 +86,131 @@ def run_tune(
                 verbose=0,
             ),
         ).fit()
-    _remove_checkpoints(study)
+    # What a kill, or a worker of a stopped trial, has left.
+    trials = study.folder.trials()
+    ended = set(trials.trial_id[trials.status != "FAIL"])
+    for name in ended.intersection(subfolders(study.checkpoints)):
+        remove_folder(subfolder(study.checkpoints, name))
 
 
-def _remove_checkpoints(study: Study) -> None:
-    """Of trials that have ended: what a kill, or a worker of a stopped trial, has left."""
-    ended = study.folder.finished()
-    for name in subfolders(study.checkpoints):
-        if is_one_of(name, ended):
-            remove_folder(subfolder(study.checkpoints, name))
+@dataclass
+class _Running:
+    """A trial that has begun."""
+
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    epochs: list[EpochRecord] = field(default_factory=list)
 
 
-def _concurrency(config: StudyConfig, workers: int) -> int:
-    """Trials at a time: what the study allows and the cluster holds, at least one."""
-    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-    fits = [
-        int(cluster.get(name, 0) / (workers * amount))
-        for name, amount in resources_of_worker(config).items()
-    ]
-    return max(1, min(config.search.max_concurrent, *fits))
+class Watch(tune.Callback):
+    """What the study's main process does while trials run: PRUNED and FAIL rows, and progress.
+
+    A trial writes its own COMPLETE row. One that ASHA stops or that fails cannot, so its row is
+    written here, from what it reported.
+    """
+
+    def __init__(self, study: Study, workers: Workers, progress: Progress) -> None:
+        self._study = study
+        self._workers = workers
+        self._progress = progress
+        self._running: dict[str, _Running] = {}
+        self._patience = Patience(study.config.start_timeout_s)
+        self._stopped_by: BaseException | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune saves callbacks for a restore that never comes, and a terminal cannot be saved.
+        return {}
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """Note the time."""
+        self._running[trial.trial_id] = _Running()
+        self._progress.start(TrialSpec.from_tune(trial.config))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: object,
+    ) -> None:
+        """Keep the epoch; a trial without epochs reports once, without one."""
+        if "record" in result:
+            record = from_result(result)
+            self._running[trial.trial_id].epochs.append(record)
+            self._progress.epoch(TrialSpec.from_tune(trial.config), record)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """Show a finished trial, or write the row of one that ASHA stopped."""
+        spec = TrialSpec.from_tune(trial.config)
+        if spec.key in self._study.folder.finished():  # it has written its row itself
+            self._end(trial, "COMPLETE")
+            return
+        self._end(trial, "PRUNED")
+        # A worker may be writing still: what it leaves goes when the study ends.
+        remove_folder(subfolder(self._study.checkpoints, spec.trial_id))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """Write the row of a trial that failed; the traceback goes to the log."""
+        trial_id = TrialSpec.from_tune(trial.config).trial_id
+        # A process of Tune's that was killed has not said so itself.
+        ray.get(self._workers.broker.drop.remote(trial_id))
+        raised = _raised_by(trial)
+        log.error("trial %s failed\n%s", trial_id, Path(trial.error_file).read_text())
+        if is_full_disk(raised):  # not the trial's fault: it has no row, and is run again
+            self._stopped_by = raised
+        else:
+            self._end(trial, "FAIL", one_line(raised))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
+        """Keep progress visible, and end what cannot go on; Tune steps at least every 0.1 s or so.
+
+        What is raised here, unlike in the other methods, ends Tune as it is.
+        """
+        self._progress.tick()
+        if self._stopped_by is not None:
+            raise self._stopped_by
+        self._workers.look()
+        self._patience.look()
+
+    def _end(self, trial: Trial, status: Status, error: str | None = None) -> None:
+        """Show the end of a trial, and write its row unless it has done so itself."""
+        spec = TrialSpec.from_tune(trial.config)
+        ran = self._running.pop(trial.trial_id, None) or _Running()  # it may never have begun
+        study = self._study.config.study
+        record = spec.record(study, status, ran.epochs, ran.started_at, error=error)
+        if status != "COMPLETE":
+            self._study.folder.write_trial(record)
+        self._progress.finish(record)
+        self._study.folder.keep()
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message, without Ray's wrapping."""
+    while True:
+        # RayTaskError, ControllerError and WorkerGroupError hold what was raised.
+        inner = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
+        failures = getattr(error, "worker_failures", None)
+        if failures:
+            inner = failures[min(failures)]
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+
+
+def _raised_by(trial: Trial) -> BaseException:
+    """What ended a trial, from the file in which Tune has just put it."""
+    if trial.pickled_error_file is None:
+        return RuntimeError(Path(trial.error_file).read_text())
+    with Path(trial.pickled_error_file).open("rb") as file:
+        return ray.cloudpickle.load(file)  # type: ignore[no-any-return]  # a pickle holds anything
 
 
 def take_memory_kills_as_deaths() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from perpeft_ray.study.doctor.node_report import visible_gpus
+from perpeft_ray.study.node_report import visible_gpus
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 

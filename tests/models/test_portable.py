@@ -138,7 +138,7 @@ def test_a_study_of_relative_paths_is_found_from_any_folder(shop, tmp_path, monk
         storage="results",
         methods=("perpeft", "without_mm"),
     )
-    monkeypatch.setattr("perpeft_ray.study.run.ray_for", lambda study, _: nullcontext(study))
+    monkeypatch.setattr("perpeft_ray.study.runtime.ray_for", lambda study, _: nullcontext(study))
     monkeypatch.chdir(tmp_path)
     run_study(config, train_one)
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -160,7 +160,7 @@ def train_one(study: Any, progress: Any) -> None:
 def test_a_stopped_run_leaves_weights_in_the_studys_folder(shop, tmp_path, monkeypatch):
     config = new_study(shop, tmp_path / "results").config
     config = dataclasses.replace(config, study="run", methods=("perpeft", "without_mm"))
-    monkeypatch.setattr("perpeft_ray.study.run.ray_for", lambda study, _: nullcontext(study))
+    monkeypatch.setattr("perpeft_ray.study.runtime.ray_for", lambda study, _: nullcontext(study))
 
     def stopped(study: Any, progress: Any) -> None:
         train_one(study, progress)

@@ -1,35 +1,45 @@
-"""A trial on a Ray of several nodes, one of which is removed; a process of its own.
+"""A trial on a Ray of several nodes, one of which is removed, against the unbroken trial.
 
     python -m tests.study.lost_node FOLDER
 
-FOLDER has `trial.json` (the config's fields) and `shop/`; what was found goes to `outcome.json`.
+A process of its own: pytest's may be connected to another Ray.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
-from perpeft_ray.config import TrialConfig
+from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.train.broker import Task
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.ray_train import Groups, worker_groups
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import prepare
 from tests.on_workers import train
+from tests.small_shop import write_small_shop
 
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
+TRAIN = TrainSettings(
+    epochs=1, personal_epochs=8, batch_size=8, validate_every=1, dtype="float32", mode="parallel"
+)
 
 
 def main(folder: Path) -> None:
     """Two nodes of a worker each; one is removed in stage 3, and another takes its place."""
-    config = TrialConfig(**json.loads((folder / "trial.json").read_text()))
+    shop = write_small_shop(folder / "shop")
+    study = StudyConfig(dataset=f"parquet:{shop}", encoder="toyshop-clip", train=TRAIN)
+    config = study.trial("perpeft", seed=0, variant="lora", groups=3, learning_rate=1e-3)
     workspace = prepare(config.dataset, config.encoder, folder / "cache")
+    alone: list[EpochRecord] = []
+    fresh = workspace.with_nothing_trained(folder / "alone")
+    unbroken = run_trial(config, fresh, alone.append, test=True)
+
     os.environ.update(ENVIRONMENT)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     cluster.add_node(num_cpus=1)
@@ -51,13 +61,11 @@ def main(folder: Path) -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
-    found = {
-        "epochs": [record.epoch for record in records],
-        "losses": [record.loss for record in records],
-        "test_rank": outcome.users.test_rank.tolist(),
-        "world_size": outcome.world_size,
-    }
-    (folder / "outcome.json").write_text(json.dumps(found))
+    assert outcome.world_size == 2
+    assert [record.epoch for record in records] == [record.epoch for record in alone]
+    losses, expected = ([record.loss for record in of] for of in (records, alone))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert np.array_equal(outcome.users.test_rank, unbroken.users.test_rank)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from perpeft_ray.study import run as study_run
 from perpeft_ray.study.trainable import Study
 from perpeft_ray.train.fingerprints import Fingerprints
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
-from tests.study.conftest import fake_run
+from tests.study.fakes import fake_run
 
 STEP, STEPS = 100_000_000, 50
 """Bytes taken every 0.1 s, so that Ray, which looks every 0.25 s, sees them; and how often."""
@@ -91,7 +91,7 @@ class Fault:
 
 
 def open_study(fault: Fault) -> Callable[..., Study]:
-    """In the stead of the command's own: the stand-in, and no data."""
+    """Replaces `_open_study`: the stand-in as runner, and no data."""
 
     def opened(config: StudyConfig, folder: StudyFolder, *_: Any) -> Study:
         class Workspace:
@@ -118,7 +118,6 @@ def start(arguments: list[str]) -> None:
     fault = Fault(runs, os.getpid(), kind, place)
     study_run._open_study = open_study(fault)
     study_run.check_inputs = lambda config, *_, **__: (config, None)  # type: ignore[attr-defined]  # not public there
-    study_run.keep_weights = lambda *_: None  # type: ignore[attr-defined]
     study_run.repeat_shares = lambda *_: RepeatShares(0.0, 0.0)  # type: ignore[attr-defined]
     study_run.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")  # type: ignore[attr-defined]
     small = (

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray.tune.result import DONE
 
-from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings
 from perpeft_ray.metrics import RankingMetrics
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.agenda import Agenda
-from perpeft_ray.study.search.suggest import open_searches
+from perpeft_ray.study.search import open_searches
 from perpeft_ray.study.trainable import to_result
 from perpeft_ray.train.outcome import EpochRecord
+from tests.study.fakes import small_study
 
 VALID = RankingMetrics(*[0.1] * 6)
-STUDY = StudyConfig(
-    methods=("perpeft",),
-    train=TrainSettings(epochs=2, personal_epochs=6),
-    search=SearchSettings(variants=("ia3",), trials=3, grace_epochs=2),
-)
 
 
 def validated(epoch: int, score: float) -> dict[str, Any]:
@@ -27,7 +24,10 @@ def validated(epoch: int, score: float) -> dict[str, Any]:
 
 
 def test_a_trial_that_falls_behind_its_variant_is_stopped_once(tmp_path: Path) -> None:
-    agenda = Agenda(set(), lambda _: [], open_searches(STUDY, tmp_path / "journal", {}))
+    study = small_study(methods=("perpeft",), storage=str(tmp_path))
+    study = replace(study, search=replace(study.search, variants=("ia3",)))
+    folder = StudyFolder.create(study)
+    agenda = Agenda(folder, lambda _: [], open_searches(study, tmp_path / "journal", {}))
     for trial_id in ("first", "second"):
         assert isinstance(agenda.suggest(trial_id), dict)
     assert not agenda.stops("first", validated(4, 0.2))

@@ -3,75 +3,83 @@
 from __future__ import annotations
 
 import errno
-import io
-import json
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import ray
 from optuna.trial import TrialState
 from ray.exceptions import RayTaskError
 
-from perpeft_ray.config import SearchSettings, StudyConfig
+from perpeft_ray.config import SearchSettings
 from perpeft_ray.errors import StudyStoppedError, is_full_disk
 from perpeft_ray.store.record import TrialRecord
-from perpeft_ray.study.ablation import run_ablation
-from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.room import wait_for_room
+from perpeft_ray.study.questions import run_ablation
 from perpeft_ray.study.run import stopping_on_full_disk
-from perpeft_ray.study.search.suggest import open_journal, open_searches
-from tests.study.conftest import rows_of
+from tests.study.fakes import (
+    fake_run_killing_tune,
+    fake_run_out_of_memory,
+    new_study,
+    printed,
+    rows_of,
+    small_study,
+    states,
+)
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def run(study: Any) -> str:
-    out = io.StringIO()
-    with Progress(out) as progress:
-        run_ablation(study, progress)
-    return out.getvalue()
-
-
-def states(study: Any) -> set[TrialState]:
-    storage = open_journal(study.folder.path / "optuna.journal")
-    [name] = [n for n in optuna.get_all_study_names(storage) if n.endswith("-perpeft")]
-    return {t.state for t in optuna.load_study(study_name=name, storage=storage).trials}
-
-
-def few(config: StudyConfig) -> StudyConfig:
-    """Three trials of the search, one of each variant, and three of the ablation."""
-    search = SearchSettings(
+FEW = small_study(
+    methods=("perpeft",),
+    search=SearchSettings(
         trials=3,
         max_concurrent=1,
         ranks=(2,),
         groups=(4,),
         conditioning_weights=(0.5, 1.0),
         learning_rates=(5e-3,),
-    )
-    return replace(config, methods=("perpeft",), search=search)
+    ),
+)
+"""Three trials of the search, one of each variant, and three of the ablation."""
 
 
 @pytest.mark.usefixtures("ray_runtime")
-def test_trials_without_memory_are_rows_and_the_study_goes_on(
-    make_study: Callable[..., Any], small_study: Callable[..., Any], run_out_of_memory: Any
-) -> None:
-    study = make_study(few(small_study()), run=run_out_of_memory)
-    run(study)
+def test_trials_without_memory_are_rows_and_the_study_continues(tmp_path: Path) -> None:
+    study = new_study(tmp_path, FEW, fake_run_out_of_memory)
+    printed(run_ablation, study)
     rows = {row["variant"]: row for row in rows_of(study) if row["phase"] == "search"}
     assert rows["lora"]["status"] == "COMPLETE"
     assert (rows["ia3"]["status"], rows["iisan"]["status"]) == ("FAIL", "FAIL")
     assert rows["ia3"]["error"].startswith("RuntimeError: workers were lost 3 times in epoch 1;")
     assert rows["iisan"]["error"] == "MemoryError: 8 TB"
-    assert states(study) == {TrialState.COMPLETE, TrialState.FAIL}
+    assert set(states(study.folder.path)) == {TrialState.COMPLETE, TrialState.FAIL}
     ablation = [row for row in rows_of(study) if row["phase"] == "ablation"]
     assert [(row["variant"], row["status"]) for row in ablation] == [("lora", "COMPLETE")]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_runtime")
+def test_where_tunes_process_is_killed_the_trial_fails_and_a_rerun_repeats_it(
+    tmp_path: Path,
+) -> None:
+    study = new_study(tmp_path, FEW, fake_run_killing_tune)
+    printed(run_ablation, study)
+    [lost] = [row for row in rows_of(study) if row["status"] == "FAIL"]
+    assert (lost["variant"], lost["phase"]) == ("ia3", "search")
+    assert lost["error"].startswith("ActorDiedError: ")
+    assert states(study.folder.path) == {TrialState.COMPLETE: 2, TrialState.FAIL: 1}
+    # The same workers have taken the other trials.
+    assert {row["variant"] for row in rows_of(study) if row["phase"] == "ablation"} == {
+        "lora",
+        "iisan",
+    }
+    assert "continuing: 4 of 6 trials are done" in printed(run_ablation, study)
+    assert {row["status"] for row in rows_of(study)} == {"COMPLETE"}
+    assert len(rows_of(study)) == 6
 
 
 @dataclass(frozen=True)
@@ -93,26 +101,23 @@ class FullAfter:
 
 
 @pytest.mark.usefixtures("ray_runtime")
-def test_a_full_disk_stops_the_study_which_resumes_once_there_is_room(
-    make_study: Callable[..., Any], small_study: Callable[..., Any]
-) -> None:
-    study = make_study(few(small_study()))
+def test_a_full_disk_stops_the_study_which_resumes_once_there_is_room(tmp_path: Path) -> None:
+    study = new_study(tmp_path, FEW)
     full = replace(study, folder=FullAfter(study.folder, 2))
     with (
         pytest.raises(StudyStoppedError, match=r"no room on the disk \(.* MB are left in .*same"),
         stopping_on_full_disk(study.folder.path),
     ):
-        run(full)
+        printed(run_ablation, full)
     before = rows_of(study)
     assert [row["status"] for row in before] == ["COMPLETE"] * 2  # and no FAIL: it was no fault
-    printed = run(study)
-    assert TrialState.RUNNING not in states(study)
-    assert "continuing: 2 of 6 trials are done" in printed
+    assert "continuing: 2 of 6 trials are done" in printed(run_ablation, study)
+    assert TrialState.RUNNING not in states(study.folder.path)
     assert len(rows_of(study)) == 6
     assert [row for row in rows_of(study) if row in before] == before
 
 
-def test_a_full_disk_is_known_however_it_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_is_recognised_in_every_form(tmp_path: Path) -> None:
     assert is_full_disk(FULL)
     assert is_full_disk(OSError(errno.EDQUOT, "quota"))
     assert is_full_disk(RayTaskError("train", "a traceback", FULL))
@@ -126,33 +131,9 @@ def test_a_full_disk_is_known_however_it_is_told(tmp_path: Path) -> None:
         raise ValueError("other")
 
 
-def test_a_line_that_a_full_disk_cut_short_does_not_spoil_the_journal(tmp_path: Path) -> None:
-    study, journal = few(StudyConfig()), tmp_path / "journal"
-    lost = open_searches(study, journal, {})["perpeft"].ask("a")
-    journal.write_bytes(journal.read_bytes() + b'{"op_code":4,"worker')
-    for _ in range(2):
-        assert open_searches(study, journal, {})["perpeft"].ask("a") == lost
-    assert all(json.loads(line) for line in journal.read_text().splitlines())
-
-
 @pytest.mark.usefixtures("ray_runtime")
-def test_what_a_cluster_has_no_room_for_is_told() -> None:
-    config = StudyConfig(cpus_per_worker=2, start_timeout_s=1.0)
-    began = time.monotonic()
-    with pytest.raises(StudyStoppedError) as told:
-        wait_for_room(config, 500)
-    assert time.monotonic() - began < 30
-    there = ray.cluster_resources()["CPU"]
-    text = str(told.value)
-    assert text.startswith("Ray has had no room for a trial for 1 s: it needs 500 x (2 CPU); the")
-    assert f"the nodes have {there:g} CPU, of which {there:g} CPU are free" in text
-    assert "`start_timeout_s`" in text
-    wait_for_room(config, 1)
-
-
-@pytest.mark.usefixtures("ray_runtime")
-def test_processors_that_others_hold_end_the_wait_and_free_ones_let_it_go_on(
-    make_study: Callable[..., Any], small_study: Callable[..., Any]
+def test_the_study_stops_while_others_hold_the_processors_and_waits_for_free_ones(
+    tmp_path: Path,
 ) -> None:
     @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
     class Other:
@@ -161,16 +142,16 @@ def test_processors_that_others_hold_end_the_wait_and_free_ones_let_it_go_on(
 
     other = Other.remote()  # type: ignore[attr-defined]  # Ray adds it
     assert ray.get(other.here.remote())
-    study = make_study(few(small_study(start_timeout_s=2.0)))
+    study = new_study(tmp_path, replace(FEW, start_timeout_s=2.0))
     began = time.monotonic()
     with pytest.raises(StudyStoppedError, match=r"it needs 1 CPU; .* of which 0 CPU are free"):
-        run(study)
+        printed(run_ablation, study)
     assert time.monotonic() - began < 60  # 2 s, on a machine that may be busy
     assert rows_of(study) == []
 
     patient = replace(study, config=replace(study.config, start_timeout_s=300.0))
     timer = threading.Timer(3.0, lambda: ray.kill(other))
     timer.start()
-    run(patient)
+    printed(run_ablation, patient)
     timer.join()
     assert len(rows_of(study)) == 6

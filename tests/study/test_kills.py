@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from perpeft_ray.study.search.suggest import open_journal
+from tests.study.fakes import states
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SCRIPT = Path(__file__).with_name("quick_study.py")
@@ -45,12 +44,6 @@ def rows(storage: Path, study: str = "ablation_peft") -> pd.DataFrame:
     assert trials.trial_id.is_unique
     assert not trials.duplicated(["phase", "config_hash"]).any()
     return trials.sort_values("trial_id", ignore_index=True)
-
-
-def states(storage: Path, study: str = "ablation_peft") -> Counter[TrialState]:
-    journal = open_journal(storage / study / "optuna.journal")
-    [name] = [n for n in optuna.get_all_study_names(journal) if n.endswith("-perpeft")]
-    return Counter(t.state for t in optuna.load_study(study_name=name, storage=journal).trials)
 
 
 def processes_of_trials(storage: Path) -> set[int]:
@@ -91,10 +84,10 @@ def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path
     assert f"[{TRIALS}/{TRIALS}]" in last.stderr
 
     pd.testing.assert_frame_equal(rows(broken).drop(columns=TIMES), expected.drop(columns=TIMES))
-    finished = states(broken)
+    finished = states(broken / "ablation_peft")
     assert finished[TrialState.RUNNING] == finished[TrialState.WAITING] == 0
     for state in (TrialState.COMPLETE, TrialState.PRUNED):
-        assert finished[state] == states(unbroken)[state]
+        assert finished[state] == states(unbroken / "ablation_peft")[state]
     ends = Counter(re.sub(r"-\w+$", "", file.name) for file in (broken / "runs").glob("ended-*"))
     assert set(ends.values()) == {1}  # nothing that was finished ran again
 
@@ -154,7 +147,7 @@ def test_a_disk_that_is_full_stops_the_study_until_there_is_room(small_disk: Pat
     assert f"continuing: {len(before)} of {TRIALS} trials are done" in again.stderr
     after = rows(small_disk)
     assert len(after) == TRIALS
-    assert states(small_disk)[TrialState.RUNNING] == 0
+    assert states(small_disk / "ablation_peft")[TrialState.RUNNING] == 0
     kept = after[after.trial_id.isin(before.trial_id)].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, before, check_dtype=False)
 
@@ -245,7 +238,7 @@ def test_a_real_study_that_was_killed_has_the_metrics_of_the_unbroken_one(tmp_pa
         for folder in users
     )
     pd.testing.assert_frame_equal(one, other)
-    assert states(tmp_path / "broken")[TrialState.RUNNING] == 0
+    assert states(tmp_path / "broken" / "ablation_peft")[TrialState.RUNNING] == 0
 
 
 @pytest.mark.cluster

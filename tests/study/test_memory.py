@@ -1,4 +1,4 @@
-"""A trial that Ray's memory monitor kills: told to Tune as a death, a FAIL row of a study."""
+"""A trial that Ray's memory monitor kills: a death to Tune, a FAIL row of the study."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-from unittest.mock import Mock
 
 import pandas as pd
 import psutil
 import pytest
-from ray.air.execution import FixedResourceManager
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.air.execution._internal.tracked_actor import TrackedActor
-from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from perpeft_ray.study import tuning
@@ -29,63 +23,38 @@ ROOM = 3.5e9
 machine may take or give back 2 GB meanwhile."""
 
 
-class Manager(RayActorManager):
-    """Tune's, with one actor that runs; `freed` is its room once that is given back."""
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """What Tune's two methods get, once a kill is taken as a death."""
+    given: list[Exception] = []
 
-    def __init__(self) -> None:
-        super().__init__(FixedResourceManager({}))
-        self.freed = Mock()
-        self._resource_manager.free_resources = self.freed
-        self.told_of_actor, self.told_of_task = Mock(), Mock()
-        self.actor = TrackedActor(1, on_error=self.told_of_actor)
-        self.task = TrackedActorTask(self.actor, on_error=self.told_of_task)
-        self._live_actors_to_ray_actors_resources[self.actor] = (Mock(), "its room")
+    class Manager:
+        def _actor_start_failed(self, tracked_actor: object, exception: Exception) -> None:
+            given.append(exception)
 
+        def _actor_task_failed(self, tracked_actor_task: object, exception: Exception) -> None:
+            given.append(exception)
 
-@pytest.fixture(autouse=True)
-def _twice() -> None:
+    monkeypatch.setattr(tuning, "RayActorManager", Manager)
     take_memory_kills_as_deaths()
-    before = RayActorManager._actor_task_failed
+    wrapped = Manager._actor_task_failed
     take_memory_kills_as_deaths()
-    assert RayActorManager._actor_task_failed is before
-
-
-def _is_the_death(call: Any, actor: TrackedActor) -> None:
-    told_of, error = call.args
-    assert told_of is actor
-    assert isinstance(error, RayActorError)
-    assert str(error) == KILLED
-
-
-def test_a_kill_of_a_running_trial_is_its_death() -> None:
-    manager = Manager()
+    assert Manager._actor_task_failed is wrapped
     error = OutOfMemoryError(f"{KILLED}\nRefer to the documentation")
-    manager._actor_task_failed(tracked_actor_task=manager.task, exception=error)
-    _is_the_death(manager.told_of_actor.call_args, manager.actor)
-    _is_the_death(manager.told_of_task.call_args, manager.actor)
-    manager.freed.assert_called_once_with(acquired_resource="its room")
-    assert manager.is_actor_failed(manager.actor)
-    assert manager.live_actors == []
+    Manager()._actor_start_failed(tracked_actor=None, exception=error)
+    Manager()._actor_task_failed(tracked_actor_task=None, exception=error)
+    Manager()._actor_task_failed(tracked_actor_task=None, exception=ValueError("other"))
+    return given
 
 
-def test_a_kill_of_a_trial_that_starts_is_its_death() -> None:
-    manager = Manager()
-    manager._actor_start_failed(tracked_actor=manager.actor, exception=OutOfMemoryError(KILLED))
-    _is_the_death(manager.told_of_actor.call_args, manager.actor)
-    manager.freed.assert_called_once_with(acquired_resource="its room")
+def test_tune_takes_a_memory_kill_as_a_death(given: list[Exception]) -> None:
+    for error in given[:2]:
+        assert isinstance(error, RayActorError)
+        assert str(error) == KILLED
 
 
-def test_what_else_tune_does_not_know_still_ends_it() -> None:
-    manager = Manager()
-    with pytest.raises(RuntimeError, match="Caught unexpected exception: other"):
-        manager._actor_task_failed(tracked_actor_task=manager.task, exception=ValueError("other"))
-    manager.told_of_task.assert_not_called()
-
-
-def test_a_ray_without_these_methods_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "RayActorManager", object)
-    with pytest.raises(AttributeError, match="_actor_start_failed"):
-        take_memory_kills_as_deaths()
+def test_tune_gets_other_errors_as_they_are(given: list[Exception]) -> None:
+    assert repr(given[2]) == repr(ValueError("other"))
 
 
 def run(storage: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -107,7 +76,7 @@ def rows(storage: Path) -> pd.DataFrame:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_killed_trial_is_a_row_the_study_goes_on_and_so_does_the_same_command(
+def test_the_killed_trial_is_a_row_and_the_same_command_repeats_it(
     tmp_path: Path,
 ) -> None:
     there = psutil.virtual_memory()

@@ -1,4 +1,4 @@
-"""Which trials are planned: fairness, choice by validation, order."""
+"""Which trials are planned: the space, fairness, choice by validation, order."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from perpeft_ray.config import (
     StudyConfig,
     TrialConfig,
 )
+from perpeft_ray.config.presets import preset
 from perpeft_ray.store.record import Searched
 from perpeft_ray.study.plan import (
     Cell,
     TrialSpec,
     ablation_trials,
+    all_settings,
     best_configs,
     count_trials,
-    is_one_of,
     other_mode_trials,
     ready_trials,
     search_budget,
     search_trial,
     searching_methods,
+    variants_of,
 )
-from perpeft_ray.study.search.space import all_settings, variants_of
-from tests.study.whole_space import search_trials
+from tests.study.fakes import search_trials
 
 TWO_RATES = SearchSettings(learning_rates=(5e-3, 1e-2))
 
@@ -45,6 +46,26 @@ def best_for(study: StudyConfig) -> dict[Cell, TrialConfig]:
         for method in searching_methods(study)
         for spec in search_trials(study, method)
     }
+
+
+def test_all_settings_are_counted_and_distinct() -> None:
+    search = SearchSettings(
+        ranks=(2, 4, 8),
+        groups=(4, 6, 8),
+        conditioning_weights=(0.25, 0.5, 0.75, 1.0),
+        learning_rates=(5e-3, 1e-2),
+    )
+    trials = search_trials(StudyConfig(search=search))
+    # lora has 3 ranks, the two others none; 3 group counts, 4 weights, 2 learning rates.
+    assert len({spec.key for spec in trials}) == len(trials) == (3 + 1 + 1) * 3 * 4 * 2
+
+
+def test_paper_preset_searches_only_the_variant() -> None:
+    trials = search_trials(preset("paper"))
+    assert [spec.config.variant for spec in trials] == ["lora", "ia3", "iisan"]
+    config = trials[0].config
+    assert (config.learning_rate, config.batch_size, config.groups) == (1e-4, 16, 8)
+    assert (config.stage1_epochs, config.stage3_epochs, config.validate_every) == (10, 20, 1)
 
 
 def test_best_of_each_method_and_variant_is_the_first_with_the_highest_score() -> None:
@@ -196,9 +217,3 @@ def test_parallel_studies_run_perpeft_sequentially_as_the_other_mode() -> None:
     assert config.mode == "parallel"
     [spec] = other_mode_trials(study, config)
     assert (spec.config.mode, spec.config.step_batches) == ("sequential", 1)
-
-
-def test_a_trial_is_known_by_its_id() -> None:
-    first, other = search_trials(StudyConfig())[:2]
-    assert is_one_of(first.trial_id, {first.key, other.key})
-    assert not is_one_of(first.trial_id, {other.key, ("ablation", first.config.config_hash)})

@@ -1,107 +1,227 @@
-"""Studies that compare settings: sensitivity, Pareto front, efficiency; with a runner that does not
-train."""
+"""Whole studies under Tune, with a runner that does not train."""
 
 from __future__ import annotations
 
-import io
+import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 
 from perpeft_ray.config import METHODS, SearchSettings, StudyConfig
-from perpeft_ray.metrics import on_front
-from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.questions import efficiency_trials, run_front, run_sensitivity
-from perpeft_ray.study.search.suggest import open_journal, open_searches, optuna_study_name
-from tests.study.conftest import rows_of
+from perpeft_ray.study.questions import (
+    efficiency_configs,
+    run_ablation,
+    run_front,
+    run_sensitivity,
+)
+from perpeft_ray.study.trainable import Study
+from tests.study.fakes import (
+    fake_run_failing,
+    journal_of,
+    new_study,
+    printed,
+    rows_of,
+    small_study,
+    states,
+)
+
+pytestmark = pytest.mark.usefixtures("ray_runtime")
+NAMES = ("groups", "rank", "conditioning_weight", "learning_rate")
 
 
-def run(function: Callable[..., None], *arguments: Any) -> str:
-    """Call with progress; what it printed."""
-    out = io.StringIO()
-    with Progress(out) as progress:
-        function(*arguments, progress)
-    return out.getvalue()
+class Ran:
+    """A study that has run."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.printed = printed(run_ablation, study)
+        self.rows = rows_of(study)
+
+    def of(self, phase: str, method: str | None = None) -> list[dict[str, Any]]:
+        rows = [row for row in self.rows if row["phase"] == phase]
+        return [row for row in rows if method in (None, row["method"])]
 
 
-@pytest.mark.usefixtures("ray_runtime")
-def test_sensitivity_varies_one_setting_about_the_best(
-    make_study: Callable[..., Any], small_study: Callable[..., Any]
-) -> None:
-    config = small_study(seeds=(0, 1), methods=("perpeft",), parallel_workers=0)
-    config = replace(config, peft=replace(config.peft, variant="lora"))
-    study = make_study(config)
-    run(run_sensitivity, study)
-    rows = rows_of(study)
-    names = ("groups", "rank", "conditioning_weight", "learning_rate")
-    [best] = {tuple(row[name] for name in names) for row in rows if row["phase"] == "ablation"}
-    curves = [row for row in rows if row["phase"] == "settings"]
-    assert None not in {row["test_ndcg_at_20"] for row in curves}
-    found = Counter(tuple(row[name] for name in names) for row in curves)
-    expected = {
-        (*best[:place], value, *best[place + 1 :])
-        for place, name in enumerate(names)
-        for value in config.values(name)
+@pytest.fixture(scope="module")
+def ran(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A method of each kind, and PerPEFT in parallel mode too."""
+    methods = ("popularity", "without_mm", "global", "perpeft", "random_grouping")
+    storage = tmp_path_factory.mktemp("questions")
+    return Ran(new_study(storage, small_study(methods=methods, parallel_workers=2)))
+
+
+def test_the_journal_knows_how_every_trial_of_the_search_ended(ran: Ran) -> None:
+    statuses = Counter(row["status"] for row in ran.of("search", "perpeft"))
+    assert sum(statuses.values()) == 6
+    assert statuses["PRUNED"] > 0
+    assert states(ran.study.folder.path) == {TrialState[s]: n for s, n in statuses.items()}
+
+
+def test_pruned_trials_had_stage_one_and_grace_and_leave_no_checkpoint(ran: Ran) -> None:
+    pruned = [row for row in ran.rows if row["status"] == "PRUNED"]
+    assert all(2 + 2 <= row["epochs"] < 8 for row in pruned)
+    assert list(Path(ran.study.checkpoints).iterdir()) == []
+
+
+def test_only_trials_after_the_search_read_test(ran: Ran) -> None:
+    assert None not in {row["test_ndcg_at_20"] for row in ran.of("ablation")}
+    assert {row["test_ndcg_at_20"] for row in ran.of("search")} == {None}
+
+
+def test_the_ablation_runs_each_variants_best_by_validation(ran: Ran) -> None:
+    complete = [row for row in ran.of("search", "perpeft") if row["status"] == "COMPLETE"]
+    for variant in ("lora", "ia3", "iisan"):
+        searched = [row for row in complete if row["variant"] == variant]
+        best = max(searched, key=lambda row: row["valid_ndcg_at_20"])
+        again = [
+            row
+            for row in ran.of("ablation", "perpeft")
+            if (row["variant"], row["mode"]) == (variant, "sequential")
+        ]
+        assert len(again) == 1
+        for name in NAMES:
+            assert again[0][name] == best[name]
+
+
+def test_baselines_choose_among_the_same_learning_rates(ran: Ran) -> None:
+    assert {row["learning_rate"] for row in ran.of("search", "without_mm")} == {5e-3, 1e-2}
+    # LoRA has ranks too, and more settings than trials.
+    chosen = {
+        (row["method"], row["learning_rate"])
+        for row in ran.of("ablation")
+        if row["variant"] in (None, "ia3") and row["method"] in ("without_mm", "global", "perpeft")
     }
-    assert found == dict.fromkeys(expected, 2)  # once a seed
-    run(run_sensitivity, study)  # again: nothing is left to do
-    assert rows_of(study) == rows
+    assert chosen == {("without_mm", 5e-3), ("global", 5e-3), ("perpeft", 1e-2)}
 
 
-@pytest.mark.usefixtures("ray_runtime")
-def test_the_front_of_a_search_for_two_objectives_reads_test(
-    make_study: Callable[..., Any], small_study: Callable[..., Any]
+def test_the_ablation_is_methods_by_variants_and_the_other_mode(ran: Ran) -> None:
+    ablation = ran.of("ablation")
+    # 2 without a variant, 3 with three, and the best in parallel mode.
+    assert len(ablation) == 2 + 3 * 3 + 1
+    assert {row["status"] for row in ablation} == {"COMPLETE"}
+    [parallel] = [row for row in ablation if row["mode"] == "parallel"]
+    assert [parallel[name] for name in ("method", "variant", "world_size")] == [
+        "perpeft",
+        "lora",
+        2,
+    ]
+
+
+def test_every_trial_has_a_line_and_is_counted(ran: Ran) -> None:
+    assert ran.printed.count("COMPLETE") + ran.printed.count("PRUNED") == len(ran.rows)
+    assert f"[{len(ran.rows)}/{len(ran.rows)}]" in ran.printed
+
+
+def test_every_trial_of_a_study_is_in_tensorboard(ran: Ran) -> None:
+    folders = {folder.name for folder in (ran.study.folder.path / "tensorboard").iterdir()}
+    assert folders == {row["trial_id"] for row in ran.rows}
+
+
+def test_the_same_command_again_finds_nothing_to_do(ran: Ran) -> None:
+    assert "COMPLETE" not in printed(run_ablation, ran.study)
+    assert rows_of(ran.study) == ran.rows
+
+
+def test_failed_trials_are_rows_and_the_study_continues(tmp_path: Path) -> None:
+    config = small_study(methods=("global", "perpeft"))
+    ran = Ran(new_study(tmp_path, config, fake_run_failing))
+    failed = [row for row in ran.rows if row["status"] == "FAIL"]
+    assert {(row["variant"], row["error"]) for row in failed} == {
+        ("ia3", "ValueError: ia3 is broken"),
+        ("lora", "FloatingPointError: validation NDCG@20 is nan in epoch 2"),
+    }
+    assert all(row["valid_ndcg_at_20"] is None for row in failed)
+    found = states(ran.study.folder.path)
+    assert found[TrialState.RUNNING] == 0
+    assert found[TrialState.FAIL] >= 1
+    # The variant that always fails is left out with a line; the others are compared.
+    assert "left out: perpeft ia3 has no finished trial" in ran.printed
+    ablation = {(row["method"], row["variant"]) for row in ran.of("ablation")}
+    assert ablation == {(m, v) for m in ("global", "perpeft") for v in ("lora", "iisan")}
+
+
+def copy_of(ran: Ran, storage: Path) -> Study:
+    """The study that has run, to be continued elsewhere."""
+    shutil.copytree(ran.study.folder.path, storage / ran.study.config.study)
+    return new_study(storage, ran.study.config)
+
+
+def test_an_interrupted_study_does_only_what_is_missing(ran: Ran, tmp_path: Path) -> None:
+    study = copy_of(ran, tmp_path)
+    before = {row["trial_id"]: row for row in ran.rows}
+    lost = [
+        next(t for t, row in before.items() if row["status"] == "PRUNED"),
+        *(t for t in before if t.startswith("search-without_mm")),
+        *(t for t in before if t.startswith("ablation-global-ia3")),
+    ]
+    assert len(lost) == 4
+    for trial_id in lost:
+        (study.folder.path / "trials" / f"{trial_id}.parquet").unlink()
+    printed(run_ablation, study)
+    after = {row["trial_id"]: row for row in rows_of(study)}
+    assert len(after) >= len(before)
+    assert {t: after[t] for t in before if t not in lost} == {
+        t: row for t, row in before.items() if t not in lost
+    }
+
+
+def test_without_a_search_seeds_run_and_patience_ends_a_trial_as_complete(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = small_study(methods=("perpeft",), parallel_workers=0)
-    config = replace(config, search=replace(config.search, pareto=True))
-    study = make_study(config)
+    config = small_study(methods=("popularity", "without_mm"), seeds=(0, 1))
+    config = replace(config, train=replace(config.train, lr=5e-3, patience=1))
+    ran = Ran(new_study(tmp_path, config))
+    assert [(row["method"], row["phase"], row["seed"], row["status"]) for row in ran.rows] == [
+        ("popularity", "ablation", 0, "COMPLETE"),
+        ("without_mm", "ablation", 0, "COMPLETE"),
+        ("without_mm", "ablation", 1, "COMPLETE"),
+    ]
+    assert ran.printed.count("COMPLETE") == 3
+    assert "Last result" not in capfd.readouterr().out  # Tune's own
 
-    run(run_front, study)
+
+def test_sensitivity_varies_one_setting_about_each_variants_best(ran: Ran, tmp_path: Path) -> None:
+    study = copy_of(ran, tmp_path)
+    printed(run_sensitivity, study)
+    names = ("variant", *NAMES)
+    curves = [row for row in rows_of(study) if row["phase"] == "settings"]
+    assert None not in {row["test_ndcg_at_20"] for row in curves}
+    expected = set()
+    for row in ran.of("ablation", "perpeft"):
+        best = tuple(row[name] for name in names)
+        for place, name in enumerate(names[1:], start=1):
+            values = study.config.values(name) if row[name] is not None else ()
+            expected |= {(*best[:place], value, *best[place + 1 :]) for value in values}
+    assert Counter(tuple(row[name] for name in names) for row in curves) == dict.fromkeys(
+        expected, 1
+    )
+
+
+def test_the_front_of_a_search_for_two_objectives_reads_test(tmp_path: Path) -> None:
+    config = small_study(methods=("perpeft",))
+    study = new_study(tmp_path, replace(config, search=replace(config.search, pareto=True)))
+    printed(run_front, study)
     rows = rows_of(study)
-    searched = [row for row in rows if row["phase"] == "search"]
-    assert {row["status"] for row in searched} == {"COMPLETE"}  # nothing is stopped early
-    storage = open_journal(study.folder.path / "optuna.journal")
-    loaded = optuna.load_study(study_name=optuna_study_name(config, "perpeft"), storage=storage)
-    assert [direction.name for direction in loaded.directions] == ["MAXIMIZE", "MINIMIZE"]
-    values = {tuple(trial.values) for trial in loaded.best_trials}
+    # Nothing is stopped early.
+    assert {row["status"] for row in rows if row["phase"] == "search"} == {"COMPLETE"}
+    found = journal_of(study.folder.path)
+    assert [direction.name for direction in found.directions] == ["MAXIMIZE", "MINIMIZE"]
     front = [row for row in rows if row["phase"] == "settings"]
-    assert {
-        (row["valid_ndcg_at_20"], (row["rank"] or 1) * row["groups"]) for row in front
-    } == values
+    assert {(row["valid_ndcg_at_20"], (row["rank"] or 1) * row["groups"]) for row in front} == {
+        tuple(trial.values) for trial in found.best_trials
+    }
     assert None not in {row["test_ndcg_at_20"] for row in front}
-
-
-def test_optuna_is_told_both_objectives(tmp_path: Path) -> None:
-    study = StudyConfig(search=SearchSettings(pareto=True, trials=8))
-    search = open_searches(study, tmp_path / "journal", {})["perpeft"]
-    told = []
-    for index in range(8):
-        config = search.ask(str(index)).config
-        told.append((0.01 * index, float((config.groups or 1) * (config.rank or 1))))
-        search.report(str(index), 4, told[-1][0])
-        search.tell(str(index), "COMPLETE", told[-1][0], int(told[-1][1]))
-    storage = open_journal(tmp_path / "journal")
-    name = optuna_study_name(study, "perpeft")
-    loaded = optuna.load_study(study_name=name, storage=storage)
-    assert [tuple(t.values) for t in loaded.get_trials(states=(TrialState.COMPLETE,))] == told
-    scores, seen = zip(*told, strict=True)
-    front = {pair for pair, on in zip(told, on_front(seen, scores), strict=True) if on}
-    assert {tuple(trial.values) for trial in loaded.best_trials} == front
 
 
 def test_efficiency_has_every_cell_once_at_every_rank() -> None:
     study = StudyConfig(methods=METHODS, search=SearchSettings(ranks=(2, 8), groups=(4,)))
-    specs = efficiency_trials(study)
-    cells = Counter((s.config.method, s.config.variant, s.config.rank) for s in specs)
+    cells = Counter((c.method, c.variant, c.rank) for c in efficiency_configs(study))
     assert set(cells.values()) == {1}
     assert {("perpeft", "lora", 2), ("perpeft", "lora", 8), ("perpeft", "ia3", None)} <= set(cells)
     assert ("large_global", "lora", 8 * 4) in cells
     assert ("large_global", "ia3", None) not in cells
     assert [cell for cell in cells if cell[0] == "frozen_mm"] == [("frozen_mm", None, None)]
-    assert all(spec.test and spec.phase == "settings" for spec in specs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.interactions import Dataset, load_folder
 from perpeft_ray.data.item_arrays import ItemArrays, ItemStep, in_this_process
 from perpeft_ray.study import ray_items
-from perpeft_ray.study.progress import Progress
 from perpeft_ray.study.ray_items import on_ray, on_ray_if_many, telling
 from tests.small_shop import write_small_shop
 
@@ -143,10 +141,3 @@ def test_a_real_preprocessor_travels(shop) -> None:
     assert here.keys() == over_there.keys()
     for name, array in here.items():
         np.testing.assert_array_equal(array, over_there[name])
-
-
-def test_a_study_says_how_many_items_are_ready() -> None:
-    out = io.StringIO()
-    with Progress(out, every=0.0) as progress:
-        progress.prepared(25_600, 1_000_001)
-    assert out.getvalue().startswith("getting ready: 25,600 of 1,000,001 items prepared, ")

@@ -1,30 +1,26 @@
-"""Ray's checks before a study, its log, and errors and progress in one line."""
+"""Ray during a study: its checks, its log, its folder, and errors in one line."""
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
-from perpeft_ray import screen
-from perpeft_ray.config import StudyConfig, TrainSettings
+from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError, StudyStoppedError
-from perpeft_ray.study import runtime
-from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.runtime import ray_for, ray_runtime, with_gpus
-from perpeft_ray.study.watch import one_line
-from perpeft_ray.train.outcome import EpochRecord
-from tests.study.whole_space import search_trials
+from perpeft_ray.study import room, runtime
+from perpeft_ray.study.room import with_gpus
+from perpeft_ray.study.runtime import ray_folder, ray_for, ray_runtime, scratch_folder
+from perpeft_ray.study.tuning import one_line
+from tests.study.fakes import small_study
 
 
 @pytest.mark.usefixtures("ray_runtime")
@@ -37,14 +33,14 @@ from tests.study.whole_space import search_trials
         ({"gpus_per_worker": 999.0, "parallel_workers": 0}, "`workers` x `gpus_per_worker`"),
     ],
 )
-def test_more_workers_than_processors_are_told_at_once(
+def test_more_workers_than_processors_are_refused_at_once(
     tmp_path: Path, change: dict[str, float], words: str
 ) -> None:
     kind = "GPU" if "gpus_per_worker" in change else "CPU"
     there = ray.cluster_resources().get(kind, 0)
-    with pytest.raises(InputError) as told, ray_for(replace(StudyConfig(), **change), tmp_path):
+    with pytest.raises(InputError) as error, ray_for(replace(StudyConfig(), **change), tmp_path):
         pass
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"{words} must be at most the {kind}s that Ray has ({there:g}), but is 999"
     )
     assert ray.is_initialized()  # it was there before
@@ -62,7 +58,9 @@ def test_what_ray_prints_below_python_at_its_start_goes_to_the_log(
     assert (tmp_path / "log.txt").read_text() == "from C++"
 
 
-def test_a_machine_too_busy_for_ray_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_too_busy_for_ray_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said = ""
 
     def init(**_: object) -> None:
@@ -80,7 +78,7 @@ def test_a_machine_too_busy_for_ray_is_told_in_one_line(monkeypatch: pytest.Monk
         pass
 
 
-def test_rays_token_is_its_owners_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_rays_token(tmp_path: Path) -> None:
     token = tmp_path / "auth_token"
     runtime.hide_token(token)  # none, no fault
     token.write_text("secret")
@@ -93,9 +91,7 @@ def test_rays_token_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_runtime")
-def test_logs_go_to_the_studys_file(
-    tmp_path: Path, small_study: Callable[..., Any], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_logs_go_to_the_studys_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "study.log"
     with ray_for(small_study(), file):
         assert not file.exists()
@@ -112,74 +108,8 @@ def test_errors_in_one_line_without_rays_wrapping() -> None:
     assert one_line(MemoryError()) == "MemoryError"
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
-    out = io.StringIO()
-    [spec, *_] = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
-    with Progress(out, every=0.0) as progress:
-        progress.plan(4, done=0, shown=("rank", "groups", "learning_rate"))
-        progress.start(spec)
-        progress.epoch(spec, EpochRecord(1, 1, 0.5, 1.0, None, None, False))
-        progress.epoch(spec, EpochRecord(1, 2, 0.5, 1.0, None, 0.25, False))
-        progress.tick()
-        progress.finish(spec, "COMPLETE", score=0.25, seconds=2.0, error=None)
-        progress.start(spec)
-        progress.finish(spec, "FAIL", score=None, seconds=1.0, error="ValueError: [no] markup")
-        time.sleep(0.01)
-        progress.tick()
-    status, complete, failed, last = out.getvalue().splitlines()
-    assert status.startswith("0/4 trials, 1 running (epochs 2/24), best validation NDCG@20 25.00, ")
-    assert status.endswith(" left")
-    assert complete == (
-        f"[1/4] COMPLETE {spec.trial_id}  G=6 r=4 lr=0.005  2.0 s  validation NDCG@20 25.00"
-    )
-    assert failed.endswith("1.0 s  ValueError: [no] markup")
-    assert last.startswith("2/4 trials, 0 running, ")
-
-
-def test_a_terminal_has_one_status_and_a_line_for_a_failed_trial(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(screen, "is_screen", lambda stream: True)
-    out = io.StringIO()
-    spec, other, *_ = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
-    with Progress(out) as progress:
-        progress.plan(4, done=0)
-        progress.start(spec)
-        progress.epoch(spec, EpochRecord(1, 2, 0.5, 1.0, None, 0.25, False))
-        progress.tick()
-        progress.finish(spec, "COMPLETE", score=0.25, seconds=2.0, error=None)
-        progress.start(other)
-        progress.finish(other, "FAIL", score=None, seconds=1.0, error="ValueError: no")
-        progress.tick()
-    assert spec.trial_id not in out.getvalue()
-    assert f"FAIL     {other.trial_id}" in out.getvalue()
-    assert "2/4 trials, 0 running, best validation NDCG@20 25.00" in out.getvalue()
-
-
-def test_time_left_counts_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    [spec, *_] = search_trials(StudyConfig(train=TrainSettings(lr=0.005)))
-    out = io.StringIO()
-    progress = Progress(out, every=0.0)
-    now += 50  # getting ready
-    progress.plan(14, done=10)
-    progress.start(spec)
-    now += 60
-    progress.finish(spec, "COMPLETE", score=0.1, seconds=60.0, error=None)
-    progress.start(spec)
-    now += 30
-    progress.epoch(spec, EpochRecord(1, 12, 0.5, 1.0, None, 0.1, False))
-    progress.tick()
-    # One trial and a half in 90 s; two and a half are left.
-    assert out.getvalue().splitlines()[-1] == (
-        "11/14 trials, 1 running (epochs 12/24), best validation NDCG@20 10.00, "
-        "2:20 elapsed, 2:30 left"
-    )
-
-
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
-def test_a_cluster_that_does_not_answer_is_told_at_once(
+def test_a_cluster_that_does_not_answer_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -195,6 +125,82 @@ def test_a_study_uses_the_gpus_that_ray_has(
     monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], parameters: int, gpus: float
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(runtime, "encoder_parameters", lambda encoder: parameters)
+    monkeypatch.setattr(room, "encoder_parameters", lambda encoder: parameters)
     assert with_gpus(StudyConfig()).gpus_per_worker == gpus
     assert with_gpus(StudyConfig(gpus_per_worker=0.0)).gpus_per_worker == 0.0
+
+
+@pytest.fixture
+def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+
+
+@pytest.fixture
+def temporary(_no_variable: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of temporary files, short unlike pytest's."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def _socket(folder: str) -> str:
+    return f"{folder}/ray/session_2026-11-26_14-27-16_355094_4194304/sockets/plasma_store"
+
+
+@pytest.mark.usefixtures("_no_variable")
+def test_a_long_tmpdir_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("a_name_of_a_scheduler" * 4)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setenv("TMPDIR", str(long))
+    with ray_folder():
+        assert os.environ["TMPDIR"] == os.environ["RAY_TMPDIR"]  # the dashboard has sockets there
+        assert len(os.fsencode(_socket(os.environ["RAY_TMPDIR"]))) <= 103
+    assert list(long.iterdir()) == []
+    assert os.environ["TMPDIR"] == str(long)
+
+
+def test_a_short_tmpdir_is_used_and_left_empty(temporary: Path) -> None:
+    with ray_folder():
+        folder = Path(os.environ["RAY_TMPDIR"])
+        assert folder.parent == temporary
+        (folder / "ray").mkdir()
+    assert list(temporary.iterdir()) == []
+    assert "RAY_TMPDIR" not in os.environ
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_used_stays(temporary: Path) -> None:
+    left = temporary / "perpeft-killed00"
+    (left / "ray").mkdir(parents=True)
+    (left / ".in-use").touch()
+    (temporary / "perpeft-notours").mkdir()
+    with ray_folder():
+        used = Path(os.environ.pop("RAY_TMPDIR"))
+        with ray_folder():
+            assert used.is_dir()
+            assert not left.exists()
+        os.environ["RAY_TMPDIR"] = str(used)
+    assert [path.name for path in temporary.iterdir()] == ["perpeft-notours"]
+
+
+def test_what_a_killed_study_left_of_tune_is_removed(temporary: Path) -> None:
+    left = temporary / "perpeft-tune-killed00"
+    left.mkdir()
+    (left / ".in-use").touch()
+    with scratch_folder("perpeft-tune-") as first, scratch_folder("perpeft-tune-") as second:
+        assert sorted(temporary.iterdir()) == sorted([first, second])
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_long_ray_tmpdir_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 60)
+    with pytest.raises(InputError, match="`RAY_TMPDIR` must be at most 35 bytes"), ray_folder():
+        pass
+
+
+@pytest.mark.usefixtures("_no_variable")
+def test_without_a_short_folder_the_study_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 60)
+    monkeypatch.setattr(runtime, "_SHORT_FOLDERS", ("/no/such",))
+    with pytest.raises(InputError, match=r"at most 18 bytes .* /no/such can be"), ray_folder():
+        pass

@@ -14,7 +14,8 @@ import pytest
 from optuna.trial import TrialState
 
 from perpeft_ray.store.folder import StudyFolder
-from tests.study.test_kills import TIMES, processes_of_trials, rows, run, states
+from tests.study.fakes import states
+from tests.study.test_kills import TIMES, processes_of_trials, rows, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -54,7 +55,7 @@ def test_killed_on_two_machines_and_ended_on_a_third(
     folder = StudyFolder.open(f"{storage}/ablation_peft")
     found = rows(folder.path.parent, folder.path.name)
     pd.testing.assert_frame_equal(found.drop(columns=TIMES), expected.drop(columns=TIMES))
-    ended_states = states(folder.path.parent, folder.path.name)
+    ended_states = states(folder.path)
     assert ended_states[TrialState.RUNNING] == ended_states[TrialState.WAITING] == 0
     assert {"study.log", "study.json", "tensorboard"} <= {
         path.name for path in folder.path.iterdir()

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import resource
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 from tensorboardX.proto.event_pb2 import Event
 
-from perpeft_ray.config import SearchSettings, StudyConfig, TrainSettings
-from perpeft_ray.errors import InputError
+from perpeft_ray.config import StudyConfig, TrainSettings
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.study import trackers
-from perpeft_ray.study.ablation import run_ablation
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.study.progress import Progress
-from perpeft_ray.study.trackers import TensorBoard, WandB, check_trackers
+from perpeft_ray.study.trackers import TensorBoard, WandB
 from perpeft_ray.study.trainable import to_result
 from perpeft_ray.train.outcome import EpochRecord
-from tests.study.conftest import rows_of
-from tests.study.whole_space import search_trials
+from tests.study.fakes import search_trials
 
 STUDY = StudyConfig(train=TrainSettings(lr=0.005))
 VALID = RankingMetrics(0.1, 0.2, 0.3, 0.04, 0.05, 0.06)
@@ -72,15 +65,8 @@ def test_tensorboard_has_every_epoch_once_also_when_a_trial_is_run_again(
     found = scalars(tmp_path / TrialSpec.from_tune(trial.config).trial_id)
     assert found["loss"] == [(1, 0.75), (2, 0.5), (3, 0.25)]
     assert found["valid/ndcg_at_20"] == [(2, pytest.approx(0.05)), (3, pytest.approx(0.05))]
+    assert found["valid/best_ndcg_at_20"] == [(2, 0.5), (3, 0.5)]  # it never falls
     assert len(found) == 1 + 6 + 1
-
-
-def test_the_best_so_far_of_a_trial_never_falls(tmp_path: Path, trial: Trial) -> None:
-    tracker = TensorBoard(tmp_path)
-    log_epochs(tracker, trial)
-    tracker.log_trial_end(trial)
-    found = scalars(tmp_path / TrialSpec.from_tune(trial.config).trial_id)
-    assert found["valid/best_ndcg_at_20"] == [(2, 0.5), (3, 0.5)]
 
 
 def test_a_full_disk_raises_where_tensorboard_is_written(tmp_path: Path, trial: Trial) -> None:
@@ -94,23 +80,6 @@ def test_a_full_disk_raises_where_tensorboard_is_written(tmp_path: Path, trial: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     tracker.log_trial_end(trial)
-
-
-@pytest.mark.usefixtures("ray_runtime")
-def test_every_trial_of_a_study_is_in_tensorboard(
-    make_study: Callable[..., Any], small_study: Callable[..., Any]
-) -> None:
-    search = SearchSettings(
-        trials=3, ranks=(2,), groups=(4,), conditioning_weights=(1.0,), learning_rates=(5e-3,)
-    )
-    study = make_study(replace(small_study(methods=("perpeft",)), search=search))
-    with Progress(io.StringIO()) as progress:
-        run_ablation(study, progress)
-    rows = rows_of(study)
-    folders = {folder.name: folder for folder in (study.folder.path / "tensorboard").iterdir()}
-    assert folders.keys() == {row["trial_id"] for row in rows}
-    for row in rows:
-        assert len(scalars(folders[row["trial_id"]])["loss"]) == row["epochs"]
 
 
 def test_mlflow_has_the_settings_and_every_epoch(
@@ -149,13 +118,3 @@ def test_wandb_writes_offline_runs_side_by_side(
     tracker.log_trial_end(other)
     tracker.log_trial_end(one, failed=True)
     assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
-
-
-def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_trackers(STUDY)
-    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
-    with pytest.raises(InputError) as told:
-        check_trackers(replace(STUDY, log=("mlflow",)))
-    assert str(told.value) == (
-        "`log` must name installed packages, but mlflow is not: pip install 'perpeft-ray[mlflow]'"
-    )

@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -21,12 +24,15 @@ from optuna.trial import FrozenTrial, TrialState
 from perpeft_ray.config import Method, StudyConfig, Variant
 from perpeft_ray.store.files import whole_file
 from perpeft_ray.store.record import Searched, Status
-from perpeft_ray.study.plan import TrialSpec, search_budget, search_trial, searching_methods
-from perpeft_ray.study.search.space import (
+from perpeft_ray.study.plan import (
     Setting,
+    TrialSpec,
     all_settings,
+    applying,
     first_setting,
-    suggest_setting,
+    search_budget,
+    search_trial,
+    searching_methods,
     variants_of,
 )
 
@@ -50,11 +56,20 @@ def open_searches(
     methods = searching_methods(study)
     if not methods:
         return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials have lines of their own
     known = {method: _trials_of(study, method, journal) for method in methods}
     with whole_file(journal) as fresh:
         storage = open_journal(fresh)
         for method, trials in known.items():
-            _create(study, method, storage).add_trials(
+            created = optuna.create_study(
+                storage=storage,
+                study_name=optuna_study_name(study, method),
+                directions=["maximize", "minimize"] if study.search.pareto else ["maximize"],
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                created.set_metric_names([SCORE, SIZE] if study.search.pareto else [SCORE])
+            created.add_trials(
                 _as_row_says(study, trial, ended[key])
                 for key, trial in trials.items()
                 if key in ended
@@ -91,10 +106,15 @@ class Search:
         first: Sequence[Setting],
     ) -> None:
         self._study, self._method = study, method
+        pruner: BasePruner = NopPruner()
+        if method == "perpeft" and study.search.asha:
+            epochs = study.train.epochs
+            last = epochs + study.train.personal_epochs
+            pruner = HalvingWithinVariant(epochs, study.search.grace_epochs, last)
         self._optuna = optuna.load_study(
             study_name=optuna_study_name(study, method),
             storage=open_journal(journal),
-            pruner=_pruner(study, method),
+            pruner=pruner,
         )
         self._tried, self._first = dict(tried), list(first)
         self._running: dict[str, optuna.Trial] = {}
@@ -176,7 +196,12 @@ class Search:
     def _asked(self) -> tuple[optuna.Trial, Setting]:
         # A new sampler for each suggestion: it depends only on the trials so far,
         # so that a resumed study needs no other state.
-        self._optuna.sampler = sampler(self._random().randrange(2**32))
+        self._optuna.sampler = TPESampler(
+            n_startup_trials=START,
+            multivariate=True,
+            constant_liar=True,
+            seed=self._random().randrange(2**32),
+        )
         trial = self._optuna.ask()
         return trial, suggest_setting(self._study, self._method, trial)
 
@@ -186,6 +211,27 @@ class Search:
 
     def _spec(self, setting: Setting) -> TrialSpec:
         return search_trial(self._study, self._method, setting)
+
+
+def suggest_setting(study: StudyConfig, method: Method, trial: optuna.Trial) -> Setting:
+    """One setting from Optuna, define-by-run.
+
+    Suggests only what applies and has more than one value: passing a setting on the command line
+    removes it from the search.
+    """
+
+    def value(name: str) -> Any:
+        ends = study.range_of(name)
+        if ends is not None:
+            return trial.suggest_float(name, *ends, log=True)
+        values = study.values(name)
+        return trial.suggest_categorical(name, values) if len(values) > 1 else values[0]
+
+    variants = variants_of(study, method)
+    variant: Any = variants[0]
+    if len(variants) > 1:
+        variant = trial.suggest_categorical("variant", variants)
+    return {"variant": variant, **{name: value(name) for name in applying(method, variant)}}
 
 
 @dataclass(frozen=True)
@@ -225,18 +271,6 @@ class HalvingWithinVariant(BasePruner):
         return bool(others) and trial.intermediate_values[now] < median(others)
 
 
-def _pruner(study: StudyConfig, method: Method) -> BasePruner:
-    if method != "perpeft" or not study.search.asha:
-        return NopPruner()
-    first, last = study.train.epochs, study.train.epochs + study.train.personal_epochs
-    return HalvingWithinVariant(first, study.search.grace_epochs, last)
-
-
-def sampler(seed: int) -> BaseSampler:
-    """The sampler of settings after the first ones."""
-    return TPESampler(n_startup_trials=START, multivariate=True, constant_liar=True, seed=seed)
-
-
 def open_journal(journal: Path) -> JournalStorage:
     """The Optuna storage of a study's journal file; also opens in optuna-dashboard."""
     return JournalStorage(JournalFileBackend(str(journal)))
@@ -245,20 +279,6 @@ def open_journal(journal: Path) -> JournalStorage:
 def optuna_study_name(study: StudyConfig, method: Method) -> str:
     """The name in the journal of the search of a method."""
     return f"{study.study}-{method}"
-
-
-def _create(study: StudyConfig, method: Method, storage: JournalStorage) -> optuna.Study:
-    pareto = study.search.pareto
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials have lines of their own
-    created = optuna.create_study(
-        storage=storage,
-        study_name=optuna_study_name(study, method),
-        directions=["maximize", "minimize"] if pareto else ["maximize"],
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        created.set_metric_names([SCORE, SIZE] if pareto else [SCORE])
-    return created
 
 
 def _trials_of(study: StudyConfig, method: Method, journal: Path) -> dict[str, FrozenTrial]:
@@ -291,4 +311,33 @@ def _as_row_says(study: StudyConfig, trial: FrozenTrial, row: Searched) -> Froze
         distributions=trial.distributions,
         user_attrs=trial.user_attrs,
         intermediate_values=reports,
+    )
+
+
+def setting_importances(settings: Sequence[Setting], scores: Sequence[float]) -> dict[str, float]:
+    """Share of the variance of the scores that each setting explains; most important first.
+
+    `settings`: of finished trials, [n]; one that does not apply (the rank of (IA)³) is missing or
+    None. `scores`: their validation NDCG@20, [n]. Omits settings that are the same in all trials.
+    Empty if nothing varies. Source: Hutter et al., ICML 2014.
+    """
+    names = dict.fromkeys(name for setting in settings for name in setting)
+    values = {name: tuple({setting.get(name): None for setting in settings}) for name in names}
+    varied = {name: CategoricalDistribution(of) for name, of in values.items() if len(of) > 1}
+    if len(set(scores)) < 2 or not varied:
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no message about the in-memory study
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(
+        [
+            optuna.create_trial(
+                params={name: setting.get(name) for name in varied},
+                distributions=dict(varied),
+                value=score,
+            )
+            for setting, score in zip(settings, scores, strict=True)
+        ]
+    )
+    return optuna.importance.get_param_importances(
+        study, evaluator=FanovaImportanceEvaluator(seed=0), params=list(varied)
     )

@@ -1,4 +1,4 @@
-"""A node's report for `perpeft doctor`, as a function that any node can run.
+"""What each node answers to `perpeft doctor`, as a function that any node can run.
 
 It is sent by value and imports libraries only inside, so that a node answers even if this package
 or a library is missing or has another version.
@@ -18,41 +18,35 @@ SIGN = "here"
 
 
 class NodeQuery(TypedDict):
-    """The questions to a node."""
+    """The questions to a node, and the right answers."""
 
     meeting: str
     """Folder in the storage (path or URI) where the asking process wrote."""
     sign: str
     """Content that the asking process wrote to the file SIGN."""
-    name: str
-    """The file that this node must write there."""
     files: dict[str, int]
     """Sizes of the catalogue's files in bytes, by absolute path."""
     encoder: str
-    libraries: tuple[str, ...]
-    """Distributions whose versions to report."""
-
-
-class NodeReport(TypedDict):
-    """A node's answers; complaints are None if there are none."""
-
+    fingerprint: str
+    """The encoder's."""
     versions: dict[str, str]
-    storage: str | None
-    catalogue: str | None
-    encoder: str | None
-    fingerprint: str | None
-    """Fingerprint of the encoder on this node."""
+    """As `library_versions` of the asking process."""
 
 
-def report_node(question: NodeQuery) -> NodeReport:
-    """Report on the node where this runs. Does not raise, whatever the node's set-up."""
-    fingerprint, complaint = _encoder(question["encoder"])
+NodeReport = dict[str, str | None]
+"""What is wrong on a node by check: versions, storage, catalogue, encoder; None: nothing."""
+
+
+def report_node(query: NodeQuery, name: str) -> NodeReport:
+    """Report on the node where this runs. Does not raise, whatever the node's set-up.
+
+    `name`: the file that this node writes to the meeting folder.
+    """
     return {
-        "versions": library_versions(question["libraries"]),
-        "storage": _storage(question["meeting"], question["sign"], question["name"]),
-        "catalogue": _catalogue(question["files"]),
-        "encoder": complaint,
-        "fingerprint": fingerprint,
+        "versions": _versions(query["versions"]),
+        "storage": _storage(query["meeting"], query["sign"], name),
+        "catalogue": _catalogue(query["files"]),
+        "encoder": _encoder(query["encoder"], query["fingerprint"]),
     }
 
 
@@ -66,7 +60,7 @@ def visible_gpus() -> int:
 
 
 def library_versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    """Local versions of Python, this package and distributions, or MISSING."""
+    """Local versions of Python, distributions and this package, or MISSING."""
     found = {"python": platform.python_version()}
     for name in libraries:
         try:
@@ -79,6 +73,19 @@ def library_versions(libraries: tuple[str, ...]) -> dict[str, str]:
     except ImportError:
         return found | {"perpeft-ray": MISSING}
     return found | {"perpeft-ray": __version__}
+
+
+def _versions(wanted: dict[str, str]) -> str | None:
+    # Local parts do not count: a head without GPUs may have 2.13.0+cpu, workers +cu130.
+    found = library_versions(
+        tuple(name for name in wanted if name not in ("python", "perpeft-ray"))
+    )
+    wrong = [
+        f"{name} {found[name]}, not {version}"
+        for name, version in wanted.items()
+        if found[name].partition("+")[0] != version.partition("+")[0]
+    ]
+    return "has " + " and ".join(wrong) if wrong else None
 
 
 def _storage(meeting: str, sign: str, name: str) -> str | None:
@@ -130,12 +137,15 @@ def _catalogue(files: dict[str, int]) -> str | None:
     return None
 
 
-def _encoder(name: str) -> tuple[str | None, str | None]:
+def _encoder(name: str, fingerprint: str) -> str | None:
     try:
         from perpeft_ray.encoder.preprocess import FoundationPreprocessor
         from perpeft_ray.encoder.source import encoder_fingerprint
 
         FoundationPreprocessor(name)
-        return encoder_fingerprint(name), None
+        if encoder_fingerprint(name) != fingerprint:
+            return "has another encoder under this name"
     except (ImportError, OSError, ValueError) as error:
-        return None, str(error).partition("\n")[0]
+        first = str(error).partition("\n")[0]
+        return f"cannot load it: {first}"
+    return None

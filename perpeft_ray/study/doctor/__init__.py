@@ -1,1 +1,0 @@
-"""`perpeft doctor`: examines a cluster before a study and says what to change."""

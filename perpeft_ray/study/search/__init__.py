@@ -1,1 +1,0 @@
-"""The search: space, suggestions, early stopping, and resuming."""
