@@ -154,24 +154,29 @@ def best_settings_table(trials: pd.DataFrame) -> StudyTable:
 
 
 def learning_rates_table(trials: pd.DataFrame) -> StudyTable:
-    """Every learning rate that a method other than PerPEFT tried, one row each.
+    """Every setting that a method other than PerPEFT tried, one row each.
 
-    Columns: method, variant, learning_rate, valid_ndcg_at_20 (of the search's phase), chosen.
+    Columns: method, variant, learning_rate, other settings that a method varied, valid_ndcg_at_20
+    (of the search's phase), chosen.
     """
     rates = searched(trials, [method for method in METHODS if method != "perpeft"])
-    rates = rates[["method", "variant", "learning_rate", SELECTION]]
-    best_of = rates.groupby(["method", "variant"], dropna=False)[SELECTION].transform("max")
-    rates = rates.assign(chosen=rates[SELECTION] == best_of)
-    rows = in_paper_order(rates.sort_values("learning_rate", kind="stable"))
+    cells = rates.groupby(["method", "variant"], dropna=False)
+    varied = [
+        s for s in SEARCHABLE if s.name == "learning_rate" or (cells[s.name].nunique() > 1).any()
+    ]
+    rates = rates.assign(chosen=rates[SELECTION] == cells[SELECTION].transform("max"))
+    names = [setting.name for setting in varied]
+    rates = rates.sort_values(names, kind="stable")
+    rows = in_paper_order(rates[["method", "variant", *names, SELECTION, "chosen"]])
     columns = {
         "method": shown(rows.method),
         "variant": shown(rows.variant),
-        "learning rate": shown(rows.learning_rate, "g"),
+        **{s.column or s.label: shown(rows[s.name], "g") for s in varied},
         "valid NDCG@20": shown(100 * rows[SELECTION], ".2f"),
     }
-    caption = "Validation NDCG@20 (× 100); the rate in bold is the one the ablation uses."
+    caption = "Validation NDCG@20 (× 100); the setting in bold is the one the ablation uses."
     best = {"valid NDCG@20": rows.chosen}
-    text = TextTable.of("Learning rates of the baselines", columns, caption, best)
+    text = TextTable.of("Settings of the other methods", columns, caption, best)
     return StudyTable("learning_rates", rows, (text,))
 
 

@@ -131,6 +131,16 @@ def test_each_baseline_and_variant_has_its_own_learning_rate(record: Record) -> 
     assert first[3].best
 
 
+def test_another_searched_setting_of_a_baseline_has_its_column(record: Record) -> None:
+    tried = ((4, 0.09), (8, 0.08))
+    table = learning_rates_table(
+        rows_of([record("global", "lora", s, phase="search", rank=r) for r, s in tried])
+    )
+    assert table.numbers["rank"].tolist() == [4, 8]
+    assert table.numbers.chosen.tolist() == [True, False]
+    assert [cell.text for cell in table.printed[0].rows[0]][2:] == ["4", "0.01", "9.00"]
+
+
 def test_costs_are_medians_over_seeds(half_done: list[TrialRecord]) -> None:
     numbers = costs(rows_of(half_done))
     assert numbers.method.tolist() == ["without_mm", "global", "global", "perpeft", "perpeft"]
