@@ -103,7 +103,8 @@ def settings(folders: Sequence[Path]) -> StudyTable:
     """
     cells = ["dataset", "encoder", "method", "variant"]
     final = _named(final_trials(read_results(folders)[0]))
-    final = final[~final.method.isin(SIMPLE_METHODS)]
+    # Simple methods have no such column, which makes it one of objects.
+    final = final[~final.method.isin(SIMPLE_METHODS)].astype({"still_improving": int})
     groups = final.groupby([*cells, *VARIED], dropna=False, sort=False)
     numbers = in_paper_order(
         groups.agg(

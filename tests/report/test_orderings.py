@@ -73,3 +73,11 @@ def test_settings_are_those_of_the_final_trials(write: Write) -> None:
     [row] = settings([folder.path]).numbers.itertuples()
     assert (row.method, row.seeds, row.still_improving) == ("global", 2, 0)
     assert row.learning_rate == folder.trials().learning_rate.iloc[0]
+
+
+def test_settings_count_seeds_as_numbers_also_beside_simple_methods(write: Write) -> None:
+    trials = (("popularity", 0), ("without_mm", 0), ("global", 0), ("global", 1))
+    folder = write("toyshop:1", {trial: [0, 100] for trial in trials})
+    numbers = settings([folder.path]).numbers
+    assert numbers.method.tolist() == ["without_mm", "global"]
+    assert numbers.still_improving.dtype.kind == "i"
