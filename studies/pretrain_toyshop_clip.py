@@ -12,7 +12,6 @@ Letters: n items, L tokens, S pixels a side.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections import Counter
@@ -31,6 +30,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from perpeft_ray.cli import parse, run
 from perpeft_ray.data.toyshop import other_items
 from perpeft_ray.data.toyshop_items import IMAGE_SIZE
 
@@ -59,14 +59,23 @@ class Recall:
     at_5: float
 
 
-def main(arguments: list[str] | None = None) -> None:
+@dataclass(frozen=True)
+class Options:
+    """Options."""
+
+    out: Path = Path("toyshop-clip")
+    """Folder to write."""
+    seed: int = 0
+    """Seed of items and weights."""
+    steps: int = STEPS
+    """Training steps."""
+    threads: int = 2
+    """CPU threads."""
+
+
+def main() -> None:
     """Train, print the recall on held-out items and save the folder."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="seed of items and weights")
-    parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
-    parser.add_argument("--threads", type=int, default=2, help="processor threads")
-    chosen = parser.parse_args(arguments)
+    chosen = parse(Options, description=__doc__)
     torch.set_num_threads(chosen.threads)
     model, processor = pretrain(chosen.seed, chosen.steps)
     recall = text_to_image_recall(model, processor, *held_out_items(chosen.seed))
@@ -207,4 +216,4 @@ def _inputs(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
