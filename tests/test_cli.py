@@ -296,8 +296,13 @@ def test_study_and_its_script_have_the_same_options(call):
     assert set(names) - of_the_plan == set(options(call(main, "doctor", "--help")))
 
 
-def test_version_names_the_libraries(call):
-    own, *libraries = call(main, "--version").stdout.splitlines()
+def as_module() -> None:
+    runpy.run_module("perpeft_ray", run_name="__main__")
+
+
+@pytest.mark.parametrize("command", [main, as_module])
+def test_version_names_the_libraries(call, command):
+    own, *libraries = call(command, "--version").stdout.splitlines()
     assert re.fullmatch(rf"perpeft {re.escape(__version__)}( \([0-9a-f]{{40}}(-dirty)?\))?", own)
     for name, line in zip(("torch", "ray", "transformers", "peft"), libraries, strict=True):
         assert line == f"{name} {metadata.version(name)}"

@@ -83,7 +83,8 @@ class TrainSettings:
     epochs: int = 8
     """Epochs of stage 1, the global module. Paper: 10."""
     personal_epochs: int = 16
-    """Epochs of stage 3, the personalised modules; other methods train on as long. Paper: 20."""
+    """Epochs of stage 3, the personalised modules; other methods train for as many more.
+    Paper: 20."""
     validate_every: int = 2
     """Epochs between two validations (the last epoch is always validated). Paper: 1."""
     patience: int = 0

@@ -38,7 +38,7 @@ class StudyConfig:
     encoder: str = AUTO
     """toyshop-clip, a dual encoder's path or hub name, text:PATH, or pair:TEXT,IMAGE. auto:
     toyshop-clip for the toyshop; for other data a CLIP, or a text encoder without images, and
-    toyshop-clip with a warning if their weights cannot be had."""
+    toyshop-clip with a warning if their weights are unavailable."""
     storage: str = "results"
     """Folder of studies, or its URI (s3://…); results go to <storage>/<study>/."""
     study: str = "ablation_peft"

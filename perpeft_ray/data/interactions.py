@@ -57,7 +57,7 @@ def load_folder(path: Path, uri: str, data: DataSettings | None = None) -> Datas
     the folder or names no file, and if no user has `min_interactions`.
     """
     if not path.is_dir():
-        raise InputError(f"`{uri}` must name a folder, but {str(path)!r} is none")
+        raise InputError(f"`{uri}` must name a folder, but {str(path)!r} is not one")
     interactions, items = (table.read() for table in open_tables(f"`{uri}`", path))
     _check_items(uri, interactions["item_id"], items["item_id"])
     interactions, items = _selected(uri, interactions, items, data or DataSettings())

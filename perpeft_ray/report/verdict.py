@@ -66,7 +66,7 @@ class Verdict:
         method, variant = self.use
         named = f"`{method}`" + (f" with {_title(variant)}" if variant else "")
         what = (
-            "it counts, so there is nothing to export"
+            "it only counts, so there is no model to export"
             if method in SIMPLE_METHODS
             else f"perpeft export {shlex.quote(study)} my_model"
             + ("" if method == "perpeft" else f" --method {method}")
@@ -224,7 +224,7 @@ def _notes(
             max(rates) * (2 if highest.any() else 1),
         )
         option = f"--search.learning-rate {low:g} {high:g}"
-        yield f"best learning rate the {', the '.join(edges)}: search a wider range", option
+        yield f"the best learning rate was the {', the '.join(edges)}: search a wider range", option
     rising = final[final.still_improving.eq(True)]
     if len(rising):
         option = f"--train.personal-epochs {2 * study.train.personal_epochs}"

@@ -81,7 +81,7 @@ def test_fingerprints_follow_contents(write_folder):
 
 def test_missing_folder(tmp_path):
     missing = tmp_path / "no"
-    assert rejected(missing) == f"must name a folder, but {str(missing)!r} is none"
+    assert rejected(missing) == f"must name a folder, but {str(missing)!r} is not one"
 
 
 @pytest.mark.parametrize("name", ["interactions.parquet", "items.parquet"])

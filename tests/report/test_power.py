@@ -45,10 +45,11 @@ def power_of(users: int, seeds: int, effect: float, between: float, within: floa
     return float((stats.ttest_1samp(means, 0.0, axis=1).pvalue < 0.05).mean())
 
 
-def compared(*sizes: float, seed: int) -> Comparison:
+def compared(
+    users: int, seeds: int, effect: float, between: float, within: float, seed: int
+) -> Comparison:
     """The comparison of two methods whose users differ by `simulated` differences."""
-    differences = simulated(*sizes, seed)  # type: ignore[arg-type]  # users and seeds are whole
-    users, seeds = differences.shape
+    differences = simulated(users, seeds, effect, between, within, seed)
     rows = pd.DataFrame(
         {
             "dataset": "toyshop",

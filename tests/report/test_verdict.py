@@ -222,7 +222,7 @@ def test_a_learning_rate_at_the_edge_of_its_choices_is_noted(
 ) -> None:
     study = replace(STUDY, search=SearchSettings(learning_rates=rates))
     notes = " ".join(judge({"global": 0.2, "perpeft": 0.5}, study).notes)
-    edge = "best learning rate the highest (0.01) for global LoRA, perpeft LoRA: search"
+    edge = "the best learning rate was the highest (0.01) for global LoRA, perpeft LoRA: search"
     assert (edge in notes) == noted == ("learning rate" in notes)
 
 

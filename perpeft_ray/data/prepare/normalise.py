@@ -87,7 +87,7 @@ def prepare_parquet(source: Path, out: Path, *, memory_gb: float = 1.0) -> Repai
     the folder, and if no interaction is left.
     """
     if not source.is_dir():
-        raise InputError(f"the data must be a folder, but {str(source)!r} is none")
+        raise InputError(f"the data must be a folder, but {str(source)!r} is not")
     interactions, items = open_tables("the folder", source, optional=("title", "image"))
     recipe = {
         "source": "parquet",

@@ -75,7 +75,7 @@ def release_files(source: Path, name: str) -> list[Path]:
     if source.is_dir():
         return _found_in(source, name).tables
     if not source.is_file():
-        raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is none")
+        raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is neither")
     names = file_names(source)
     if not any(one.lower().endswith(".zip") for one in names):
         for file in _Files.of(source.parent, name).tables:
