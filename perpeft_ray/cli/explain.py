@@ -26,7 +26,7 @@ class _Common:
     study: tyro.conf.Positional[str]
     """Folder of the study, or its URI: <storage>/<study>."""
     id: tyro.conf.Positional[str]
-    """The item's or user's id, as in the data."""
+    """Id of the item or user, as in the data."""
     trial: str = "best"
     """A trial's id, or best: PerPEFT's highest validation NDCG@20 in the ablation."""
     out: Path | None = None

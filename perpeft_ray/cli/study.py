@@ -80,7 +80,8 @@ class StudyCommand(StudyOptions):
             for name in {"budget", "dry_run"} & set(self.given):
                 raise InputError(
                     f"`{name}` must be left out for the toyshop and with --preset, whose settings "
-                    f"are fixed, but `dataset` is {config.dataset} and `preset` {self.preset}"
+                    f"are fixed, but `dataset` is {config.dataset} and `preset` {self.preset}; for "
+                    "your own data add --dataset parquet:FOLDER"
                 )
         else:
             from perpeft_ray.api.plan import plan_study
