@@ -87,7 +87,8 @@ def test_an_unknown_option_of_a_script_is_told_in_one_line(name, monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(STUDIES / f"{name}.py"), run_name="__main__")
     assert ended.value.code == 2
-    near = "" if name == "findings" else "; did you mean `seeds`?"
+    nearest = {"findings": "", "pretrain_toyshop_clip": "; did you mean `seed`?"}
+    near = nearest.get(name, "; did you mean `seeds`?")
     assert capsys.readouterr().err == f"error: unknown field `sede`{near}\n"
 
 

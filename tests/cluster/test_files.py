@@ -101,7 +101,7 @@ def test_launcher_clusters_are_closed_and_share_a_folder(name):
 
 def test_a_token_that_is_made_is_its_owners_alone():
     files = [path for path in (ROOT / "cluster").rglob("*") if path.is_file()]
-    files.append(ROOT / "perpeft_ray" / "study" / "doctor" / "diagnosis.py")
+    files.append(ROOT / "perpeft_ray" / "study" / "doctor.py")
     made = [
         line
         for file in files

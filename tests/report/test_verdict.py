@@ -162,7 +162,7 @@ def test_validation_chooses_between_methods_that_test_does_not_separate(
     ("method", "advice", "what"),
     [
         ("without_mm", "do not use content here", "--method without_mm"),
-        ("popularity", "counting is enough here", "nothing to export"),
+        ("popularity", "counting is enough here", "no model to export"),
     ],
 )
 def test_a_simple_baseline_that_wins_is_named(
