@@ -55,7 +55,6 @@ _TEMPLATES = (
 )
 _FILLERS = ("new", "gift", "quality", "original")
 
-
 IMAGE_SIZE = 24
 """Height and width of an image in pixels."""
 

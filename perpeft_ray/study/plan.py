@@ -48,7 +48,7 @@ class TrialSpec:
     @property
     def test(self) -> bool:
         """Whether to read the test items: never in the search."""
-        return self.phase != "search"
+        return not self.is_searched
 
     @property
     def key(self) -> Key:

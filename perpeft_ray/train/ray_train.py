@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from perpeft_ray.data.places import remove_folder
+from perpeft_ray.errors import StudyStoppedError
 from perpeft_ray.train.broker import Broker, Failure, Task
 from perpeft_ray.train.collective import Alone, Collective, PeerLostError, TorchCollective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
@@ -69,9 +70,17 @@ class Workers:
         self._failures: list[BaseException] = []
 
     def look(self) -> None:
-        """Raise the error of a group that has ended, if any."""
-        if self._failures:
-            raise RuntimeError("Ray Train cannot keep workers running") from self._failures[0]
+        """Raise an error if a group has ended; StudyStoppedError if Ray ran out of memory."""
+        if not self._failures:
+            return
+        failure = self._failures[0]
+        # Ray's memory monitor may kill Ray Train's own process too, which restarts nothing then.
+        how, memory = _how({0: getattr(failure, "controller_failure", failure)})
+        if memory:
+            raise StudyStoppedError(
+                f"{how}; free memory, then rerun the same command to resume"
+            ) from failure
+        raise RuntimeError("Ray Train cannot keep workers running") from failure
 
     def fit(self, trainer: TorchTrainer) -> None:
         """Run a group to its end."""
@@ -158,7 +167,7 @@ class _TellsLosses(UserCallback):
         ray.get(self._broker.lost.remote(self._slot, how, for_want_of_memory=memory))
 
 
-def _how(errors: dict[int, Exception]) -> tuple[str, bool]:
+def _how(errors: Mapping[int, BaseException]) -> tuple[str, bool]:
     """How workers were lost, and whether Ray's memory monitor killed one."""
     found = [getattr(error, "health_check_failure", error) for error in errors.values()]
     for error in found:

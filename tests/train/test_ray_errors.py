@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import ControllerError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from perpeft_ray.errors import StudyStoppedError
 from perpeft_ray.train.collective import PeerLostError, _naming_lost_peers
-from perpeft_ray.train.ray_train import _how
+from perpeft_ray.train.ray_train import Workers, _how
 
 PEER = PeerLostError("another worker was lost")
 
@@ -36,3 +38,33 @@ def test_workers_that_rays_memory_monitor_kills_are_told():
     killed = OutOfMemoryError("Memory was 23.1GB used / 24.0GB limit\nRefer to the documentation")
     lost = WorkerHealthCheckFailedError("failed", failure=killed)
     assert _how({0: PEER, 1: lost}) == ("Memory was 23.1GB used / 24.0GB limit", True)
+
+
+def test_a_group_killed_for_want_of_memory_stops_the_study_in_one_line():
+    workers = Workers(broker=None)
+    workers.look()
+    killed = OutOfMemoryError("Memory was 23.1GB used / 24.0GB limit\nRefer to the documentation")
+    workers.fit(Trainer(ControllerError(killed)))
+    with pytest.raises(StudyStoppedError) as stopped:
+        workers.look()
+    assert str(stopped.value) == (
+        "Memory was 23.1GB used / 24.0GB limit; free memory, then rerun the same command to resume"
+    )
+
+
+def test_another_end_of_a_group_is_an_error_of_the_program():
+    workers = Workers(broker=None)
+    workers.fit(Trainer(ControllerError(ValueError("unforeseen"))))
+    with pytest.raises(RuntimeError, match="cannot keep workers running") as raised:
+        workers.look()
+    assert not isinstance(raised.value, StudyStoppedError)
+
+
+class Trainer:
+    """A TorchTrainer whose run ends with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def fit(self) -> None:
+        raise self.error

@@ -87,16 +87,14 @@ class _Unpickler(pickle.Unpickler):
                 return self._no_bytes
         raise _RefusedError(f"names '{module}.{name}'")
 
-    @staticmethod
-    def _latin_1(text: str, _: str) -> bytes:
+    # Bound methods, since a pickle can set attributes of a plain function, such as its defaults.
+    def _latin_1(self, text: str, _: str) -> bytes:
         return text.encode("latin1")
 
-    @staticmethod
-    def _no_bytes() -> bytes:
+    def _no_bytes(self) -> bytes:
         return b""
 
-    @staticmethod
-    def _scalar(dtype: _Dtype, data: bytes) -> Plain:
+    def _scalar(self, dtype: _Dtype, data: bytes) -> Plain:
         kind = f"{dtype.order}{dtype.kind}"
         if not re.fullmatch(r"[<>|][biufU]\d{1,9}", kind):
             raise _RefusedError(f"has a scalar of dtype {kind}")

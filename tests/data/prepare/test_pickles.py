@@ -101,6 +101,13 @@ def test_anything_else_is_refused(tmp_path, content, reason):
     assert "\n" not in str(it.value)
 
 
+def test_a_pickle_cannot_change_what_stands_for_its_names(tmp_path):
+    name = b"__defaults__"
+    state = b"N}X" + struct.pack("<I", len(name)) + name + b"K\x05\x85s\x86"  # None, {name: (5,)}
+    with pytest.raises(InputError, match="is damaged"):
+        read(b"\x80\x02cnumpy.core.multiarray\nscalar\n" + state + b"b.", tmp_path)
+
+
 def test_random_damage_is_refused_or_harmless(tmp_path):
     rng = np.random.default_rng(0)
     content = pickle.dumps({np.int64(number): f"B{number}" for number in range(20)})
