@@ -17,6 +17,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 item`, `2,000 items`; for nouns with a regular plural."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def is_screen(stream: TextIO) -> bool:
     """Whether a stream is a terminal with a viewer and control sequences.
 

@@ -19,8 +19,9 @@ from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
 from perpeft_ray.data.prepare.report import PAPER_DATASETS, findings, report_on, table_1
 from perpeft_ray.data.prepare.table import TableSource, prepare_table
+from perpeft_ray.data.split import MIN_INTERACTIONS
 from perpeft_ray.screen import console as console_on
-from perpeft_ray.screen import note
+from perpeft_ray.screen import counted, note
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def _printing(out: Path, memory_gb: float = 1.0, paper: str | None = None) -> It
     if failures:
         passing = sum(failure.passing for failure in failures)
         again = f"; rerun the same command to fetch {passing:,} of them again" if passing else ""
-        lines.append(f"{len(failures):,} images failed, listed in {out / FAILURES_FILE}{again}")
+        lines.append(
+            f"{counted(len(failures), 'image')} failed, listed in {out / FAILURES_FILE}{again}"
+        )
     console = console_on()
     for line in lines:
         console.print(line, highlight=False, markup=False)
@@ -138,4 +141,11 @@ def _printing(out: Path, memory_gb: float = 1.0, paper: str | None = None) -> It
     uri = f"parquet:{out}"
     print(uri)
     seconds = time.perf_counter() - started
-    note(f"{seconds:.0f} s; next: perpeft study --dataset {shlex.quote(uri)}")
+    if report.short_users < report.users:
+        step = f"next: perpeft study --dataset {shlex.quote(uri)}"
+    else:
+        step = (
+            f"missing: a user with at least {MIN_INTERACTIONS} interactions, "
+            "one each to train, validate and test"
+        )
+    note(f"{seconds:.0f} s; {step}")

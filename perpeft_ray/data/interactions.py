@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from perpeft_ray.config import DataSettings
 from perpeft_ray.data.tables import INTERACTION_COLUMNS, Kind, ParquetTable, open_table
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import counted
 
 INTERACTIONS_FILE = "interactions.parquet"
 ITEMS_FILE = "items.parquet"
@@ -165,7 +166,8 @@ def _check_items(uri: str, used: pa.ChunkedArray, items: pa.ChunkedArray) -> Non
     if len(unknown):
         raise InputError(
             f"`{uri}` {INTERACTIONS_FILE} column `item_id` must name items of {ITEMS_FILE}, "
-            f"but {len(unknown)} rows do not (the first is {unknown[0].as_py()!r})"
+            f"but has others in {counted(len(unknown), 'row')} "
+            f"(the first is {unknown[0].as_py()!r})"
         )
 
 

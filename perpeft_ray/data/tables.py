@@ -53,7 +53,7 @@ class ParquetTable:
     @property
     def schema(self) -> pa.Schema:
         """string for ids and texts, int64 for times."""
-        return _schema(self.columns)
+        return pa.schema([(name, _type(kind)) for name, kind in self.columns.items()])
 
     def batches(self, *, nulls: bool) -> Iterator[pa.RecordBatch]:
         """The rows in order, in batches of `schema`; the first batch is empty, so there is one.
@@ -64,25 +64,18 @@ class ParquetTable:
         for float ids that are too large to be exact.
         """
         yield pa.RecordBatch.from_pylist([], schema=self.schema)
-        done, text_times = 0, _TextTimes()
+        columns = {
+            name: _Column(self.where, name, kind, self.unit) for name, kind in self.columns.items()
+        }
         for file in self.files:
             with _readable(_part(self.where, self.files, file)), pq.ParquetFile(file) as parquet:
-                names = [name for name in self.columns if name in parquet.schema_arrow.names]
+                names = [name for name in columns if name in parquet.schema_arrow.names]
                 for batch in parquet.iter_batches(columns=names):
-                    arrays = []
-                    for name, kind in self.columns.items():
-                        if name not in names:
-                            arrays.append(pa.nulls(len(batch), pa.string()))
-                            continue
-                        column = _Column(self.where, name, kind, done)
-                        values = column.converted(batch.column(name), self.unit, text_times)
-                        if values.null_count and kind != "text" and not nulls:
-                            row = done + pc.index(pc.is_null(values), True).as_py()
-                            raise InputError(
-                                f"{self.where} column `{name}` must not be null, but row {row} is"
-                            )
-                        arrays.append(values)
-                    done += len(batch)
+                    missing = pa.nulls(len(batch))
+                    arrays = [
+                        column.converted(batch[name] if name in names else missing, nulls=nulls)
+                        for name, column in columns.items()
+                    ]
                     yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def read(self) -> pa.Table:
@@ -136,10 +129,8 @@ def open_table(
     return ParquetTable(where, tuple(files), columns, max(units, key=_UNITS.index))
 
 
-def _schema(columns: Mapping[str, Kind]) -> pa.Schema:
-    return pa.schema(
-        [(name, pa.int64() if kind == "time" else pa.string()) for name, kind in columns.items()]
-    )
+def _type(kind: Kind) -> pa.DataType:
+    return pa.int64() if kind == "time" else pa.string()
 
 
 def parts(where: str, path: Path) -> list[Path]:
@@ -219,63 +210,62 @@ def _unit(kind: pa.DataType) -> str:
     return {"date32[day]": "s", "date64[ms]": "ms"}.get(str(kind)) or kind.unit
 
 
-@dataclass
-class _TextTimes:
-    """Whether a text column's times are whole numbers or dates: the first one decides."""
-
-    numbers: bool | None = None
-
-
-@dataclass(frozen=True)
 class _Column:
-    """Converts a column of a batch to ids, times or text."""
+    """Converts a column, batch by batch, to ids, times or text."""
 
-    where: str
-    name: str
-    kind: Kind
-    first_row: int
+    def __init__(self, where: str, name: str, kind: Kind, unit: str) -> None:
+        self._where, self._name, self._kind, self._unit = where, name, kind, unit
+        self._done = 0
+        self._numbers: bool | None = None
+        """Whether text times are whole numbers, not dates: the first one decides."""
 
-    def converted(self, values: pa.Array, unit: str, text_times: _TextTimes) -> pa.Array:
-        """The column as string, or int64 for times; nulls stay null."""
+    def converted(self, values: pa.Array, *, nulls: bool) -> pa.Array:
+        """The next rows as string, or int64 for times; nulls stay null."""
+        found = self._converted(values)
+        if found.null_count and self._kind != "text" and not nulls:
+            row = self._done + pc.index(pc.is_null(found), True).as_py()
+            raise InputError(
+                f"{self._where} column `{self._name}` must not be null, but row {row} is"
+            )
+        self._done += len(values)
+        return found
+
+    def _converted(self, values: pa.Array) -> pa.Array:
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
         form = _form(values.type)
         if form == "null":
-            return values.cast(pa.int64() if self.kind == "time" else pa.string())
+            return values.cast(_type(self._kind))
         exact = _EXACT.get(str(values.type), 0)
         if form == "float":
             values = values.cast(pa.float64())
             values = pc.if_else(pc.is_nan(values), None, values)
-            if self.kind == "text" and values.null_count < len(values):
+            if self._kind == "text" and values.null_count < len(values):
                 self._refuse(values, pc.is_valid(values), "must have texts")
         if form == "text":
             values = self._cast(values, pa.string(), "must have texts in UTF-8")
             values.validate(full=True)
-            return values if self.kind != "time" else self._text_times(values, text_times)
-        if self.kind == "time":
-            if form == "clock":
-                return self._clock_times(values, unit)
-            return self._cast(values, pa.int64(), f"must have {_WORDS['time']}")
+            return self._text_times(values) if self._kind == "time" else values
+        if form == "clock":
+            target = pa.timestamp(self._unit, getattr(values.type, "tz", None))
+            rule = f"must be in the range of `{self._unit}` times"
+            return self._cast(values, target, rule).cast(pa.int64())
+        rule = f"must have {_WORDS[self._kind]}"
+        if self._kind == "time":
+            return self._cast(values, pa.int64(), rule)
         if form == "float":
-            rule = f"must have texts or integers for ids from {exact} on, which floats merge"
-            self._refuse(values, pc.greater_equal(pc.abs(values), float(exact)), rule)
-            values = self._cast(values, pa.int64(), f"must have {_WORDS['id']}")
+            merged = f"must have texts or integers for ids from {exact} on, which floats merge"
+            self._refuse(values, pc.greater_equal(pc.abs(values), float(exact)), merged)
+            values = self._cast(values, pa.int64(), rule)
         elif form == "decimal":
-            values = self._cast(values, pa.decimal128(38, 0), f"must have {_WORDS['id']}")
+            values = self._cast(values, pa.decimal128(38, 0), rule)
         return values.cast(pa.string())
 
-    def _clock_times(self, values: pa.Array, unit: str) -> pa.Array:
-        zone = getattr(values.type, "tz", None)
-        target = pa.timestamp(unit, zone)
-        return self._cast(values, target, f"must be in the range of `{unit}` times").cast(
-            pa.int64()
-        )
-
-    def _text_times(self, values: pa.Array, known: _TextTimes) -> pa.Array:
+    def _text_times(self, values: pa.Array) -> pa.Array:
         numbers = pc.match_substring_regex(values, _DIGITS)
-        if known.numbers is None and values.null_count < len(values):
-            known.numbers = numbers.drop_null()[0].as_py()
-        if known.numbers:
+        if self._numbers is None and values.null_count < len(values):
+            self._numbers = numbers.drop_null()[0].as_py()
+        if self._numbers:
             rule = "must have numbers alone where the first is one"
             self._refuse(values, pc.invert(numbers), rule)
             return self._cast(values, pa.int64(), "must have whole numbers of 64 bits")
@@ -307,6 +297,6 @@ class _Column:
 
     def _refuse_value(self, row: int, value: object, rule: str) -> None:
         raise InputError(
-            f"{self.where} column `{self.name}` {rule}, but row {self.first_row + row} has "
+            f"{self._where} column `{self._name}` {rule}, but row {self._done + row} has "
             f"{str(value)[:80]!r}"
         ) from None

@@ -118,7 +118,7 @@ def test_missing_file(write_folder, name):
             {"item_id": ["a", "c", "d"]},
             {},
             "interactions.parquet column `item_id` must name items of items.parquet, "
-            "but 2 rows do not (the first is 'c')",
+            "but has others in 2 rows (the first is 'c')",
         ),
     ],
 )

@@ -36,6 +36,7 @@ from perpeft_ray.data.prepare.normalise import normalise
 from perpeft_ray.data.prepare.recipe import SCRATCH, preparing, source_files
 from perpeft_ray.data.prepare.report import PAPER_DATASETS
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import counted
 
 _REVIEW = "{user_id: 'VARCHAR', parent_asin: 'VARCHAR', rating: 'DOUBLE', timestamp: 'BIGINT'}"
 _META = (
@@ -257,7 +258,7 @@ def _make_core(database: Database, k: int) -> int:
                 f"SELECT * FROM core WHERE {column} IN "
                 f"(SELECT {column} FROM core GROUP BY {column} HAVING count(*) >= {k:d})",
             )
-    _log.info("%d-core: %s rows", k, f"{left:,}")
+    _log.info("%d-core: %s", k, counted(left, "row"))
     return left
 
 
@@ -272,7 +273,7 @@ def _check_joined(database: Database, reviews: Path, meta: Path) -> None:
         )
     if known < count / 2:
         _log.warning(
-            "only %s of %s reviews have an item of the metadata", f"{known:,}", f"{count:,}"
+            "reviews with an item of the metadata: only %s of %s", f"{known:,}", f"{count:,}"
         )
 
 
@@ -332,7 +333,7 @@ def _fetch_again(out: Path, limits: Limits) -> None:
     }
     if not wanted:
         return
-    _log.info("fetching %s images again that could not be reached", f"{len(wanted):,}")
+    _log.info("fetching %s again that could not be reached", counted(len(wanted), "image"))
     scratch = out / SCRATCH
     scratch.mkdir(exist_ok=True)
     try:

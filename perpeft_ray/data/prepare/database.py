@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import counted
 
 _UNREADABLE = (
     duckdb.InvalidInputException,
@@ -77,7 +78,8 @@ class Database:
         _log.info("making table %s", name)
         started = time.perf_counter()
         rows = self.table(name, query, values)
-        _log.info("table %s: %s rows in %.1f s", name, f"{rows:,}", time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        _log.info("table %s: %s in %.1f s", name, counted(rows, "row"), seconds)
         return rows
 
     def load(self, name: str, batches: Iterable[pa.RecordBatch]) -> int:

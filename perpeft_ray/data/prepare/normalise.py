@@ -35,6 +35,7 @@ from perpeft_ray.data.prepare.recipe import (
 )
 from perpeft_ray.data.tables import ParquetTable
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import counted
 
 REPAIRS_FILE = "repairs.json"
 
@@ -65,16 +66,16 @@ class Repairs:
     def lines(self) -> list[str]:
         """The report as lines; every count appears, also 0."""
         words = {
-            "incomplete_interactions": "interactions without user, item or time left out",
-            "unknown_items": "interactions with unknown items left out",
-            "incomplete_items": "items without id left out",
-            "duplicate_items": "items with an id that was there before left out",
-            "blank_titles": "blank titles made null",
+            "incomplete_interactions": ("interaction", "without user, item or time left out"),
+            "unknown_items": ("interaction", "with an unknown item left out"),
+            "incomplete_items": ("item", "without id left out"),
+            "duplicate_items": ("item", "with an id that was there before left out"),
+            "blank_titles": ("blank title", "made null"),
         }
         lines = list(self.notes)
-        for name, text in words.items():
+        for name, (noun, what) in words.items():
             example = f", such as {self.examples[name]!r}" if name in self.examples else ""
-            lines.append(f"{getattr(self, name):,} {text}{example}")
+            lines.append(f"{counted(getattr(self, name), noun)} {what}{example}")
         return lines
 
 
@@ -161,8 +162,8 @@ def normalise(
         ours, theirs = _first(database, "item_id FROM items"), examples["unknown_items"]
         both = ours is not None and theirs is not None
         raise InputError(
-            f"the folder must have interactions with its items, but of {raw_interactions:,} rows "
-            f"and {raw_items:,} items none is left"
+            "the folder must have interactions with its items, but of "
+            f"{counted(raw_interactions, 'row')} and {counted(raw_items, 'item')} none is left"
             + (f" (items such as {ours!r}, interactions with {theirs!r})" if both else "")
         )
     (blank,) = database.row(

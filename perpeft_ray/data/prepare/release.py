@@ -27,6 +27,7 @@ from perpeft_ray.data.prepare.normalise import normalise
 from perpeft_ray.data.prepare.pickles import Plain, read_plain_pickle
 from perpeft_ray.data.prepare.recipe import SCRATCH, contents, contents_hash, preparing
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import counted
 
 MAX_BYTES = 32_000_000_000
 """Default limit of an archive's expanded size."""
@@ -179,7 +180,8 @@ def _lines(file: Path) -> NDArray[np.int64]:
     except (ValueError, OverflowError) as error:
         raise InputError(f"{rule}, but {error}") from error
     if not lines.size or lines.shape[1] != 2:
-        raise InputError(f"{rule}, but has {lines.shape[0]} lines of {lines.shape[1]} numbers")
+        count, width = lines.shape
+        raise InputError(f"{rule}, but has {counted(count, 'line')} of {counted(width, 'number')}")
     if lines.min() < 1:
         raise InputError(f"{rule}, but has the number {lines.min()}")
     return lines

@@ -11,6 +11,7 @@ from rich.table import Table
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE
 from perpeft_ray.data.prepare.database import Database, clean_text, quoted
 from perpeft_ray.data.split import MIN_INTERACTIONS
+from perpeft_ray.screen import counted
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,13 @@ def table_1(report: Report, name: str, paper: PaperDataset | None) -> Table:
 def findings(report: Report) -> list[str]:
     """Oddities of the data, one line each; every line appears, also with a count of 0."""
     return [
-        f"{report.interactions:,} interactions of {report.users:,} users "
-        f"with {report.items:,} items",
-        f"{report.repeats:,} repeats of an item by a user",
-        f"{report.ties:,} ties in a user's times",
-        f"{report.short_users:,} users with fewer than {MIN_INTERACTIONS} interactions",
-        f"{report.without_title:,} items without title",
-        f"{report.without_image:,} items without image",
+        f"{counted(report.interactions, 'interaction')} of {counted(report.users, 'user')} "
+        f"with {counted(report.items, 'item')}",
+        f"{counted(report.repeats, 'repeat')} of an item by a user",
+        f"{counted(report.ties, 'tie')} in a user's times",
+        f"{counted(report.short_users, 'user')} with fewer than {MIN_INTERACTIONS} interactions",
+        f"{counted(report.without_title, 'item')} without title",
+        f"{counted(report.without_image, 'item')} without image",
     ]
 
 

@@ -17,6 +17,7 @@ from perpeft_ray.data.prepare.text_tables import TextTable, open_text_table
 from perpeft_ray.data.prepare.times import Times, understand
 from perpeft_ray.data.tables import parts
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import counted
 
 MOST_UNREADABLE = 0.1
 """Largest share of unreadable times; more mean that the form is another."""
@@ -38,9 +39,9 @@ _GUESSES = {
     "image": "image image_path image_file img photo picture file_name file",
 }
 _GUESSES["key"] = _GUESSES["item"] + " id key code"
-_GUESSES["title of an order"] = "title item_name product_name item_title product_title"
-"""Names that a column may have, likeliest first; case and `_` do not matter. In a table of orders
-`name` may be the user's."""
+"""Names that a column may have, likeliest first; case and `_` do not matter."""
+_ORDER_TITLES = "title item_name product_name item_title product_title"
+"""The same for titles in a table of orders, where `name` may be the user's."""
 _WORDS = {"user": "users", "item": "items", "time": "times", "key": "item ids"}
 _NOTHING = r"|NULL|null|NaN|nan|None|\\N|#N/A"
 """Pattern of texts that stand for nothing."""
@@ -128,21 +129,21 @@ def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
 
     orders = _Columns(opened(source.interactions))
     user, item = orders.one("user", source.user), orders.one("item", source.item)
-    moment = orders.several("time", source.time, needed=True)
+    moment = orders.several("time", source.time)
     columns = (
         f"{_present(user)} AS user_id, {_present(item)} AS item_id, "
         f"{_joined(moment, ' ')} AS time_text, {_spaced(user)} OR {_spaced(item)} AS spaced"
     )
     notes = []
     if source.items is None:
-        content = _content(orders, source, "title of an order")
+        content = _content(orders, source, _ORDER_TITLES)
         notes += [orders.description()]
         notes += orders.table.read(database, "read_interactions", f"{columns}, {content}")
     else:
         products = _Columns(opened(source.items))
         same = orders.name(item) if orders.name(item) in products.table.columns else None
         key = products.one("key", source.key or same)
-        content = _content(products, source, "title")
+        content = _content(products, source)
         notes += [orders.description(), products.description()]
         notes += orders.table.read(database, "read_interactions", columns)
         notes += products.table.read(database, "read_items", f"{_present(key)} AS id, {content}")
@@ -170,12 +171,12 @@ def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
     notes += [f"times: {times.words}", *_check_times(database, times, where)]
     (spaced,) = database.row("SELECT count(*) FILTER (spaced) FROM raw_interactions")
     if spaced:
-        notes.append(f"{spaced:,} interactions with space around an id, now without")
+        notes.append(f"{counted(spaced, 'interaction')} with space around an id, now without")
     return notes
 
 
-def _content(columns: _Columns, source: TableSource, guess: str) -> str:
-    title = columns.several("title", source.title, guess)
+def _content(columns: _Columns, source: TableSource, titles: str | None = None) -> str:
+    title = columns.several("title", source.title, titles)
     image = columns.several("image", source.image) if source.images is not None else []
     return f"{_joined(title, ', ')} AS title, {_joined(image, '/')} AS image"
 
@@ -195,26 +196,20 @@ class _Columns:
         return f"{str(self.table.file)!r} column {', '.join(map(self.name, columns))!r}"
 
     def one(self, role: str, given: str | None) -> int:
-        """The single column of a role; raises InputError if it is missing."""
-        (column,) = self.several(role, given, needed=True, join=False)
+        """The single column of a role, as `several`."""
+        (column,) = self.several(role, given, join=False)
         return column
 
     def several(
-        self,
-        role: str,
-        given: str | None,
-        guess: str | None = None,
-        *,
-        needed: bool = False,
-        join: bool = True,
+        self, role: str, given: str | None, names: str | None = None, *, join: bool = True
     ) -> list[int]:
-        """The columns of a role by name, else by a guess among the role's usual names.
+        """The columns of a role as given, else one of its usual names (or of `names`).
 
-        Raises InputError if they are missing.
+        Raises InputError if they are missing; only roles in `_WORDS` must be there.
         """
         if given is None:
-            columns = self._guess(guess or role)
-            if needed and not columns:
+            columns = self._guess(names or _GUESSES[role])
+            if role in _WORDS and not columns:
                 raise InputError(
                     f"{str(self.table.file)!r} must have a column of {_WORDS[role]}, but its "
                     f"columns are {self._listed()}; name it with --{role}"
@@ -231,9 +226,7 @@ class _Columns:
         roles = ", ".join(
             f"{role} = {', '.join(map(self.name, columns)) or 'none'}"
             + (" (guessed)" if guessed else "")
-            for role in _GUESSES
-            if role in self._chosen
-            for columns, guessed in [self._chosen[role]]
+            for role, (columns, guessed) in self._chosen.items()
         )
         return f"{self.table.file.name}: {self.table.words}; {roles}"
 
@@ -252,11 +245,11 @@ class _Columns:
             f"columns are {self._listed()}{hint}"
         )
 
-    def _guess(self, guess: str) -> list[int]:
+    def _guess(self, names: str) -> list[int]:
         plain = [_plain_name(name) for name in self.table.columns]
-        for name in map(_plain_name, _GUESSES[guess].split()):
+        for name in map(_plain_name, names.split()):
             if name in plain:
-                return [self._index(guess, self.table.columns[plain.index(name)])]
+                return [self._index(name, self.table.columns[plain.index(name)])]
         return []
 
     def _listed(self) -> str:
@@ -327,14 +320,15 @@ def _check_times(database: Database, times: Times, where: str) -> list[str]:
     lines = [f"from {times.shown(first)} to {times.shown(last)}"]
     if wrong:
         lines.append(
-            f"{wrong:,} interactions with an unreadable time left out, such as {example[:60]!r}"
+            f"{counted(wrong, 'interaction')} with an unreadable time left out, "
+            f"such as {example[:60]!r}"
         )
         database.rows("DELETE FROM raw_interactions WHERE unreadable IS NOT NULL")
     if times.unit is not None:
         limit = int((time.time() + 86_400) * 1e9) // times.unit
         (future,) = database.row(f"SELECT count(*) FROM raw_interactions WHERE timestamp > {limit}")
         if future:
-            lines.append(f"{future:,} interactions in the future")
+            lines.append(f"{counted(future, 'interaction')} in the future")
     return lines
 
 
@@ -357,9 +351,9 @@ def _locate_images(database: Database, images: Path, names: Sequence[str]) -> li
     if not found:
         raise InputError(
             f"`images` must have files named after items, or the items a column of images "
-            f"(--image), but none of the {len(names):,} files of {str(images)!r} is"
+            f"(--image), but of {counted(len(names), 'file')} in {str(images)!r} none is"
         )
-    return [f"{found:,} items have an image that is named after them"]
+    return [f"{counted(found, 'item')} with an image named after the item"]
 
 
 def _inside(images: Path, image: str) -> str:

@@ -18,6 +18,7 @@ from typing import BinaryIO, cast
 from perpeft_ray.data.prepare.database import Database, quoted
 from perpeft_ray.data.tables import parts
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import counted
 
 MOST_REJECTED = 0.1
 """Largest share of lines that are not rows; more mean that the form is another."""
@@ -75,12 +76,13 @@ class TextTable:
         for reason, lines, line, text in self._rejected(database):
             lost += lines
             reasons.append(
-                f"{lines:,} lines of {self.file.name} left out: {reason} (line {line}: {text!r})"
+                f"{counted(lines, 'line')} of {self.file.name} left out: {reason} "
+                f"(line {line}: {text!r})"
             )
         if lost > MOST_REJECTED * (rows + lost):
             raise InputError(
                 f"{str(self.file)!r} ({self.words}) must have rows like its header, but of "
-                f"{rows + lost:,} lines " + "; ".join(reasons)
+                f"{counted(rows + lost, 'line')} " + "; ".join(reasons)
             )
         if not rows:
             raise InputError(f"{str(self.file)!r} must have at least one row, but has none")

@@ -38,7 +38,7 @@ def test_release_and_parquet(tmp_path, capsys):
     perpeft(["prepare", "release", str(tmp_path / "arts"), "--name", "arts", "--out", str(first)])
     printed = capsys.readouterr().out
     assert "7 interactions of 2 users with 4 items" in printed
-    assert "1 repeats of an item by a user" in printed
+    assert "1 repeat of an item by a user" in printed
     assert re.sub(r"\s", "", f"2 images failed, listed in {first}/images_failed.csv") in re.sub(
         r"\s", "", printed
     )
@@ -60,9 +60,9 @@ def test_progress_has_one_line_per_step(tmp_path, capsys, web):
     lines = capsys.readouterr().err.splitlines()
     steps = [line for line in lines if line.startswith("making table ")]
     assert steps == [f"making table {name}" for name in ("reviews", "items", "users", "firsts")]
-    assert "1-core: 1 rows" in lines
+    assert "1-core: 1 row" in lines
     assert not any("a.jpg" in line for line in lines)
-    assert "; next: " in lines[-1]
+    assert "; missing: a user with" in lines[-1]
     assert web.requests["/a.jpg"] == 3
 
 

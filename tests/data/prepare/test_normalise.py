@@ -78,9 +78,9 @@ def test_faults_are_repaired_and_counted(write_folder, tmp_path):
     ]
     assert findings(report_on(out)) == [
         "4 interactions of 2 users with 5 items",
-        "1 repeats of an item by a user",
-        "1 ties in a user's times",
-        "1 users with fewer than 3 interactions",
+        "1 repeat of an item by a user",
+        "1 tie in a user's times",
+        "1 user with fewer than 3 interactions",
         "3 items without title",
         "3 items without image",
     ]

@@ -190,7 +190,7 @@ def test_image_link_out_of_the_folder_is_refused(arts, tmp_path):
     [
         ({"lines": "1 1\n1\n"}, "arts_final.txt must have lines of a user and an item"),
         ({"lines": "1 one\n"}, "arts_final.txt must have lines of a user and an item"),
-        ({"lines": "1 2 3\n"}, "but has 1 lines of 3 numbers"),
+        ({"lines": "1 2 3\n"}, "but has 1 line of 3 numbers"),
         ({"lines": ""}, "arts_final.txt must have lines of a user and an item"),
         ({"lines": "1 0\n"}, "but has the number 0"),
         ({"lines": "1 99999999999999999999\n"}, "arts_final.txt must have lines"),
