@@ -89,13 +89,10 @@ def record(rows: Sequence[Row]) -> None:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table as Markdown, with lines for machine and revision above it."""
-    lines = [f"- {', '.join(sorted(set(table[name])))}" for name in ("machine", "revision")]
-    shown = COLUMNS[:7]
-    lines += ["", f"| {' | '.join(shown)} |", "|---|---|---|---:|---|---:|---:|"]
-    for row in table[shown].itertuples(index=False):
-        cells = ["" if pd.isna(c) else f"{c:.4g}" if isinstance(c, float) else str(c) for c in row]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    where = [f"- {', '.join(sorted(set(table[name])))}" for name in ("machine", "revision")]
+    shown = table[COLUMNS[:7]].astype(object).where(table.notna(), None)
+    rows = shown.to_markdown(index=False, floatfmt=".4g", missingval="")
+    return "\n".join([*where, "", rows, ""])
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5, warm_up: int = 1) -> float:
@@ -115,12 +112,14 @@ def seconds_in_turn(
     return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
-def in_fresh_process(script: str, *arguments: str, threads: int | None = None) -> dict[str, Any]:
+def in_fresh_process(
+    script: str, *arguments: str, threads: int | None = None, keep_memory: bool = True
+) -> dict[str, Any]:
     """Run `script --measure arguments` in a new process; returns its last line, which is JSON.
 
-    The process keeps freed memory for the next step, as in a study's trials.
+    `keep_memory`: whether it keeps freed memory for the next step, as a study's trials do.
     """
-    environment = os.environ | _KEEP_MEMORY
+    environment = os.environ | (_KEEP_MEMORY if keep_memory else {})
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, script, "--measure", *arguments]

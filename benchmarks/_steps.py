@@ -80,6 +80,7 @@ def open_bench(
     batch_size: int = 4096,
     memory_gb: float = 4.0,
     last_layers: int | None = None,
+    device: str = "cpu",
 ) -> Bench:
     """A trial on the workspace, untrained."""
     settings = TrainSettings(dtype=dtype, batch_size=batch_size, mode=mode)
@@ -94,7 +95,7 @@ def open_bench(
         mode=mode,
     )
     config = dataclasses.replace(config, sequence_length=length, last_layers=last_layers)
-    job = open_job(config, workspace, Alone(), torch.device("cpu"), memory_gb)
+    job = open_job(config, workspace, Alone(), torch.device(device), memory_gb)
     state = job.fresh_state(range(groups))
     of_users = (np.arange(job.split.num_users) % groups).astype(np.int32)
     return Bench(job, state, of_users)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _bench import FOLDER, Row, in_fresh_process, peak_mb, record, seconds
+from _bench import Row, in_fresh_process, peak_mb, record, seconds
 from _shops import SMALL
 from _steps import open_bench, shop_and_clip
 
@@ -31,8 +31,8 @@ Curve = list[dict[str, float]]
 
 
 def main() -> None:
-    """Measure, record and draw."""
-    rows, curves = [], {}
+    """Measure and record."""
+    rows = []
     for name, least in BASE.items():
         work = "step" if name in STEPS else "evaluation"
         curve: Curve = []
@@ -42,13 +42,11 @@ def main() -> None:
             curve.append({"size": least * times, **found})
             case = f"{work}, {name} {least * times:,}"
             rows += [Row("growth", case, key, found[key], unit) for key, unit in UNITS.items()]
-        curves[f"{name} ({work})"] = curve
-        for key in UNITS:
-            rows.append(
-                Row("growth", f"{work}, {name}", f"exponent of {key}", slope(curve, key), "")
-            )
+        rows += [
+            Row("growth", f"{work}, {name}", f"exponent of {key}", slope(curve, key), "")
+            for key in UNITS
+        ]
     record(rows)
-    draw(curves, FOLDER / "growth.png")
 
 
 def slope(curve: Curve, key: str) -> float:
@@ -69,20 +67,6 @@ def measure(work: str, sizes: dict[str, int]) -> dict[str, float]:
         )
         call = bench.step(1) if work == "step" else bench.evaluation()
         return {"seconds": seconds(call, repeats=3), "peak_mb": peak_mb()}
-
-
-def draw(curves: dict[str, Curve], file: Path) -> None:
-    """Seconds and memory against each size."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(15, 5), layout="constrained")
-    for column, (name, curve) in enumerate(curves.items(), start=1):
-        for row, key in enumerate(UNITS):
-            axes = canvas.add_subplot(2, len(curves), row * len(curves) + column)
-            axes.loglog([p["size"] for p in curve], [p[key] for p in curve], marker="o")
-            axes.set(xlabel=name, ylabel=f"{key}, exponent {slope(curve, key):.2f}")
-    canvas.savefig(file, dpi=120)
-    print(f"drawn to {file}")
 
 
 if __name__ == "__main__":

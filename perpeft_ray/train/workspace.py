@@ -102,7 +102,7 @@ def prepare_dataset(
     split_folder = cache / "split" / f"{_SPLIT_FORMAT}-{how}-{dataset.fingerprint[:32]}"
     if not split_folder.is_dir():
         with new_folder(split_folder) as temporary:
-            _write_split(split, temporary)
+            write_split(split, temporary)
     catalogue = build_catalogue(dataset, preprocessor, cache, item_map)
     parts = fingerprints(dataset, encoder)
     key = "\n".join([dataset.fingerprint, how, catalogue.fingerprint, parts.encoder])
@@ -166,7 +166,8 @@ def open_catalogue(workspace: Workspace) -> Catalogue:
     return Catalogue.open(workspace.catalogue)
 
 
-def _write_split(split: Split, folder: Path) -> None:
+def write_split(split: Split, folder: Path) -> None:
+    """Write what `open_split` reads."""
     arrays: dict[str, np.ndarray] = {
         "train_offsets": split.train.offsets,
         "train_items": split.train.items,
