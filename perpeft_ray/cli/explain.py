@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +33,32 @@ class _Common:
     """The page; by default <study>/explain/<item or user>-<id>.html (an id that is not a
     plain file name is shortened, with a hash)."""
 
+    def open(self, kind: str) -> tuple[StudyFolder, TrainedTrial, int]:
+        """The study, the trial, and the place of the id among its items or users, from 0."""
+        from perpeft_ray.models.trained import choose_trial, open_trained
+        from perpeft_ray.store.folder import StudyFolder
+
+        folder = StudyFolder.open(self.study)
+        trial = open_trained(folder, choose_trial(folder, self.trial))
+        names = list(trial.split.item_ids if kind == "item" else trial.split.user_ids)
+        if self.id not in names:
+            raise InputError(
+                f"no {kind} {self.id!r} in the data of {self.study}; for example {names[0]!r}"
+            )
+        return folder, trial, names.index(self.id)
+
+    def write(self, kind: str, folder: StudyFolder, write: Callable[[Path], None]) -> None:
+        """Write the page and print its place; upload it if it is in the folder of a URI."""
+        from perpeft_ray.explain.pages import page_name
+
+        page = self.out or folder.path / "explain" / page_name(kind, self.id)
+        write(page)
+        if page.is_relative_to(folder.path):
+            folder.keep()
+            print(f"page: {folder.shown_path(page)}")
+        else:
+            print(f"page: {page}")
+
 
 @dataclass(frozen=True)
 class Item(_Common):
@@ -48,13 +74,10 @@ class Item(_Common):
         from perpeft_ray.explain.item import explain_item
         from perpeft_ray.explain.pages import write_item_page
 
-        folder, trial = _open(self)
-        item = _place(self, "item", list(trial.split.item_ids)) + 1
-        explanation = explain_item(trial, item, self.groups, self.neighbours)
+        folder, trial, place = self.open("item")
+        explanation = explain_item(trial, place + 1, self.groups, self.neighbours)
         print_item(explanation, trial.dataset)
-        page = _page(self, "item", folder)
-        write_item_page(explanation, trial, page)
-        print(f"page: {_kept(folder, page)}")
+        self.write("item", folder, lambda page: write_item_page(explanation, trial, page))
 
 
 @dataclass(frozen=True)
@@ -71,43 +94,10 @@ class User(_Common):
         from perpeft_ray.explain.pages import write_user_page
         from perpeft_ray.explain.user import explain_user
 
-        folder, trial = _open(self)
-        user = _place(self, "user", list(trial.split.user_ids))
+        folder, trial, user = self.open("user")
         explanation = explain_user(folder, trial, user, self.other, self.k)
         _print_user(explanation, trial.dataset)
-        page = _page(self, "user", folder)
-        write_user_page(explanation, trial, page)
-        print(f"page: {_kept(folder, page)}")
-
-
-def _open(command: _Common) -> tuple[StudyFolder, TrainedTrial]:
-    from perpeft_ray.models.trained import choose_trial, open_trained
-    from perpeft_ray.store.folder import StudyFolder
-
-    folder = StudyFolder.open(command.study)
-    return folder, open_trained(folder, choose_trial(folder, command.trial))
-
-
-def _place(command: _Common, kind: str, names: Sequence[str]) -> int:
-    if command.id not in names:
-        raise InputError(
-            f"no {kind} {command.id!r} in the data of {command.study}; for example {names[0]!r}"
-        )
-    return names.index(command.id)
-
-
-def _page(command: _Common, kind: str, folder: StudyFolder) -> Path:
-    from perpeft_ray.explain.pages import page_name
-
-    return command.out or folder.path / "explain" / page_name(kind, command.id)
-
-
-def _kept(folder: StudyFolder, page: Path) -> str:
-    """Upload a page inside the study's folder if the study is at a URI; returns its place."""
-    if not page.is_relative_to(folder.path):
-        return str(page)
-    folder.keep()
-    return folder.shown_path(page)
+        self.write("user", folder, lambda page: write_user_page(explanation, trial, page))
 
 
 def print_item(explanation: ItemExplanation, dataset: Dataset) -> None:

@@ -21,20 +21,13 @@ class Command:
     """A subcommand: its text in `--help`, and its options."""
 
     summary: str
-    options: str
-    """A frozen dataclass with a method `run`, as module:class, imported when the command is named.
-    Its module must not import torch or Ray, so that `--help` and errors appear at once."""
+    options: str | Mapping[str, Command]
+    """A frozen dataclass with a method `run`, as module:class, imported when the command is named,
+    or subcommands. The module must not import torch or Ray, so that `--help` and errors appear at
+    once."""
 
 
-@dataclass(frozen=True)
-class Commands:
-    """A subcommand with subcommands."""
-
-    summary: str
-    commands: Mapping[str, Command | Commands]
-
-
-COMMANDS: Mapping[str, Command | Commands] = {
+COMMANDS: Mapping[str, Command] = {
     "study": Command(
         "Search, compare and repeat; the same as studies/ablation_peft.py.",
         "perpeft_ray.cli.study:StudyCommand",
@@ -69,7 +62,7 @@ COMMANDS: Mapping[str, Command | Commands] = {
         "that a copy of it works on another machine.",
         "perpeft_ray.cli.models:Pack",
     ),
-    "explain": Commands(
+    "explain": Command(
         "Show what a trial's modules do, in the terminal and as a page.",
         {
             "item": Command(
@@ -88,7 +81,7 @@ COMMANDS: Mapping[str, Command | Commands] = {
         "Recommend items to one user, or to every user of a table.",
         "perpeft_ray.cli.models:Recommend",
     ),
-    "prepare": Commands(
+    "prepare": Command(
         "Make a folder for --dataset parquet:PATH from raw data. Rerun the same command to resume.",
         {
             "amazon2023": Command(
@@ -149,7 +142,7 @@ class _NotNamed:
     """Stands for the options of commands that the command line does not name."""
 
 
-def _union(path: str, commands: Mapping[str, Command | Commands], arguments: Sequence[str]) -> Any:
+def _union(path: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> Any:
     """The commands as a type for tyro; imports only the named one's options."""
     named, *rest = arguments or [""]
     if named not in ("-h", "--help", *commands):
@@ -161,10 +154,10 @@ def _union(path: str, commands: Mapping[str, Command | Commands], arguments: Seq
         kind: Any = _NotNamed
         default: Any = tyro.MISSING_NONPROP
         if name == named:
-            if isinstance(command, Commands):
-                kind = _union(f"{path} {name}", command.commands, rest)
-            else:
+            if isinstance(command.options, str):
                 kind = pkgutil.resolve_name(command.options)
+            else:
+                kind = _union(f"{path} {name}", command.options, rest)
             if hasattr(kind, "defaults"):
                 default = kind.defaults(rest)
         described = tyro.conf.subcommand(

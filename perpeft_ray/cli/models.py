@@ -86,6 +86,9 @@ class Recommend:
         """Recommend to one user, or to all of a table."""
         if (self.users is None) != (self.out is None) or bool(self.history) == bool(self.users):
             raise InputError("either `history` must be given, or `users` together with `out`")
+        from perpeft_ray.models.layout import read_config
+
+        read_config(self.model)  # before torch is imported, so that a wrong folder is an error soon
         if self.users is not None and self.out is not None:
             _recommend_all(self, self.users, self.out)
         else:

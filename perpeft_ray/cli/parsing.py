@@ -7,9 +7,10 @@ import dataclasses
 import difflib
 import io
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TextIO, TypeVar, get_type_hints
 
 import tyro
 
@@ -45,9 +46,9 @@ def parse(
 
     Prints help and exits for `--help`. Raises InputError for unknown options and bad values.
     """
-    errors = io.StringIO()
+    shown, errors = _Kept(sys.stdout), io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(errors):
             parsed: tuple[T, list[str]] = tyro.cli(
                 kind,
                 prog=prog,
@@ -59,12 +60,33 @@ def parse(
             )
     except SystemExit as ended:
         if ended.code in (0, None):
+            # tyro has no setting for the empty defaults of all fields.
+            empty = re.compile(r"\(default: (?:'')?\)")
+            words = empty.sub(lambda hint: "(optional)".ljust(len(hint[0])), shown.getvalue())
+            print(words, end="")
             raise
-        raise InputError(_first_sentence(errors.getvalue())) from None
+        raise InputError(_message(errors.getvalue())) from None
     command, unknown = parsed
     if unknown:
         raise InputError(_unknown(unknown[0], type(command)))
     return command
+
+
+class _Kept(io.StringIO):
+    """Keeps what is printed, in the form for the stream that will show it."""
+
+    def __init__(self, shown_on: TextIO) -> None:
+        super().__init__()
+        self._shown_on = shown_on
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # of a StringIO, None
+        """tyro draws frames if it is utf-8."""
+        return self._shown_on.encoding
+
+    def isatty(self) -> bool:
+        """tyro uses colours on a terminal."""
+        return self._shown_on.isatty()
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -94,8 +116,12 @@ def _fields(kind: type, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _first_sentence(box: str) -> str:
+def _message(box: str) -> str:
     """The message of tyro's error box as one line, without its frame, title and advice."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    message = itertools.takewhile(lambda line: line and not line.startswith("─"), lines)
-    return " ".join(message)
+    _, inside, *_ = re.split(r"^.*[─-]{9}.*$", box, flags=re.MULTILINE)
+    lines = (line.strip("│ ") for line in inside.strip().splitlines())
+    message = " ".join(itertools.takewhile(bool, lines))
+    if message.startswith("invalid choice"):
+        value, _, *choices = re.findall(r"'(.*?)'", message)
+        message = message.removesuffix(".") + (nearest(value, choices) or ".")
+    return message

@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Self, get_args
+from typing import Annotated, Self, get_args
 
 import tyro
 
@@ -16,10 +16,6 @@ from perpeft_ray.cli.results import show_results
 from perpeft_ray.config import AUTO, StudyConfig
 from perpeft_ray.config.presets import Preset, preset
 from perpeft_ray.errors import InputError
-
-if TYPE_CHECKING:
-    from perpeft_ray.study.progress import Progress
-    from perpeft_ray.study.trainable import Study
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,6 @@ class Question:
     run: str = "perpeft_ray.study.questions:run_ablation"
     """The function (Study, Progress) that runs the study's missing trials, as module:function;
     imported late, so that `--help` and errors appear at once."""
-
-    def run_trials(self, study: Study, progress: Progress) -> None:
-        """Run the study's missing trials."""
-        pkgutil.resolve_name(self.run)(study, progress)
 
 
 @dataclass(frozen=True)
@@ -128,7 +120,11 @@ def run_and_show(config: StudyConfig, question: Question | None = None) -> None:
     from perpeft_ray.study.run import run_study
 
     question = question or Question()
-    place = run_study(config, question.run_trials, scientific=question.scientific)
+    place = run_study(
+        config,
+        lambda *study: pkgutil.resolve_name(question.run)(*study),
+        scientific=question.scientific,
+    )
     show_results(open_study(place, config.metrics.k))
 
 
