@@ -42,17 +42,22 @@ class Variants:
 
 def _table(command: Variants) -> tuple[TextTable, dict[Variant, str]]:
     """The table, and why variants do not fit the encoder."""
-    from perpeft_ray.encoder.sizes import ModuleSettings, encoder_parameters, module_parameters
+    from perpeft_ray.encoder.sizes import encoder_parameters, module_parameters
     from perpeft_ray.report.text import MISSING, Cell, TextTable
 
     encoder = command.encoder
-    settings = ModuleSettings(command.rank, command.bottleneck, command.last_layers)
     whole = encoder_parameters(encoder)
     rows, limits = [], {}
     for variant, facts in FACTS.items():
         size = share = MISSING
         try:
-            parameters = module_parameters(encoder, variant, settings)
+            parameters = module_parameters(
+                encoder,
+                variant,
+                rank=command.rank,
+                bottleneck=command.bottleneck,
+                last_layers=command.last_layers,
+            )
             size, share = f"{parameters:,}", f"{100 * parameters / whole:.3f}"
         except InputError as error:
             limits[variant] = str(error)
@@ -63,6 +68,6 @@ def _table(command: Variants) -> tuple[TextTable, dict[Variant, str]]:
         title=f"PEFT variants on {encoder} ({whole:,} parameters)",
         header=("variant", "a module", "%", "rank", "dropout", "last layers", "gradient in towers"),
         rows=tuple(rows),
-        caption=f"A group has one module. Rank {settings.rank}, bottleneck {settings.bottleneck}.",
+        caption=f"A group has one module. Rank {command.rank}, bottleneck {command.bottleneck}.",
     )
     return table, limits

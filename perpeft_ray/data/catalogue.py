@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from perpeft_ray.data.folders import ResumedArrays, resumed_folder
 from perpeft_ray.data.interactions import Dataset
@@ -154,21 +154,17 @@ def _build(
     images = items["image"].to_numpy()
     rows = np.cumsum(images != "")  # [I+1], of items with image; kept for unreadable ones too
     count, size = len(items), preprocessor.image_size
-    arrays: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {
-        "has_title": (np.bool_, (count,)),
-        "token_counts": (np.int32, (count,)),
-        "token_ids": (np.int32, (count, preprocessor.max_tokens)),
-        "pixel_row": (np.int32, (count,)),
-    }
-    if size:
-        arrays["pixels"] = (np.uint8, (int(rows[-1]) + 1, 3, size, size))
-    store = ResumedArrays(folder, arrays)
-    store["has_title"][:] = items["title"].str.strip() != ""
+    store = ResumedArrays(folder)
+    has_title = store.array("has_title", np.bool_, (count,))
+    token_counts = store.array("token_counts", np.int32, (count,))
+    token_ids = store.array("token_ids", np.int32, (count, preprocessor.max_tokens))
+    pixel_row = store.array("pixel_row", np.int32, (count,))
+    has_title[:] = items["title"].str.strip() != ""
     blocks = [items[at : at + BLOCK] for at in range(store.done, count, BLOCK)]
     for block in item_map(ItemStep(dataset.root, preprocessor), blocks):
         span = slice(store.done, store.done + len(block["token_counts"]))
-        store["token_counts"][span] = block["token_counts"]
-        store["token_ids"][span] = block["token_ids"]
+        token_counts[span] = block["token_counts"]
+        token_ids[span] = block["token_ids"]
         if size:
             unreadable = block["unreadable"] != ""
             for image, reason in zip(
@@ -180,17 +176,18 @@ def _build(
                     reason,
                 )
             present = (images[span] != "") & ~unreadable
-            store["pixels"][rows[span][present]] = block["pixels"][present]
-            store["pixel_row"][span] = np.where(present, rows[span], 0)
+            pixels = store.array("pixels", np.uint8, (int(rows[-1]) + 1, 3, size, size))
+            pixels[rows[span][present]] = block["pixels"][present]
+            pixel_row[span] = np.where(present, rows[span], 0)
         store.settle(span.stop)
     if store.done < count:
         raise RuntimeError(f"{count} items were sent to be prepared, but {store.done} came back")
     store.finish()
-    found = int(np.count_nonzero(store["pixel_row"]))
+    found = int(np.count_nonzero(pixel_row))
     _log.info(
         "catalogue of %d items: %d titles, %d images, %d unreadable images",
         count - 1,
-        np.count_nonzero(store["has_title"]),
+        np.count_nonzero(has_title),
         found,
         int(rows[-1]) - found if size else 0,
     )

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -109,23 +109,21 @@ def _remove_stale(folder: Path) -> None:
 class ResumedArrays:
     """Memory-mapped .npy files of a working folder, written in steps that survive a kill."""
 
-    def __init__(
-        self, folder: Path, arrays: Mapping[str, tuple[DTypeLike, tuple[int, ...]]]
-    ) -> None:
-        """Open arrays of these dtypes and shapes: zeros, or what an earlier run has written."""
-        self._mark = folder / _MARK
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._mark = folder, folder / _MARK
         self.done = steps_done(folder)
         """Finished steps."""
         self._arrays: dict[str, np.memmap] = {}
-        for name, (dtype, shape) in arrays.items():
-            file = folder / f"{name}.npy"
+
+    def array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+        """An array of this dtype and shape: zeros, or what finished steps have written."""
+        if name not in self._arrays:
+            file = self._folder / f"{name}.npy"
             self._arrays[name] = (
                 np.lib.format.open_memmap(file, mode="r+")
                 if self.done
                 else np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape)
             )
-
-    def __getitem__(self, name: str) -> np.memmap:
         return self._arrays[name]
 
     def settle(self, done: int) -> None:

@@ -77,13 +77,7 @@ def load_folder(path: Path, uri: str, data: DataSettings | None = None) -> Datas
     return Dataset(
         uri=uri,
         root=path,
-        interactions=pd.DataFrame(
-            {
-                "user_id": interactions["user_id"].to_pandas(),
-                "item_id": interactions["item_id"].to_pandas(),
-                "timestamp": interactions["timestamp"].to_numpy(),
-            }
-        ),
+        interactions=interactions.to_pandas(),
         items=pd.DataFrame(
             {
                 "item_id": items["item_id"].to_pandas(),

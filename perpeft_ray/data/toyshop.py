@@ -46,7 +46,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perpeft_ray.data.toyshop_items import ASPECTS, draw_item, draw_items, write_title
-from perpeft_ray.metrics import ndcg
 
 USERS = 3_000
 ITEMS = 3_000
@@ -145,19 +144,6 @@ def plant(seed: int) -> Shop:
         released=released,
         last_utility=last_utility,
     )
-
-
-def ceiling(shop: Shop) -> float:
-    """Test NDCG@20 of ranking by the planted utility itself, an upper bound for recommenders.
-
-    It knows every user's group and preferred values at the last step, every item's popularity, and
-    what is released; candidates are the items the user does not have, as in the protocol. 0.45 for
-    seeds 900 and 901.
-    """
-    is_last = np.append(shop.user[1:] != shop.user[:-1], True)
-    target = np.take_along_axis(shop.last_utility, shop.item[is_last][:, None], axis=1)  # [U, 1]
-    ranks = (shop.last_utility > target).sum(axis=1)
-    return float(ndcg(ranks, 20).mean())
 
 
 def other_items(count: int, seed: int) -> tuple[list[str], NDArray[np.uint8]]:

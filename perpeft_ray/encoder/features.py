@@ -10,14 +10,13 @@ Letters: I items (row 0 is padding), K hidden states, W width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
@@ -29,20 +28,8 @@ from perpeft_ray.encoder.iisan import kept_layers
 from perpeft_ray.encoder.rows import CatalogueRows
 from perpeft_ray.screen import console as console_on
 
-Encode = Callable[[ItemBatch], Sequence[NDArray[Any]]]
-"""The rows of a batch of items, one array per name."""
-
-
-@dataclass(frozen=True)
-class Computation:
-    """How to compute a store's arrays."""
-
-    device: torch.device
-    dtype: DTypeLike
-    shapes: Mapping[str, tuple[int, ...]]
-    """Shape of an item by name of the array."""
-    encode: Encode
-    """Arrays in the order of `shapes`."""
+Encode = Callable[[Towers, ItemBatch], dict[str, NDArray[Any]]]
+"""Arrays by name with a row per item of a batch."""
 
 
 def projected_features(
@@ -53,16 +40,10 @@ def projected_features(
     Calls `towers` only to compute.
     """
 
-    def computation() -> Computation:
-        model = towers()
-        return Computation(
-            _device(model),
-            np.float32,
-            {"features": (model.out_features,)},
-            lambda batch: [model(batch).cpu().numpy()],
-        )
+    def encode(model: Towers, batch: ItemBatch) -> dict[str, NDArray[Any]]:
+        return {"features": model(batch).cpu().numpy()}
 
-    return store_of_items(folder, catalogue, computation)["features"]
+    return store_of_items(towers, catalogue, folder, encode)["features"]
 
 
 def hidden_states(
@@ -71,49 +52,38 @@ def hidden_states(
     """IISAN's inputs, float16: text [I+1, K, W_text] and image [I+1, K, W_image] (None without
     images), row 0 zero; computed into `folder` unless present."""
 
-    def computation() -> Computation:
-        model = towers()
-        (text_width, text_depth), (image_width, image_depth) = model.state_sizes()
+    def encode(model: Towers, batch: ItemBatch) -> dict[str, NDArray[Any]]:
+        (_, text_depth), (_, image_depth) = model.state_sizes()
         text_layers, image_layers = kept_layers(text_depth, image_depth)
-        shapes = {"text": (len(text_layers), text_width)}
-        if image_width:
-            shapes["image"] = (len(image_layers), image_width)
+        texts, images = model.hidden_states(batch)
+        found = {"text": _half(texts[:, text_layers])}
+        if images is not None:
+            found["image"] = _half(images[:, image_layers])
+        return found
 
-        def states(batch: ItemBatch) -> Sequence[NDArray[Any]]:
-            texts, images = model.hidden_states(batch)
-            kept = [_half(texts[:, text_layers])]
-            if images is not None:
-                kept.append(_half(images[:, image_layers]))
-            return kept
-
-        return Computation(_device(model), np.float16, shapes, states)
-
-    arrays = store_of_items(folder, catalogue, computation)
+    arrays = store_of_items(towers, catalogue, folder, encode)
     return arrays["text"], arrays.get("image")
 
 
 def store_of_items(
-    folder: Path, catalogue: Catalogue, computation: Callable[[], Computation]
+    towers: Callable[[], Towers], catalogue: Catalogue, folder: Path, encode: Encode
 ) -> dict[str, NDArray[Any]]:
-    """Arrays [I+1, *shape] by name, memory-mapped, row 0 zero; computed unless present.
+    """What `encode` gives for all items, by name [I+1, ...], memory-mapped, row 0 zero.
 
-    Processes that need the same folder wait for the first.
+    Computed into `folder` unless present; other processes that need it wait.
     """
     if not folder.is_dir():
         with resumed_folder(folder) as working, torch.inference_mode():
             if working is not None:
-                _fill(working, catalogue, computation())
+                _fill(working, catalogue, towers(), encode)
     return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
 
 
-def _fill(working: Path, catalogue: Catalogue, computation: Computation) -> None:
-    """Write the rows of all items to one file per shape; resume an earlier run."""
-    count, device = catalogue.num_items + 1, computation.device
-    store = ResumedArrays(
-        working,
-        {name: (computation.dtype, (count, *s)) for name, s in computation.shapes.items()},
-    )
-    source, chunk = CatalogueRows(catalogue), sizes_of(device).encode_items
+def _fill(working: Path, catalogue: Catalogue, towers: Towers, encode: Encode) -> None:
+    """Write the rows of all items to one file per array; resume an earlier run."""
+    count, device = catalogue.num_items + 1, next(towers.parameters()).device
+    store, source = ResumedArrays(working), CatalogueRows(catalogue)
+    chunk = sizes_of(device).encode_items
     # Longest titles first: a batch too large for memory fails at once.
     order = source.by_length(np.arange(1, count))  # [I]
     console = console_on(sys.stderr)
@@ -125,9 +95,8 @@ def _fill(working: Path, catalogue: Catalogue, computation: Computation) -> None
         transient=True,
     ):
         items = order[start : start + chunk]
-        rows = computation.encode(source.batch(items, device))
-        for name, values in zip(computation.shapes, rows, strict=True):
-            store[name][items] = values
+        for name, values in encode(towers, source.batch(items, device)).items():
+            store.array(name, values.dtype, (count, *values.shape[1:]))[items] = values
         store.settle(start + len(items))
     store.finish()
 
@@ -135,7 +104,3 @@ def _fill(working: Path, catalogue: Catalogue, computation: Computation) -> None
 def _half(states: Tensor) -> NDArray[np.float16]:
     limit = torch.finfo(torch.float16).max
     return states.clamp(-limit, limit).half().cpu().numpy()
-
-
-def _device(model: Towers) -> torch.device:
-    return next(model.parameters()).device

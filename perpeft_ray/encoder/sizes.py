@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -14,38 +13,34 @@ from perpeft_ray.encoder.iisan import Iisan, kept_layers
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
 
 
-@dataclass(frozen=True)
-class ModuleSettings:
-    """Settings that determine a module's size; each variant reads those that apply to it."""
-
-    rank: int = 4
-    """Rank; its meaning depends on the variant."""
-    bottleneck: int = 32
-    """Width of IISAN's bottleneck blocks."""
-    last_layers: int | None = None
-    """Adapt only this many last layers of each tower; None: all."""
-
-
 @lru_cache(maxsize=2)
 def encoder_parameters(encoder: str) -> int:
     """Parameters of the frozen foundation model, including all towers and projections."""
     return _count(skeleton(encoder))
 
 
-def module_parameters(encoder: str, variant: Variant, settings: ModuleSettings) -> int:
+def module_parameters(
+    encoder: str,
+    variant: Variant,
+    *,
+    rank: int = 4,
+    bottleneck: int = 32,
+    last_layers: int | None = None,
+) -> int:
     """Trainable parameters of one group's module; does not read the encoder's weights.
 
-    Raises InputError if the variant does not fit the encoder.
+    Each variant uses the settings that apply to it, as in `PeftSettings`. Raises InputError if it
+    does not fit the encoder.
     """
     towers = skeleton(encoder)
     if FACTS[variant].in_towers:
-        adapter = AdapterSettings(variant, settings.rank, 0.0, settings.last_layers, seed=0)
+        adapter = AdapterSettings(variant, rank, 0.0, last_layers, seed=0)
         add_adapter(towers, adapter)
         return _count(towers, trainable=True)
     (text_width, text_layers), (image_width, image_layers) = towers.state_sizes()
     kept, _ = kept_layers(text_layers, image_layers)
     with torch.device("meta"):
-        return _count(Iisan(text_width, image_width, len(kept), settings.bottleneck))
+        return _count(Iisan(text_width, image_width, len(kept), bottleneck))
 
 
 def _count(module: nn.Module, *, trainable: bool = False) -> int:

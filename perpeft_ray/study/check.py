@@ -59,13 +59,18 @@ def check_settings(config: StudyConfig, num_users: int | None) -> None:
 
     from perpeft_ray.encoder.foundation import load_towers
     from perpeft_ray.encoder.preprocess import FoundationPreprocessor
-    from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
+    from perpeft_ray.encoder.sizes import module_parameters
 
     has_images = FoundationPreprocessor(config.encoder).image_size > 0
     check_study(config, num_users, has_images=has_images)
     for variant, rank in itertools.product(config.values("variant"), config.values("rank")):
-        settings = ModuleSettings(rank, config.peft.bottleneck, config.peft.last_layers)
-        module_parameters(config.encoder, variant, settings)
+        module_parameters(
+            config.encoder,
+            variant,
+            rank=rank,
+            bottleneck=config.peft.bottleneck,
+            last_layers=config.peft.last_layers,
+        )
     load_towers(config.encoder, "bfloat16", torch.device("cpu"))  # its weights fit its model
 
 

@@ -1,7 +1,11 @@
-"""Makes small dataset folders."""
+"""Makes small dataset folders; kills processes."""
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,19 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-Rows = dict[str, list[Any]]
+
+def killed(work: Callable[[], None], reached: Callable[[], bool]) -> None:
+    """Do work in another process, and kill it -9 as soon as `reached`."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    deadline = time.monotonic() + 90
+    while not reached():
+        assert process.is_alive(), "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture

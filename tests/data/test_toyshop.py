@@ -182,13 +182,3 @@ def test_catalogue_and_pretraining_draw_from_their_halves(small, monkeypatch):
     assert len(titles) == 20
     assert images.shape == (20, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert images.dtype == np.uint8
-
-
-def test_ceiling_equals_plain_python(shop):
-    gains = []
-    for user in range(toyshop.USERS):
-        order = np.argsort(-shop.last_utility[user]).tolist()
-        rank = order.index(shop.item[shop.user == user][-1])
-        gains.append(1 / np.log2(rank + 2) if rank < 20 else 0.0)
-    assert toyshop.ceiling(shop) == pytest.approx(np.mean(gains))
-    assert 0.4 < toyshop.ceiling(shop) < 0.6

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.foundation import load_towers
-from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
+from perpeft_ray.encoder.sizes import module_parameters
 from perpeft_ray.encoder.source import encoder_fingerprint, parse_encoder
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, trainable
 from perpeft_ray.errors import InputError
@@ -199,7 +199,7 @@ def test_iisan_needs_states_of_one_width(encoders):
         with pytest.raises(InputError, match="image tower is convolutional"):
             towers.state_sizes()
         with pytest.raises(InputError, match="image tower is convolutional"):
-            module_parameters(encoders[family], "iisan", ModuleSettings())
+            module_parameters(encoders[family], "iisan")
 
 
 def test_fingerprint_of_a_pair_depends_on_both(encoders):

@@ -81,7 +81,7 @@ def features_and_gradients(
             for variant in ("lora", "ia3", "vera", "oft", "ln_tuning", "bitfit")
         ),
         *((family, "lora", "float32", 1) for family in ("toyshop-clip", "clip", "chinese_clip")),
-        *((family, "lora", "float32", 2) for family in ("siglip", "text", "pair")),
+        *((family, "lora", "float32", 2) for family in ("siglip", "align", "text", "pair")),
         *(("clip", variant, "bfloat16", 1) for variant in ("lora", "rslora", "dora", "ia3")),
         *((family, "lora", "bfloat16", None) for family in ("chinese_clip", "siglip")),
     ],

@@ -18,7 +18,7 @@ from perpeft_ray.config import FACTS, VARIANTS, Dtype, Variant
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
 from perpeft_ray.encoder.foundation import Towers, load_towers
 from perpeft_ray.encoder.items import TowerItemEncoder
-from perpeft_ray.encoder.sizes import ModuleSettings, module_parameters
+from perpeft_ray.encoder.sizes import module_parameters
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter, peft_config, trainable
 from perpeft_ray.errors import InputError
@@ -106,15 +106,15 @@ def vit_b_32(tmp_path_factory):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_on_vit_b_32(vit_b_32, variant):
-    assert module_parameters(vit_b_32, variant, ModuleSettings()) == ON_VIT_B_32[variant]
+    assert module_parameters(vit_b_32, variant) == ON_VIT_B_32[variant]
     if FACTS[variant].in_towers and variant != "ln_tuning":  # whose outer LayerNorms drop out too
-        last = module_parameters(vit_b_32, variant, ModuleSettings(last_layers=3))
+        last = module_parameters(vit_b_32, variant, last_layers=3)
         assert 12 * last == 3 * ON_VIT_B_32[variant]
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if FACTS[v].scalable])
 def test_scalable_variants_grow_with_their_size(vit_b_32, variant):
-    larger = module_parameters(vit_b_32, variant, ModuleSettings(rank=32, bottleneck=8 * 32))
+    larger = module_parameters(vit_b_32, variant, rank=32, bottleneck=8 * 32)
     # DoRA's magnitudes do not grow, nor do the matrices between IISAN's towers.
     least = {"dora": 7, "iisan": 2}.get(variant, 8)
     assert least <= larger / ON_VIT_B_32[variant] <= 8

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perpeft_ray.data.catalogue import Catalogue, ItemBatch
-from perpeft_ray.encoder.features import Computation, store_of_items
+from perpeft_ray.encoder.features import store_of_items
 from perpeft_ray.encoder.foundation import Towers
 from perpeft_ray.encoder.items import Inputs, TowerItemEncoder
 from perpeft_ray.encoder.rows import CatalogueRows, Rows, by_length
@@ -117,29 +117,28 @@ def prefix_states(
     if not entries:
         return None
     device = next(towers.parameters()).device
-    dtype = np.dtype(np.float32 if towers.dtype == torch.float32 else np.int16)
+    plain = torch.float32 if towers.dtype == torch.float32 else torch.int16
     rows = CatalogueRows(catalogue)
     longest = rows.longest(device)
 
-    def states(batch: ItemBatch) -> Sequence[NDArray[Any]]:
-        missing = longest - batch.token_ids.shape[1]
+    def encode(towers: Towers, batch: ItemBatch) -> dict[str, NDArray[Any]]:
         found = {name: entry.states_of(towers, batch) for name, entry in entries.items()}
         if "text" in found:
+            missing = longest - batch.token_ids.shape[1]
             found["text"] = F.pad(found["text"], (0, 0, 0, missing))
-        plain = torch.float32 if dtype == np.float32 else torch.int16
-        return [tensor.contiguous().view(plain).cpu().numpy() for tensor in found.values()]
+        return {name: x.contiguous().view(plain).cpu().numpy() for name, x in found.items()}
 
-    with torch.inference_mode():
-        one = states(rows.batch(np.array([1]), device))
-    shapes = {name: item.shape[1:] for name, item in zip(entries, one, strict=True)}
-    size = (catalogue.num_items + 1) * sum(item[0].nbytes for item in one)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not folder.is_dir() and size > min(MAX_BYTES, shutil.disk_usage(folder.parent).free // 2):
-        _log.warning("states of frozen layers are not cached: they would take %.1f GB", size / 1e9)
-        return None
-    computation = Computation(device, dtype, shapes, states)
-    arrays = store_of_items(folder, catalogue, lambda: computation)
-    return PrefixStates(arrays, entries)
+    if not folder.is_dir():
+        with torch.inference_mode():
+            one = encode(towers, rows.batch(np.array([1]), device))
+        size = (catalogue.num_items + 1) * sum(item[0].nbytes for item in one.values())
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if size > min(MAX_BYTES, shutil.disk_usage(folder.parent).free // 2):
+            _log.warning(
+                "states of frozen layers are not cached: they would take %.1f GB", size / 1e9
+            )
+            return None
+    return PrefixStates(store_of_items(lambda: towers, catalogue, folder, encode), entries)
 
 
 class _Entry:

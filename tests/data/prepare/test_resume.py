@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,23 +12,10 @@ from perpeft_ray.data.prepare.database import Database
 from perpeft_ray.data.prepare.images import Limits
 from perpeft_ray.data.prepare.release import prepare_release
 from perpeft_ray.errors import InputError
+from tests.data.conftest import killed
 from tests.data.prepare.conftest import jpeg
 from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, review, write_raw
 from tests.data.prepare.test_release import write_release, zipped
-
-
-def killed(prepare: Callable[[], None], reached: Callable[[], bool]) -> None:
-    """Run a preparation in another process, and kill it -9 as soon as `reached`."""
-    process = multiprocessing.get_context("fork").Process(target=prepare)
-    process.start()
-    deadline = time.monotonic() + 90
-    while not reached():
-        assert process.is_alive(), "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
 
 
 def count(folder: Path) -> int:
