@@ -270,8 +270,8 @@ def _check_complete(name: str, missing: Iterable[str]) -> None:
     made_up = sorted(key for key in missing if "pooler" not in key)
     if made_up:
         raise InputError(
-            f"`encoder` {name} must have weights for all its parameters, but {len(made_up)} have "
-            f"none (the first is {made_up[0]})"
+            f"`encoder` {name} must have weights for all its parameters, but not for "
+            f"{len(made_up)} (the first is {made_up[0]})"
         )
 
 

@@ -103,38 +103,8 @@ def test_repeat_shares_count_known_targets_and_equal_rows():
     assert shares.repeated_rows == pytest.approx(1 / 10)
 
 
-BY_TIME = [  # ten rows; a share of 0.2 cuts at times 6 (validation) and 8 (test)
-    ("late", "i3", 8),  # no training interaction: not a user of the split
-    ("a", "i0", 1),
-    ("b", "i1", 2),
-    ("a", "i2", 7),
-    ("a", "i1", 6),  # at the cut: in the validation span, and before the row above
-    ("c", "i2", 3),
-    ("b", "i3", 9),  # b did nothing in the validation span
-    ("a", "i3", 8),  # at the cut: test
-    ("b", "i0", 4),
-    ("c", "unused", 5),
-]
-
-
 def by_time(share: float) -> DataSettings:
     return DataSettings(split="time", test_share=share)
-
-
-def test_by_time_by_hand():
-    rows = [*BY_TIME, ("a", "i0", 9)]  # 11 rows, k = round(2.75) = 3: times 9, 9, 8 and ties
-    split = split_dataset(dataset_of(rows), by_time(0.25))
-    assert split.user_ids.tolist() == ["a", "b", "c"]
-    # Test from the third latest time, 8; validation from the sixth latest, 6.
-    names = [["", *ITEMS][item] for item in split.train.items]
-    assert names == ["i0", "i1", "i0", "i2", "unused"]
-    assert split.train.offsets.tolist() == [0, 1, 3, 5]
-    assert [["", *ITEMS][item] for item in split.valid_item] == ["i1", "", ""]
-    assert [["", *ITEMS][item] for item in split.test_item] == ["i3", "i3", ""]
-    assert [["", *ITEMS][item] for item in split.known("test").of(0)] == ["i0", "i1", "i2"]
-    assert split.known("test").of(1).tolist() == split.train.of(1).tolist()
-    assert split.evaluated("valid").tolist() == [0]
-    assert split.evaluated("test").tolist() == [0, 1]
 
 
 @settings(max_examples=40, deadline=None)
@@ -187,7 +157,19 @@ def test_by_time_needs_interactions_in_every_span(rows, share, message):
 
 
 def test_repeat_shares_follow_the_split():
-    rows = [*BY_TIME, ("a", "i0", 9)]
+    rows = [  # 11, so a share of 0.25 cuts at times 6 (validation) and 8 (test)
+        ("late", "i3", 8),
+        ("a", "i0", 1),
+        ("b", "i1", 2),
+        ("a", "i2", 7),
+        ("a", "i1", 6),
+        ("c", "i2", 3),
+        ("b", "i3", 9),
+        ("a", "i3", 8),
+        ("b", "i0", 4),
+        ("c", "unused", 5),
+        ("a", "i0", 9),
+    ]
     shares = repeat_shares(dataset_of(rows), by_time(0.25))
     assert shares.targets_in_history == 0.0  # a and b had no i3; by leave-one-out, a ends with i0
     assert repeat_shares(dataset_of(rows)).targets_in_history == 0.5

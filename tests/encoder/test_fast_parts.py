@@ -80,16 +80,6 @@ def test_disabled_adapter_is_the_frozen_layer():
     assert torch.equal(net.first(x), frozen)
 
 
-def test_kept_is_what_dropout_keeps():
-    dropout, x = BitDropout(0.25), torch.rand(50, 7) + 1
-    torch.manual_seed(0)
-    kept = dropout.kept(x)
-    torch.manual_seed(0)
-    assert kept is not None
-    assert torch.equal((dropout(x) != 0).to(x.dtype), kept)
-    assert dropout.scale == pytest.approx(4 / 3)
-
-
 def test_bit_dropout_against_its_definition():
     torch.manual_seed(0)
     dropout = BitDropout(0.1).train()

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perpeft_ray.data.interactions import ITEMS_FILE
-from perpeft_ray.data.prepare.database import Database, clean_text
+from perpeft_ray.data.prepare.database import Database, clean_text, quoted
 from perpeft_ray.data.prepare.images import (
     Limits,
     WantedImage,
@@ -43,7 +43,6 @@ _META = (
     "{parent_asin: 'VARCHAR', title: 'VARCHAR', images: "
     "'STRUCT(variant VARCHAR, large VARCHAR, hi_res VARCHAR, thumb VARCHAR)[]'}"
 )
-_PLAIN = "hive_partitioning = false"
 _LOOKED_AT = 1000
 """Number of first lines of a raw file that are checked before the start."""
 
@@ -210,9 +209,9 @@ def _select(
     """
     with database.reading("`raw`"):
         database.logged_table(
-            "reviews", *_reviews(database.plain_path(reviews), selection, fraction)
+            "reviews", _reviews(database.plain_path(reviews), selection, fraction)
         )
-        database.logged_table("items", *_items(database.plain_path(meta), selection))
+        database.logged_table("items", _items(database.plain_path(meta), selection))
     database.logged_table("users", "SELECT DISTINCT user_id FROM reviews")
     # The first of a user's repeats of an item counts.
     database.logged_table(
@@ -277,47 +276,47 @@ def _check_joined(database: Database, reviews: Path, meta: Path) -> None:
         )
 
 
-def _reviews(file: Path, selection: Selection, fraction: float) -> tuple[str, list[Any]]:
+def _reviews(file: Path, selection: Selection, fraction: float) -> str:
     rules = ["user_id IS NOT NULL", "parent_asin IS NOT NULL", "timestamp IS NOT NULL"]
-    values: list[Any] = [str(file)]
     if fraction < 1:
         # By a hash of the id: the same users in any order of the file.
-        rules.append("md5_number_lower(? || user_id) < CAST(? AS UBIGINT)")
-        values += [f"{selection.seed}:", int(fraction * 2**64)]
+        salt, limit = quoted(f"{selection.seed}:"), int(fraction * 2**64)
+        rules.append(f"md5_number_lower({salt} || user_id) < CAST({limit} AS UBIGINT)")
     if selection.min_rating is not None:
-        rules.append("rating >= ?")
-        values.append(selection.min_rating)
+        rules.append(f"rating >= CAST('{selection.min_rating}' AS DOUBLE)")
     for day, sign in ((selection.since, ">="), (selection.until, "<")):
         if day is not None:
-            rules.append(f"timestamp {sign} ?")
             midnight = dt.datetime.combine(day, dt.time(), dt.UTC)
-            values.append(int(midnight.timestamp()) * 1000)
-    query = (
-        "SELECT user_id, parent_asin AS item_id, timestamp, line FROM "
-        "(SELECT *, row_number() OVER () AS line FROM "
-        f"read_json(?, format = 'newline_delimited', columns = {_REVIEW}, {_PLAIN})) "
-        f"WHERE {' AND '.join(rules)}"
+            rules.append(f"timestamp {sign} {int(midnight.timestamp()) * 1000}")
+    return (
+        "SELECT user_id, parent_asin AS item_id, timestamp, line "
+        f"FROM ({_lines(file, _REVIEW)}) WHERE {' AND '.join(rules)}"
     )
-    return query, values
 
 
-def _items(file: Path, selection: Selection) -> tuple[str, list[Any]]:
+def _items(file: Path, selection: Selection) -> str:
     rules = ["item_id IS NOT NULL"]
     if selection.require_title:
         rules.append("title IS NOT NULL")
     if selection.require_image:
         rules.append("url IS NOT NULL")
-    query = (
+    return (
         "SELECT item_id, title, url FROM ("
         f"SELECT parent_asin AS item_id, {clean_text('title')} AS title, line, "
         "coalesce(picture.large, picture.hi_res, picture.thumb) AS url FROM ("
-        "SELECT *, row_number() OVER () AS line, coalesce("
-        "list_filter(images, lambda image: image.variant = 'MAIN')[1], images[1]) AS picture "
-        f"FROM read_json(?, format = 'newline_delimited', columns = {_META}, {_PLAIN}))) "
-        f"WHERE {' AND '.join(rules)} "
+        "SELECT *, coalesce(list_filter(images, lambda image: image.variant = 'MAIN')[1], "
+        f"images[1]) AS picture FROM ({_lines(file, _META)}))) WHERE {' AND '.join(rules)} "
         "QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY line) = 1"
     )
-    return query, [str(file)]
+
+
+def _lines(file: Path, fields: str) -> str:
+    """SQL of a raw file's lines in order, numbered by `line`."""
+    return (
+        "SELECT *, row_number() OVER () AS line FROM "
+        f"read_json({quoted(file)}, format = 'newline_delimited', columns = {fields}, "
+        "hive_partitioning = false)"
+    )
 
 
 def _fetch_again(out: Path, limits: Limits) -> None:

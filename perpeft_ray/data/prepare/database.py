@@ -68,16 +68,16 @@ class Database:
         self._linked[str(link)] = path
         return link
 
-    def table(self, name: str, query: str, values: Sequence[Any] = ()) -> int:
+    def table(self, name: str, query: str) -> int:
         """Make or replace a table, possibly from its old rows; returns its number of rows."""
-        self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}", values)
+        self._execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
         return self.count(name)
 
-    def logged_table(self, name: str, query: str, values: Sequence[Any] = ()) -> int:
+    def logged_table(self, name: str, query: str) -> int:
         """As `table`, for one that may take minutes."""
         _log.info("making table %s", name)
         started = time.perf_counter()
-        rows = self.table(name, query, values)
+        rows = self.table(name, query)
         seconds = time.perf_counter() - started
         _log.info("table %s: %s in %.1f s", name, counted(rows, "row"), seconds)
         return rows
@@ -105,14 +105,14 @@ class Database:
         """Rows of a table."""
         return int(self.row(f"SELECT count(*) FROM {name}")[0])
 
-    def row(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
+    def row(self, query: str) -> tuple[Any, ...]:
         """The one row of a query's result."""
-        (found,) = self.rows(query, values)
+        (found,) = self.rows(query)
         return found
 
-    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
         """All rows of a query's result."""
-        return self._execute(query, values).fetchall()
+        return self._execute(query).fetchall()
 
     def write_parquet(self, query: str, file: Path, *, row_group: int = 122_880) -> None:
         """Write the rows of a query, in its order, to a file that appears whole."""
@@ -134,9 +134,9 @@ class Database:
                 reason = reason.replace(link, str(path))
             raise InputError(f"{what} must have readable files, but {reason}") from error
 
-    def _execute(self, query: str, values: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
+    def _execute(self, query: str) -> duckdb.DuckDBPyConnection:
         try:
-            return self._connection.execute(query, list(values))
+            return self._connection.execute(query)
         except duckdb.OutOfMemoryException as error:
             raise MemoryBoundError(
                 f"`memory_gb` must be more for these data, but is {self._memory_gb:g}"

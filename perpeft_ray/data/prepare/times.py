@@ -5,7 +5,7 @@ Dates become nanoseconds since 1970 (UTC without a zone); numbers stay unchanged
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from perpeft_ray.data.prepare.database import Database, quoted
@@ -202,5 +202,4 @@ def _shown(database: Database, sample: str, column: str, times: Times) -> Times:
     )
     if times.unit is None or row[0] is None:
         return times
-    words = f"{times.words}: {row[0]!r} is {times.shown(row[1])} UTC"
-    return Times(words, times.value, times.unit)
+    return replace(times, words=f"{times.words}: {row[0]!r} is {times.shown(row[1])} UTC")

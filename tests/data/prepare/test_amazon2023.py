@@ -9,12 +9,13 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.data.interactions import Dataset, load_folder
 from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.images import Limits
 from perpeft_ray.data.prepare.report import PAPER_DATASETS
@@ -64,6 +65,15 @@ def write_raw(folder: Path, reviews: list[dict], metas: list[dict], ending: str 
             gzip.compress(text) if ending.endswith("gz") else text
         )
     return folder
+
+
+def prepared(
+    folder: Path, reviews: list[dict], metas: list[dict], selection: Selection, **options: Any
+) -> Dataset:
+    """What `folder / "out"` has of these lines."""
+    raw = write_raw(folder / "raw", reviews, metas)
+    prepare_amazon2023(raw, CATEGORY, folder / "out", selection, **options)
+    return load_folder(folder / "out", "")
 
 
 def drawn(users: int = 150, items: int = 60, lines: int = 1800) -> tuple[list[dict], list[dict]]:
@@ -131,7 +141,7 @@ def shelf(tmp_path):
 
 
 def rows(folder: Path) -> list[tuple]:
-    table = load_folder(folder, "out").interactions
+    table = load_folder(folder, "").interactions
     return list(table.itertuples(index=False, name=None))
 
 
@@ -147,22 +157,17 @@ def rows(folder: Path) -> list[tuple]:
 )
 def test_equals_plain_python(tmp_path, selection):
     reviews, metas = drawn()
-    raw = write_raw(tmp_path / "raw", reviews, metas)
-    prepare_amazon2023(raw, CATEGORY, tmp_path / "out", selection)
+    dataset = prepared(tmp_path, reviews, metas, selection)
     expected = plain(reviews, metas, selection)
     assert 10 < len(expected) < len(reviews)
     assert rows(tmp_path / "out") == expected
-    items = pd.read_parquet(tmp_path / "out" / "items.parquet")
-    assert items["item_id"].tolist() == sorted({item for _, item, _ in expected})
+    assert dataset.items["item_id"].tolist() == sorted({item for _, item, _ in expected})
 
 
 def test_titles_have_single_spaces_and_blank_ones_null(tmp_path):
     metas = [meta("B1", " Red  yarn\t", []), meta("B2", "  ", []), meta("B3", None, [])]
     reviews = [review("U1", f"B{item}", item) for item in (1, 2, 3, 4)]
-    raw = write_raw(tmp_path / "raw", reviews, metas)
-    selection = Selection(core=1, require_title=False)
-    prepare_amazon2023(raw, CATEGORY, tmp_path / "out", selection)
-    items = load_folder(tmp_path / "out", "out").items
+    items = prepared(tmp_path, reviews, metas, Selection(core=1, require_title=False)).items
     assert items["title"].tolist() == ["Red yarn", None, None]  # B4 has no metadata
 
 
@@ -197,11 +202,9 @@ def test_image_addresses(tmp_path, web):
         "B6": [picture(f"{at}/gone.jpg")],
     }
     metas = [meta(item, item, pictures) for item, pictures in images.items()]
-    raw = write_raw(tmp_path / "raw", [review("U", item, 1) for item in images], metas)
-    prepare_amazon2023(
-        raw, CATEGORY, tmp_path / "out", Selection(core=1), limits=Limits(first_pause=0.01)
-    )
-    table = load_folder(tmp_path / "out", "out").items.set_index("item_id")["image"]
+    reviews = [review("U", item, 1) for item in images]
+    dataset = prepared(tmp_path, reviews, metas, Selection(core=1), limits=Limits(first_pause=0.01))
+    table = dataset.items.set_index("item_id")["image"]
     assert table["B5"] is None
     assert table["B6"] is None
     for item, name in zip(("B1", "B2", "B3", "B4"), names, strict=True):
@@ -212,10 +215,10 @@ def test_image_addresses(tmp_path, web):
 
 def test_require_image_keeps_items_with_an_address(tmp_path):
     metas = [meta("B1", "Lamp", [picture("http://x/1.jpg")]), meta("B2", "Chair", [])]
-    raw = write_raw(tmp_path / "raw", [review("U", item, 1) for item in ("B1", "B2")], metas)
+    reviews = [review("U", item, 1) for item in ("B1", "B2")]
     selection = Selection(core=1, require_image=True)
-    prepare_amazon2023(raw, CATEGORY, tmp_path / "out", selection, images=False)
-    assert load_folder(tmp_path / "out", "").items.values.tolist() == [["B1", "Lamp", None]]
+    dataset = prepared(tmp_path, reviews, metas, selection, images=False)
+    assert dataset.items.values.tolist() == [["B1", "Lamp", None]]
 
 
 def test_same_command_does_nothing_and_another_is_refused(tmp_path, shelf):
@@ -264,9 +267,8 @@ def test_truncated_file_is_named(tmp_path, ending):
 def test_item_id_that_is_a_path_is_refused(tmp_path, web):
     item = "../../escaped"
     metas = [meta(item, "Trap", [picture(f"{web.address}/a.jpg")])]
-    raw = write_raw(tmp_path / "raw", [review("U", item, 1)], metas)
     with pytest.raises(InputError, match=r"must be a plain file name, but is '\.\./\.\./escaped'"):
-        prepare_amazon2023(raw, CATEGORY, tmp_path / "out", Selection(core=1))
+        prepared(tmp_path, [review("U", item, 1)], metas, Selection(core=1))
     assert not web.requests
 
 
@@ -351,7 +353,6 @@ METAS = [meta(f"B{item}", f"lamp {item}", []) for item in range(6)]
             [{**row, "parent_asin": f"X{row['parent_asin']}"} for row in METAS],
             f"^meta_{CATEGORY}.jsonl must have the metadata of {CATEGORY}.jsonl, but none",
         ),
-        (REVIEWS, [], "`parent_asin`, but has no lines"),
         ([], METAS, "`user_id`, but has no lines"),
         (REVIEWS, [METAS], "but line 1 is no JSON object"),
     ],

@@ -97,23 +97,3 @@ def test_failures_are_listed_in_order_and_leave_no_file(web, fetch, tmp_path):
     assert web.requests["/gone"] == 1
     assert web.requests["/down"] == web.requests["/cut"] == LIMITS.attempts
     assert [path.name for path in tmp_path.iterdir()] == ["limit.jpg"]
-
-
-@pytest.mark.parametrize(
-    ("status", "passing"),
-    [(408, True), (429, True), (500, True), (599, True), (401, False), (404, False), (451, False)],
-)
-def test_busy_statuses_are_passing_failures(web, fetch, status, passing):
-    web.files = {"/a": jpeg(1)}
-    web.statuses = {"/a": [status] * 9}
-    (failure,) = fetch("a")
-    assert failure.passing == passing
-    assert web.requests["/a"] == (3 if passing else 1)
-
-
-def test_existing_files_stay(web, fetch, tmp_path):
-    web.files = {"/a": jpeg(1), "/b": jpeg(2)}
-    (tmp_path / "a.jpg").write_bytes(b"from before")
-    fetch("a", "b")
-    assert web.requests == {"/b": 1}
-    assert (tmp_path / "a.jpg").read_bytes() == b"from before"
