@@ -81,7 +81,7 @@ rows = pd.DataFrame(
     ]
 )
 table = best_settings_table(rows).printed[0]
-assert table.rows[0][table.header.index("warmth θ")].text == "2"
+assert table.texts["warmth θ"][0] == "2"
 assert "--train.warmth 2.0" in study_command(fixed_to(study, rows.iloc[1]))
 assert "warmth θ" in TRIAL_HEADER
 """

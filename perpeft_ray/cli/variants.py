@@ -43,7 +43,7 @@ class Variants:
 def _table(command: Variants) -> tuple[TextTable, dict[Variant, str]]:
     """The table, and why variants do not fit the encoder."""
     from perpeft_ray.encoder.sizes import encoder_parameters, module_parameters
-    from perpeft_ray.report.text import MISSING, Cell, TextTable
+    from perpeft_ray.report.text import MISSING, TextTable
 
     encoder = command.encoder
     whole = encoder_parameters(encoder)
@@ -62,12 +62,11 @@ def _table(command: Variants) -> tuple[TextTable, dict[Variant, str]]:
         except InputError as error:
             limits[variant] = str(error)
         applies = (facts.rank is not None, facts.dropout, facts.in_towers, facts.in_towers)
-        words = ["yes" if it_does else MISSING for it_does in applies]
-        rows.append(tuple(Cell(text) for text in (variant, size, share, *words)))
+        rows.append([variant, size, share, *("yes" if yes else MISSING for yes in applies)])
+    header = ("variant", "a module", "%", "rank", "dropout", "last layers", "gradient in towers")
     table = TextTable(
-        title=f"PEFT variants on {encoder} ({whole:,} parameters)",
-        header=("variant", "a module", "%", "rank", "dropout", "last layers", "gradient in towers"),
-        rows=tuple(rows),
-        caption=f"A group has one module. Rank {command.rank}, bottleneck {command.bottleneck}.",
+        f"PEFT variants on {encoder} ({whole:,} parameters)",
+        dict(zip(header, zip(*rows, strict=True), strict=True)),
+        f"A group has one module. Rank {command.rank}, bottleneck {command.bottleneck}.",
     )
     return table, limits

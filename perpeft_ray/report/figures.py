@@ -28,6 +28,7 @@ from perpeft_ray.report.summary import (
     ablation_summary,
     costs,
     final_trials,
+    labels,
     sensitivity,
 )
 from perpeft_ray.report.tables import StudyResults
@@ -170,14 +171,11 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
     front = _front(axes, points, "mean")
     axes.set(xlabel="trainable parameters of PEFT modules", ylabel="test NDCG@20 × 100")
     legend(figure)
-    named = ", ".join(
-        row.method if pd.isna(row.variant) else f"{row.method} {row.variant}"
-        for row in front.itertuples()
-    )
     return StudyFigure(
         "accuracy_against_parameters",
         "Accuracy against trainable parameters",
-        f"Means over seeds, bars are one standard deviation. On the Pareto front: {named}.",
+        "Means over seeds, bars are one standard deviation. On the Pareto front: "
+        f"{', '.join(labels(front))}.",
         figure,
     )
 

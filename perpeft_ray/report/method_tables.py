@@ -18,6 +18,7 @@ from perpeft_ray.report.summary import (
     final_trials,
     has_other_mode,
     in_paper_order,
+    labels,
 )
 from perpeft_ray.report.text import (
     StudyTable,
@@ -91,7 +92,7 @@ def _of_metric(
         caption += f"; {MARK} better than global, p < 0.05 (Holm)"
     if VECTOR_METHODS & set(summary.method):
         caption += "; user_level and group_level are our reading of the paper's rows"
-    return TextTable.of(f"Test {metric} × 100 on {name}", columns, f"{caption}.", best)
+    return TextTable(f"Test {metric} × 100 on {name}", columns, f"{caption}.", best)
 
 
 def comparisons_table(compared: Sequence[Comparison]) -> StudyTable:
@@ -112,7 +113,7 @@ def comparisons_table(compared: Sequence[Comparison]) -> StudyTable:
 
 def _against(rows: pd.DataFrame, variant: str) -> TextTable:
     """PerPEFT with one variant against the other methods: one table each fits 80 characters."""
-    return TextTable.of(
+    return TextTable(
         f"perpeft ({variant}) against the other methods, test {rows.metric.iloc[0].upper()}",
         {
             "method": rows.method_b,
@@ -158,7 +159,7 @@ def _of_length(numbers: pd.DataFrame, k: int) -> TextTable:
     means = _wide(numbers, "metric")["mean"]
     hundredths = [*OF_RANKS, "coverage"]
     titles = {name: name.upper() if name in OF_RANKS else name for name in hundredths}
-    return TextTable.of(
+    return TextTable(
         f"Test metrics at {k}",
         {
             "method": means.index,
@@ -201,7 +202,7 @@ def _by_part(numbers: pd.DataFrame, words: str) -> TextTable:
     numbers = numbers.assign(part=span)
     parts = numbers.sort_values(["low", "high"]).part.unique()
     wide, counts = _wide(numbers, "part"), numbers.groupby("part").users.max()
-    return TextTable.of(
+    return TextTable(
         f"Test NDCG@20 by {words}",
         {"method": wide.index}
         | {part: with_error(wide["mean"][part], wide["error"][part]) for part in parts},
@@ -213,8 +214,7 @@ def _by_part(numbers: pd.DataFrame, words: str) -> TextTable:
 
 def _wide(numbers: pd.DataFrame, columns: str) -> pd.DataFrame:
     """One row per method, variant and mode in the given order, one column per value and part."""
-    label = numbers.method + (" " + numbers.variant).fillna("")
-    label += numbers["mode"].map({"parallel": " (parallel)"}).fillna("")
+    label = labels(numbers) + numbers["mode"].map({"parallel": " (parallel)"}).fillna("")
     wide = numbers.assign(label=label).pivot(index="label", columns=columns)
     return wide.loc[label.unique()]
 

@@ -26,7 +26,7 @@ from perpeft_ray.report.statistics import (
     read_results,
     user_values,
 )
-from perpeft_ray.report.summary import SELECTION, final_trials, in_paper_order
+from perpeft_ray.report.summary import SELECTION, final_trials, in_paper_order, labels
 from perpeft_ray.report.text import StudyTable, TextTable, p_text, shown, with_interval
 
 ORDERINGS = (
@@ -147,7 +147,7 @@ def _rows(values: pd.DataFrame, metric: str) -> Iterator[dict[str, object]]:
 
 
 def _text(rows: pd.DataFrame, dataset: str, metric: str) -> TextTable:
-    return TextTable.of(
+    return TextTable(
         f"The paper's orderings on {dataset}, test {metric.upper()}",
         {
             "ordering": rows.below + " < " + rows.above,
@@ -181,13 +181,13 @@ def _interval(rows: pd.DataFrame) -> dict[str, object]:
 
 def _means_text(numbers: pd.DataFrame, metric: str) -> TextTable:
     rows = numbers[numbers.metric == metric]
-    label = rows.method + (" " + rows.variant).fillna("")
+    label = labels(rows)
     cells = with_interval(rows["mean"], rows.low, rows.high, ".2f")
     wide = rows.assign(label=label, cell=cells).pivot(
         index="label", columns="dataset", values="cell"
     )
     wide = wide.loc[label.unique(), rows.dataset.unique()]
-    return TextTable.of(
+    return TextTable(
         f"Test {metric.upper()} of all data sets",
         {"method": wide.index, **{name: shown(wide[name]) for name in wide}},
         "× 100, mean over seeds, with 95 % bootstrap intervals over users.",
@@ -195,7 +195,7 @@ def _means_text(numbers: pd.DataFrame, metric: str) -> TextTable:
 
 
 def _settings_text(rows: pd.DataFrame, dataset: str, varied: Sequence[Searchable]) -> TextTable:
-    return TextTable.of(
+    return TextTable(
         f"Settings chosen by validation on {dataset}",
         {
             "method": rows.method,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
+
 from perpeft_ray.report.statistics import LEVEL, Comparison
-from perpeft_ray.report.text import MISSING, Cell, TextTable
+from perpeft_ray.report.text import MISSING, TextTable
 
 POWER = 0.8
 """Planned probability of a significant result."""
@@ -58,32 +60,29 @@ def power_table(compared: list[Comparison], effect: float) -> TextTable:
     `compared`: PerPEFT with `global`, one per variant.
     """
     alpha = LEVEL / max(len(compared), 1)
-    header = ("variant", "observed", "users", "seeds", "shows", "users needed", "seeds needed")
     rows = []
     for row in compared:
         absolute = effect * row.mean_b
         smallest = smallest_effect(row.users, row.deviation, alpha)
         least = "≥ " if row.seeds == 1 else ""
-        texts = (
-            row.variant or MISSING,
-            MISSING if math.isnan(row.ratio) else f"{100 * (row.ratio - 1):+.0f} %",
-            f"{row.users:,}",
-            f"{row.seeds}",
-            f"{100 * smallest / row.mean_b:.0f} %" if row.mean_b else MISSING,
-            rounded(users_needed(absolute, row.deviation, alpha)),
-            least + rounded(seeds_needed(row, absolute, alpha)),
+        rows.append(
+            {
+                "variant": row.variant or MISSING,
+                "observed": MISSING if math.isnan(row.ratio) else f"{100 * (row.ratio - 1):+.0f} %",
+                "users": f"{row.users:,}",
+                "seeds": f"{row.seeds}",
+                "shows": f"{100 * smallest / row.mean_b:.0f} %" if row.mean_b else MISSING,
+                "users needed": rounded(users_needed(absolute, row.deviation, alpha)),
+                "seeds needed": least + rounded(seeds_needed(row, absolute, alpha)),
+            }
         )
-        rows.append(tuple(map(Cell, texts)))
     return TextTable(
-        title=f"What shows an effect of {100 * effect:g} % in NDCG@20 over global",
-        header=header,
-        rows=tuple(rows),
-        caption=(
-            "shows: the smallest effect for which these users and seeds have a power of "
-            f"{POWER:.0%}. Users needed with these seeds, seeds needed with these users; paired t "
-            f"over users at {LEVEL:g} / {max(len(compared), 1)} comparisons. From one seed, only "
-            "the least number of seeds is known."
-        ),
+        f"What shows an effect of {100 * effect:g} % in NDCG@20 over global",
+        pd.DataFrame(rows),
+        f"shows: the smallest effect for which these users and seeds have a power of {POWER:.0%}. "
+        "Users needed with these seeds, seeds needed with these users; paired t over users at "
+        f"{LEVEL:g} / {max(len(compared), 1)} comparisons. From one seed, only the least number of "
+        "seeds is known.",
     )
 
 

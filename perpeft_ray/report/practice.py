@@ -40,7 +40,7 @@ def groups_table(
     gains = group_gains(pairs).rename(columns={"a": "perpeft", "b": "global"})
     listed = [", ".join(words.get(group, ())) for group in gains.group]
     numbers = gains.assign(variant=best.variant, words=listed)[columns]
-    text = TextTable.of(
+    text = TextTable(
         f"Gain of perpeft ({best.variant}) over global by group",
         {
             "group": shown(numbers.group),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from importlib import resources
 
+import numpy as np
 import pandas as pd
 
 from perpeft_ray.config import TABLE_2, TABLE_3, VARIANTS
-from perpeft_ray.report.text import Cell, TextTable
+from perpeft_ray.report.summary import labels
+from perpeft_ray.report.text import TextTable, with_error
 
 METRICS = {
     "hr_at_20": "HR@20",
@@ -72,40 +74,28 @@ def paper_text_tables() -> list[TextTable]:
 
 
 def _text(number: int, dataset: str, title: str) -> TextTable:
-    whole, rows = paper_table(number), TABLES[number]
+    whole, methods = paper_table(number), TABLES[number]
     table = whole[whole.dataset == dataset]
     variants = table.variant.dropna().unique()
-    lines: list[tuple[Cell, ...]] = []
-    rules = []
-    for variant in (None, *VARIANTS):
-        is_block = table.variant.isna() if variant is None else table.variant == variant
-        block = table[is_block]
-        if block.empty:
-            continue
-        if lines:
-            rules.append(len(lines))
-        tops = block.groupby("metric")["mean"].max() if variant else {}
-        for method in (method for method in rows if (block.method == method).any()):
-            cells = block[block.method == method].set_index("metric")
-            name = f"{method} {variant}" if variant and len(variants) > 1 else method
-            lines.append((Cell(name), *(_cell(cells.loc[metric], tops) for metric in METRICS)))
+    blocks = {variant: block for block, variant in enumerate(VARIANTS, start=1)}
+    table = table.assign(
+        name=labels(table) if len(variants) > 1 else table.method,
+        block=table.variant.map(blocks).fillna(0),
+        place=table.method.map(methods.index),
+        text=with_error(table["mean"], table["std"]),
+        best=table["mean"] == table.groupby(["variant", "metric"])["mean"].transform("max"),
+    ).sort_values(["block", "place"])
+    rows = table.drop_duplicates("name")
+    wide = table.pivot(index="name", columns="metric").loc[rows.name]
     return TextTable(
-        title=f"The paper's Table {number} on {title} ({', '.join(variants)})",
-        header=("method", *METRICS.values()),
-        rows=tuple(lines),
-        caption=(
-            "× 100, the best of each PEFT variant is bold. perpeft is best in "
-            f"{count_wins(table, rows)} here and in {count_wins(whole, rows)} over the four data "
-            "sets."
-        ),
-        rules=tuple(rules),
+        f"The paper's Table {number} on {title} ({', '.join(variants)})",
+        {"method": rows.name} | {name: wide["text"][metric] for metric, name in METRICS.items()},
+        "× 100, the best of each PEFT variant is bold. perpeft is best in "
+        f"{count_wins(table, methods)} here and in {count_wins(whole, methods)} over the four data "
+        "sets.",
+        {name: wide["best"][metric] for metric, name in METRICS.items()},
+        rules=np.flatnonzero(rows.block.diff().fillna(0)).tolist(),
     )
-
-
-def _cell(row: pd.Series, tops: pd.Series | dict[str, float]) -> Cell:
-    spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.2f}"
-    best = row.name in tops and row["mean"] == tops[row.name]
-    return Cell(f"{100 * row['mean']:.2f}{spread}", best=best)
 
 
 def _read(name: str) -> pd.DataFrame:

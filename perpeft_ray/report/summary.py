@@ -171,3 +171,8 @@ def in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
             order[name] = frame[name].map({value: place for place, value in enumerate(values)})
     rows = order.sort_values(list(order.columns), kind="stable").index
     return frame.loc[rows].reset_index(drop=True)
+
+
+def labels(rows: pd.DataFrame) -> pd.Series:
+    """The method and variant of each row in words, such as `perpeft lora`."""
+    return rows.method + (" " + rows.variant).fillna("")

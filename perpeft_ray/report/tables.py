@@ -149,7 +149,7 @@ def best_settings_table(trials: pd.DataFrame) -> StudyTable:
         "Chosen in the search by validation NDCG@20 (× 100) among the variant's complete trials."
     )
     best = {"valid NDCG@20": rows[SELECTION] == rows[SELECTION].max()}
-    text = TextTable.of("Best settings of PerPEFT", columns, caption, best)
+    text = TextTable("Best settings of PerPEFT", columns, caption, best)
     return StudyTable("best_settings", rows, (text,))
 
 
@@ -176,7 +176,7 @@ def learning_rates_table(trials: pd.DataFrame) -> StudyTable:
     }
     caption = "Validation NDCG@20 (× 100); the setting in bold is the one the ablation uses."
     best = {"valid NDCG@20": rows.chosen}
-    text = TextTable.of("Settings of the other methods", columns, caption, best)
+    text = TextTable("Settings of the other methods", columns, caption, best)
     return StudyTable("learning_rates", rows, (text,))
 
 
@@ -199,7 +199,7 @@ def costs_table(trials: pd.DataFrame) -> StudyTable:
         "frozen encoder's; seconds of training, including a shared stage 1, and of an epoch of "
         "stage 3; peak memory."
     )
-    return StudyTable("costs", rows, (TextTable.of("Cost of a trial", columns, caption),))
+    return StudyTable("costs", rows, (TextTable("Cost of a trial", columns, caption),))
 
 
 def front_table(trials: pd.DataFrame) -> StudyTable:
@@ -229,7 +229,7 @@ def front_table(trials: pd.DataFrame) -> StudyTable:
         "PerPEFT's settings that no other of the search beats in both validation NDCG@20 and "
         "trainable parameters; × 100, means over seeds. The front is chosen by validation."
     )
-    text = TextTable.of("Pareto front of accuracy and size", columns, caption)
+    text = TextTable("Pareto front of accuracy and size", columns, caption)
     return StudyTable("front", rows, (text,))
 
 
@@ -244,7 +244,7 @@ def sensitivity_table(trials: pd.DataFrame) -> StudyTable:
         "seeds": shown(rows.seeds),
     }
     caption = "× 100, mean ± standard deviation over seeds; the other settings are fixed."
-    text = TextTable.of("Sensitivity of PerPEFT", columns, caption)
+    text = TextTable("Sensitivity of PerPEFT", columns, caption)
     return StudyTable("sensitivity", rows, (text,))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,50 +19,42 @@ MISSING = "–"
 BEST = "▸"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table."""
-
-    text: str
-    best: bool = False
-    """Printed bold."""
-
-
-@dataclass(frozen=True)
 class TextTable:
-    """A titled table; every row has as many cells as the header has words."""
+    """A titled table of text: the first column to the left, the others to the right.
 
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    caption: str
-    rules: tuple[int, ...] = ()
-    """Rows with a line above them on a terminal."""
+    `columns`: equally long columns by header; `best`: which cells of a column are bold; `rules`:
+    rows with a line above them on a terminal.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         title: str,
-        columns: Mapping[str, Iterable[str]],
+        columns: Mapping[str, Iterable[str]] | pd.DataFrame,
         caption: str,
         best: Mapping[str, Iterable[bool]] | None = None,
-    ) -> TextTable:
-        """A table from equally long columns by header; `best`: which cells of a column are bold."""
-        cells = {name: [Cell(text) for text in texts] for name, texts in columns.items()}
+        rules: Sequence[int] = (),
+    ) -> None:
+        self.title, self.caption, self.rules = title, caption, rules
+        self.texts = pd.DataFrame({name: list(texts) for name, texts in columns.items()}, dtype=str)
+        self.best = pd.DataFrame(False, self.texts.index, self.texts.columns)
         for name, bold in (best or {}).items():
-            cells[name] = [Cell(c.text, bool(b)) for c, b in zip(cells[name], bold, strict=True)]
-        return cls(title, tuple(cells), tuple(zip(*cells.values(), strict=True)), caption)
+            self.best[name] = list(bold)
+
+    def rows(self) -> Iterator[list[tuple[str, bool]]]:
+        """The cells of each row: the text, and whether it is bold."""
+        for texts, bold in zip(self.texts.to_numpy(), self.best.to_numpy(), strict=True):
+            yield list(zip(texts, bold, strict=True))
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown; ends with a newline."""
-        table = self._frame("**{}**").to_markdown(
+        table = self._marked("**{}**").to_markdown(
             index=False, disable_numparse=True, colalign=self._sides("left", "right")
         )
         return f"### {self.title}\n\n{table}\n\n{self.caption}\n"
 
     def latex(self) -> str:
         """A `table` float that needs the package `booktabs`; ends with a newline."""
-        table = self._frame(r"\textbf{{{}}}", _tex).style.hide(axis="index")
+        table = self._marked(r"\textbf{{{}}}", _tex).style.hide(axis="index")
         return table.to_latex(  # type: ignore[no-any-return]  # pandas is untyped here
             caption=f"{_tex(self.title)}. {_tex(self.caption)}",
             column_format="".join(self._sides("l", "r")),
@@ -79,25 +71,22 @@ class TextTable:
             pad_edge=False,
             show_edge=False,
         )
-        for number, name in enumerate(self.header):
-            table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
-        for number, row in enumerate(self.rows):
+        for name, side in zip(self.texts, self._sides("left", "right"), strict=True):
+            table.add_column(Text(name), justify=side, no_wrap=True)
+        for number, row in enumerate(self.rows()):
             if number in self.rules:
                 table.add_section()
-            texts = (c.text if bold or not c.best else f"{BEST}{c.text}" for c in row)
-            styles = ("bold green" if c.best else "" for c in row)
+            texts = (f"{BEST}{text}" if best and not bold else text for text, best in row)
+            styles = ("bold green" if best else "" for _, best in row)
             table.add_row(*map(Text, texts, styles))
         return table
 
-    def _frame(self, best: str, escape: Callable[[str], str] = str) -> pd.DataFrame:
-        rows = [
-            [best.format(escape(c.text)) if c.best else escape(c.text) for c in row]
-            for row in self.rows
-        ]
-        return pd.DataFrame(rows, columns=[escape(name) for name in self.header])
+    def _marked(self, best: str, escape: Callable[[str], str] = str) -> pd.DataFrame:
+        texts = self.texts.map(escape)
+        return texts.mask(self.best, texts.map(best.format)).rename(columns=escape)
 
-    def _sides(self, first: str, others: str) -> list[str]:
-        return [first] + [others] * (len(self.header) - 1)
+    def _sides(self, first: Any, others: Any) -> list[Any]:
+        return [first] + [others] * (len(self.texts.columns) - 1)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_numbers_are_rounded_up_to_two_digits() -> None:
 def test_the_table_has_a_row_per_variant() -> None:
     known = compared(500, 2, 0.1, 0.3, 0.5, seed=5)
     table = power_table([known], 0.2)
-    (row,) = ([cell.text for cell in row] for row in table.rows)
+    (row,) = table.texts.to_numpy().tolist()
     assert row[:4] == ["lora", f"{100 * known.difference:+.0f} %", "500", "2"]
     assert row[5] == rounded(users_needed(0.2 * known.mean_b, known.deviation))
 

@@ -174,7 +174,7 @@ def test_perpefts_comparisons_and_those_with_global_are_corrected_apart(write: W
         assert rows.p_holm.to_numpy() == pytest.approx(holm(rows.p_value.to_numpy()))
     assert numbers.p_value[2] == against("random_grouping", folder).p_value
     (text,) = table.printed  # PerPEFT's alone
-    assert [row[0].text for row in text.rows] == ["without_mm", "global", "random_grouping"]
+    assert text.texts.method.tolist() == ["without_mm", "global", "random_grouping"]
     assert "users (200)" in text.caption
     assert "seeds (2)" in text.caption
 

@@ -32,7 +32,7 @@ from perpeft_ray.report.tables import (
     study_tables,
     write_tables,
 )
-from perpeft_ray.report.text import Cell, TextTable, p_text
+from perpeft_ray.report.text import TextTable, p_text
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.record import TrialRecord
 from tests.records import Record, frames_of, with_ranks
@@ -107,10 +107,10 @@ def test_best_settings_are_by_validation_within_a_variant(record: Record) -> Non
     assert best.variant.tolist() == ["lora", "iisan"]
     assert best["rank"].fillna(0).tolist() == [8, 0]
     assert best.trials.tolist() == [2, 1]
-    lora, iisan = best_settings_table(trials).printed[0].rows
-    assert [cell.text for cell in lora] == ["lora", "6", "8", "0.5", "0.005", "9.00", "2"]
-    assert [cell.best for cell in lora].count(True) == 1
-    assert iisan[2].text == "–"
+    lora, iisan = best_settings_table(trials).printed[0].rows()
+    assert [text for text, _ in lora] == ["lora", "6", "8", "0.5", "0.005", "9.00", "2"]
+    assert [best for _, best in lora + iisan].count(True) == 1
+    assert iisan[2] == ("–", False)
 
 
 def test_each_baseline_and_variant_has_its_own_learning_rate(record: Record) -> None:
@@ -126,9 +126,9 @@ def test_each_baseline_and_variant_has_its_own_learning_rate(record: Record) -> 
     )
     assert table.numbers.learning_rate.tolist() == [5e-3, 1e-2, 5e-3, 1e-2, 5e-3]
     assert table.numbers.chosen.tolist() == [True, False, False, True, True]
-    first = table.printed[0].rows[0]
-    assert [cell.text for cell in first] == ["without_mm", "–", "0.005", "6.00"]
-    assert first[3].best
+    first = next(table.printed[0].rows())
+    assert [text for text, _ in first] == ["without_mm", "–", "0.005", "6.00"]
+    assert first[3] == ("6.00", True)
 
 
 def test_another_searched_setting_of_a_baseline_has_its_column(record: Record) -> None:
@@ -138,7 +138,7 @@ def test_another_searched_setting_of_a_baseline_has_its_column(record: Record) -
     )
     assert table.numbers["rank"].tolist() == [4, 8]
     assert table.numbers.chosen.tolist() == [True, False]
-    assert [cell.text for cell in table.printed[0].rows[0]][2:] == ["4", "0.01", "9.00"]
+    assert table.printed[0].texts.iloc[0].tolist()[2:] == ["4", "0.01", "9.00"]
 
 
 def test_costs_are_medians_over_seeds(half_done: list[TrialRecord]) -> None:
@@ -201,12 +201,8 @@ def test_a_notebook_computes_no_table_that_it_does_not_show(
 
 
 def test_latex_is_escaped_and_marks_the_best() -> None:
-    table = TextTable(
-        title="A_b",
-        header=("method", "lora"),
-        rows=((Cell("x_y"), Cell("1.00 ± 0.10", best=True)), (Cell("gain"), Cell("+5.0 %"))),
-        caption="100 × λ & more.",
-    )
+    columns = {"method": ["x_y", "gain"], "lora": ["1.00 ± 0.10", "+5.0 %"]}
+    table = TextTable("A_b", columns, "100 × λ & more.", {"lora": [True, False]})
     assert table.latex() == (
         "\\begin{table}\n"
         "\\centering\n"
