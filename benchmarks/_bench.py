@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from perpeft_ray.store.description import git_revision, machine
 from perpeft_ray.store.files import whole_file
 
 FOLDER = Path("results/bench")
@@ -69,7 +69,11 @@ def record(rows: Sequence[Row]) -> None:
     """Print the rows and replace this benchmark's old ones in the table."""
     file = FOLDER / "bench.parquet"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    where = {"machine": _machine(), "revision": _revision()}
+    here = machine()
+    where = {
+        "machine": f"{here['cpu']}, {here['cores']} cores",
+        "revision": git_revision() or "unknown",
+    }
     new = pd.DataFrame([{**asdict(row), "ratio": row.ratio, **where} for row in rows])[COLUMNS]
     new = new.astype({"value": float, "reference": float, "ratio": float})
     if file.exists():
@@ -144,18 +148,3 @@ def _timed(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def _machine() -> str:
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        name = names[0].partition(":")[2].strip() if names else name
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def _revision() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"

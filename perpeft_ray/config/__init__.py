@@ -6,7 +6,6 @@ until a trial gives it a value; in a trial ``None`` means one thing only: the se
 apply to this method or variant.
 """
 
-from perpeft_ray.config.data import DataSettings, SplitKind
 from perpeft_ray.config.methods import (
     GROUPED_METHODS,
     METHODS,
@@ -23,17 +22,21 @@ from perpeft_ray.config.searchable import SEARCHABLE, VARIED, Searchable
 from perpeft_ray.config.settings import (
     LONGEST_LIST,
     SEARCH,
+    DataSettings,
+    Dtype,
     GroupingSettings,
     LossSettings,
     MetricsSettings,
+    Mode,
     ModelSettings,
     PeftSettings,
     Search,
     SearchSettings,
+    SplitKind,
     TrainSettings,
 )
 from perpeft_ray.config.study import AUTO, StudyConfig
-from perpeft_ray.config.trial import Dtype, Mode, TrialConfig, canonical_hash
+from perpeft_ray.config.trial import TrialConfig, canonical_hash
 from perpeft_ray.config.variants import FACTS, PAPER_VARIANTS, VARIANTS, Variant, VariantFacts
 
 __all__ = [

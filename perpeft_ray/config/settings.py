@@ -6,14 +6,34 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perpeft_ray.config.rules import between, distinct
-from perpeft_ray.config.trial import Dtype, Mode
 from perpeft_ray.config.variants import PAPER_VARIANTS, Variant
 
 LONGEST_LIST = 100
 """The largest measured length K of recommended lists."""
+SplitKind = Literal["leave_one_out", "time"]
+Mode = Literal["sequential", "parallel"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 Search = Literal["search"]
 SEARCH: Search = "search"
 """The value that leaves a setting to the search."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The part of the dataset that is used, and how it is split."""
+
+    split: SplitKind = "leave_one_out"
+    """leave_one_out (the paper's): each user's last item is test, the one before it validation.
+    time: train on everything before one point in time, the same for all users."""
+    test_share: float = 0.1
+    """For the time split: the latest share of all interactions is test; the same share before it
+    is validation."""
+    min_interactions: int = 1
+    """Drop users with fewer interactions."""
+    sample_users: int | None = None
+    """Use only this many users, drawn at random, for a first look; None: all."""
+    sample_seed: int = 0
+    """Seed of that draw."""
 
 
 @dataclass(frozen=True)

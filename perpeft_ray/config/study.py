@@ -7,21 +7,22 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
 
-from perpeft_ray.config.data import DataSettings
 from perpeft_ray.config.methods import PEFT_METHODS, Method, exists
 from perpeft_ray.config.rules import at_least, between, distinct, positive
 from perpeft_ray.config.searchable import SEARCHABLE, VARIED, Searchable
 from perpeft_ray.config.settings import (
     SEARCH,
+    DataSettings,
     GroupingSettings,
     LossSettings,
     MetricsSettings,
+    Mode,
     ModelSettings,
     PeftSettings,
     SearchSettings,
     TrainSettings,
 )
-from perpeft_ray.config.trial import Mode, TrialConfig
+from perpeft_ray.config.trial import TrialConfig
 from perpeft_ray.config.variants import FACTS, Variant
 from perpeft_ray.errors import InputError
 

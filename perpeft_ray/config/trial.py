@@ -6,17 +6,14 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from perpeft_ray.config.data import DataSettings, SplitKind
 from perpeft_ray.config.methods import METHODS, PEFT_METHODS, Method, exists
 from perpeft_ray.config.rules import applies, at_least, between, one_of, positive
 from perpeft_ray.config.searchable import SEARCHABLE
+from perpeft_ray.config.settings import DataSettings, Dtype, Mode, SplitKind
 from perpeft_ray.config.variants import FACTS, VARIANTS, Variant
 from perpeft_ray.errors import InputError
-
-Mode = Literal["sequential", "parallel"]
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,12 +132,9 @@ def _stderr_to(file: Path) -> Iterator[None]:
         os.close(kept)
 
 
-def hide_token(file: Path | None = None) -> None:
-    """Make the token that Ray 2.60 writes readable by its owner only.
-
-    `file`: by default Ray's own path.
-    """
-    file = file or Path.home() / ".ray" / "auth_token"
+def hide_token() -> None:
+    """Make the token that Ray 2.60 writes readable by its owner only."""
+    file = Path.home() / ".ray" / "auth_token"
     if file.exists() and file.stat().st_mode & 0o077:
         file.chmod(0o600)
 

@@ -192,14 +192,7 @@ class Watch(tune.Callback):
 
 def one_line(error: BaseException) -> str:
     """An exception's type and the first line of its message, without Ray's wrapping."""
-    while True:
-        # RayTaskError, ControllerError and WorkerGroupError hold what was raised.
-        inner = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
-        failures = getattr(error, "worker_failures", None)
-        if failures:
-            inner = failures[min(failures)]
-        if not isinstance(inner, BaseException):
-            break
+    while isinstance(inner := getattr(error, "cause", None), BaseException):  # of RayTaskError
         error = inner
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}".rstrip(": ")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from perpeft_ray.config import GROUPED_METHODS, PERSONAL_METHODS, SIMPLE_METHODS, TrialConfig
 from perpeft_ray.encoder.sizes import encoder_parameters
+from perpeft_ray.recommender.simple import SimpleMethod, simple_ranks
 from perpeft_ray.train.build import trainable_parameters
 from perpeft_ray.train.cache import cached_trial, entry, trial_key
 from perpeft_ray.train.checkpoint import Checkpoints
@@ -23,7 +25,6 @@ from perpeft_ray.train.grouping import Grouping, principal_components
 from perpeft_ray.train.job import Job, open_job
 from perpeft_ray.train.memory import PeakMemory, naming_what_to_lower
 from perpeft_ray.train.outcome import TrialOutcome, UserRanks
-from perpeft_ray.train.simple import simple_outcome
 from perpeft_ray.train.snapshot import Snapshot, Trained, write_trained
 from perpeft_ray.train.stages import (
     continue_stage_one,
@@ -34,7 +35,7 @@ from perpeft_ray.train.stages import (
     trained_groups,
 )
 from perpeft_ray.train.state import TrainState, load_weights
-from perpeft_ray.train.workspace import Workspace
+from perpeft_ray.train.workspace import Workspace, open_split, prepare_here
 
 
 @naming_what_to_lower()
@@ -69,7 +70,7 @@ def run_trial(
     Raises InputError for more groups than users, FloatingPointError for a loss that is not finite.
     """
     if config.method in SIMPLE_METHODS:
-        return simple_outcome(config, workspace, test=test)
+        return _simple_outcome(config, workspace, test=test)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = PeakMemory(device)
     job = open_job(config, workspace, collective or Alone(), device, memory_gb)
@@ -111,6 +112,46 @@ def run_trial(
             test_rank=test_ranks,
             map_x=user_map[:, 0],
             map_y=user_map[:, 1],
+        ),
+    )
+
+
+def _simple_outcome(config: TrialConfig, workspace: Workspace, *, test: bool) -> TrialOutcome:
+    """Rank every user's validation item and, if `test`, the test item; on the CPU."""
+    memory = PeakMemory(torch.device("cpu"))
+    started = time.perf_counter()
+    prepare_here(workspace, config.dataset, config.data)
+    split = open_split(workspace)
+    method = cast("SimpleMethod", config.method)
+    valid_ranks = simple_ranks(method, split, "valid")
+    unknown = np.full(split.num_users, -1, dtype=np.int64)
+    lists = no_lists(split, torch.device("cpu")) if test else None
+    test_ranks = simple_ranks(method, split, "test", lists) if test else unknown
+    nowhere = np.full(split.num_users, np.nan, dtype=np.float32)
+    return TrialOutcome(
+        selected_epoch=0,
+        still_improving=False,
+        valid=metrics_of(valid_ranks),
+        test=metrics_of(test_ranks) if test else None,
+        **of_lists(lists, split),
+        users_evaluated=len(split.evaluated("test")),
+        encoder_parameters=0,
+        trainable_parameters=0,
+        stage1_seconds=0.0,
+        stage2_seconds=0.0,
+        stage3_seconds=0.0,
+        evaluate_seconds=time.perf_counter() - started,
+        peak_memory_mb=memory.megabytes(),
+        world_size=1,
+        device="cpu",
+        users=UserRanks(
+            **facts_of_users(split),
+            group=unknown.astype(np.int32),
+            test_group=unknown.astype(np.int32),
+            valid_rank=valid_ranks,
+            test_rank=test_ranks,
+            map_x=nowhere,
+            map_y=nowhere,
         ),
     )
 
