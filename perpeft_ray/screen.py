@@ -17,9 +17,9 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 item`, `2,000 items`; for nouns with a regular plural."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def counted(number: float, noun: str) -> str:
+    """`1 item`, `2,000 items`, `0.5 GPUs`; for nouns with a regular plural."""
+    return f"{number:,.12g} {noun}" + ("" if number == 1 else "s")
 
 
 def is_screen(stream: TextIO) -> bool:

@@ -21,6 +21,7 @@ from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.places import reached, read_file, remove_folder, subfolder, write_file
 from perpeft_ray.encoder.source import encoder_fingerprint
 from perpeft_ray.errors import InputError
+from perpeft_ray.screen import counted
 from perpeft_ray.study import node_report
 from perpeft_ray.study.node_report import NodeQuery, NodeReport
 from perpeft_ray.study.room import resources_of_worker, with_gpus, worker_counts, workers_that_fit
@@ -130,7 +131,7 @@ def _checks(
     if isinstance(data, list):
         sizes = [file.stat().st_size for file in data]
         catalogue = (
-            f"{_count(len(sizes), 'raw file')}, {sum(sizes) / 1e6:.1f} MB, can be read here; the "
+            f"{counted(len(sizes), 'raw file')}, {sum(sizes) / 1e6:.1f} MB, can be read here; the "
             "study prepares the data set in its storage"
         )
         yield Check("catalogue", f"{study.dataset}: {catalogue}")
@@ -209,7 +210,7 @@ def check_reports(reports: Reports, name: str, found: str, advice: str) -> Check
     ]
     if not wrong:
         return Check(name, found)
-    return Check(name, f"wrong on {_count(len(wrong), 'node')}", f"{'; '.join(wrong)}: {advice}")
+    return Check(name, f"wrong on {counted(len(wrong), 'node')}", f"{'; '.join(wrong)}: {advice}")
 
 
 def check_resources(
@@ -225,8 +226,8 @@ def check_resources(
     places = sum(workers_that_fit(node, worker) for node in nodes.values())
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes.values()) for kind in ("CPU", "GPU"))
     found = (
-        f"{_count(len(nodes), 'node')}, {_count(cpus, 'CPU')}, {_count(gpus, 'GPU')}: "
-        f"{_count(places, 'place')} for a worker"
+        f"{counted(len(nodes), 'node')}, {counted(cpus, 'CPU')}, {counted(gpus, 'GPU')}: "
+        f"{counted(places, 'place')} for a worker"
     )
     of_trial = study.workers
     parallel_workers = worker_counts(study).get("parallel_workers", 0)
@@ -236,8 +237,8 @@ def check_resources(
     needed = max(of_trial * at_a_time, parallel_workers)
     if places >= needed:
         return Check("resources", found)
-    place = " and ".join(_count(amount, kind) for kind, amount in worker.items())
-    advice = f"add nodes with {_count(needed - places, 'place')} of {place}"
+    place = " and ".join(counted(amount, kind) for kind, amount in worker.items())
+    advice = f"add nodes with {counted(needed - places, 'place')} of {place}"
     if places >= max(of_trial, parallel_workers):
         advice += f", or run fewer trials at a time: --search.max-concurrent {places // of_trial}"
     elif places >= of_trial:
@@ -245,10 +246,10 @@ def check_resources(
     elif places:
         advice += f", or fewer workers per trial: --workers {places}"
     if parallel_workers > of_trial * at_a_time:
-        what = _count(parallel_workers, "parallel worker")
+        what = counted(parallel_workers, "parallel worker")
     else:
-        what = f"{_count(at_a_time, 'trial')} at a time of {_count(of_trial, 'worker')}"
-    return Check("resources", found, f"{what} need {_count(needed, 'place')}: {advice}")
+        what = f"{counted(at_a_time, 'trial')} at a time of {counted(of_trial, 'worker')}"
+    return Check("resources", found, f"{what} need {counted(needed, 'place')}: {advice}")
 
 
 def check_gpus(gpus_per_worker: float, seen: Mapping[str, int | None]) -> Check:
@@ -340,7 +341,3 @@ def _answers(tasks: Mapping[str, Any]) -> dict[str, Any]:
         except ray.exceptions.RayError:  # the node was lost, or cannot start a process
             answers[name] = None
     return answers
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}" + ("" if number == 1 else "s")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -23,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -128,6 +131,28 @@ def start(arguments: list[str]) -> None:
     )
     study = parse_study([*small.split(), "--storage", storage, *rest])
     run(lambda: study_run.run_study(study))
+
+
+def run_quick_study(
+    storage: Path | str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """This command in a process of its own; the environment's changes by name."""
+    return subprocess.run(
+        [sys.executable, __file__, str(storage), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, **environment},
+    )
+
+
+def rows_in(storage: Path, study: str = "ablation_peft") -> pd.DataFrame:
+    """The rows that a study has written, one a file; no trial twice."""
+    trials = pd.read_parquet(storage / study / "trials")
+    assert trials.trial_id.is_unique
+    assert not trials.duplicated(["phase", "config_hash"]).any()
+    return trials.sort_values("trial_id", ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -42,18 +42,22 @@ def split(**histories: str) -> Split:
     )
 
 
-def test_a_user_who_has_trained_on_every_item_is_named() -> None:
+@pytest.mark.parametrize(
+    ("histories", "who"),
+    [
+        ({"anne": "abca", "bot": "abcab"}, "user 'bot' has"),
+        ({"x": "abcab", "y": "cbaab"}, "user 'x' and 1 more has"),
+    ],
+)
+def test_users_who_have_trained_on_every_item_are_named(
+    histories: dict[str, str], who: str
+) -> None:
     with pytest.raises(InputError) as error:
-        check_histories(split(anne="abca", bot="abcab"), "D")
+        check_histories(split(**histories), "D")
     assert str(error.value) == (
-        "`dataset` D must leave every user an item without training interaction, but user 'bot' "
-        "has all 3; leave out their interactions"
+        "`dataset` D must leave every user an item without training interaction, but "
+        f"{who} all 3; leave out their interactions"
     )
-
-
-def test_two_such_users_are_counted() -> None:
-    with pytest.raises(InputError, match="user 'x' and 1 more has all 3"):
-        check_histories(split(x="abcab", y="cbaab"), "D")
 
 
 def test_every_item_with_validation_and_test_is_fine() -> None:

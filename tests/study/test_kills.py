@@ -17,33 +17,13 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.study.fakes import states
+from tests.study.quick_study import rows_in, run_quick_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SCRIPT = Path(__file__).with_name("quick_study.py")
 TIMES = ["started_at", "finished_at"]
 TRIALS = 19
 """Of the whole study."""
-
-
-def run(
-    storage: Path | str, *arguments: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), str(storage), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={**os.environ, **environment},
-    )
-
-
-def rows(storage: Path, study: str = "ablation_peft") -> pd.DataFrame:
-    """One row a file; no trial twice."""
-    trials = pd.read_parquet(storage / study / "trials")
-    assert trials.trial_id.is_unique
-    assert not trials.duplicated(["phase", "config_hash"]).any()
-    return trials.sort_values("trial_id", ignore_index=True)
 
 
 def processes_of_trials(storage: Path) -> set[int]:
@@ -61,29 +41,29 @@ def _is_trial(pid: int) -> bool:
 
 def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    assert run(unbroken).returncode == 0
-    expected = rows(unbroken)
+    assert run_quick_study(unbroken).returncode == 0
+    expected = rows_in(unbroken)
     assert len(expected) == TRIALS
     assert "PRUNED" in set(expected.status)  # what ASHA remembers matters
 
     done = 0
     for die in ("search:3", "unwritten:5", "ablation:2"):
-        ended = run(broken, "--die", die)
+        ended = run_quick_study(broken, "--die", die)
         assert ended.returncode == -signal.SIGKILL, (die, ended.stdout, ended.stderr)
         if done:
             assert f"continuing: {done} of {TRIALS} trials are done" in ended.stderr
-        done = len(rows(broken))
+        done = len(rows_in(broken))
         deadline = time.monotonic() + 120
         while processes_of_trials(broken):  # Ray's processes do not outlive the script
             assert time.monotonic() < deadline, processes_of_trials(broken)
             time.sleep(0.5)
-        assert len(rows(broken)) == done  # nor has one written a row meanwhile
-    last = run(broken)
+        assert len(rows_in(broken)) == done  # nor has one written a row meanwhile
+    last = run_quick_study(broken)
     assert last.returncode == 0, last.stderr
     assert f"continuing: {done} of {TRIALS} trials are done" in last.stderr
     assert f"[{TRIALS}/{TRIALS}]" in last.stderr
 
-    pd.testing.assert_frame_equal(rows(broken).drop(columns=TIMES), expected.drop(columns=TIMES))
+    pd.testing.assert_frame_equal(rows_in(broken).drop(columns=TIMES), expected.drop(columns=TIMES))
     finished = states(broken / "ablation_peft")
     assert finished[TrialState.RUNNING] == finished[TrialState.WAITING] == 0
     for state in (TrialState.COMPLETE, TrialState.PRUNED):
@@ -91,7 +71,7 @@ def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path
     ends = Counter(re.sub(r"-\w+$", "", file.name) for file in (broken / "runs").glob("ended-*"))
     assert set(ends.values()) == {1}  # nothing that was finished ran again
 
-    again = run(broken)
+    again = run_quick_study(broken)
     assert again.returncode == 0
     assert f"continuing: {TRIALS} of {TRIALS} trials are done" in again.stderr
     assert "COMPLETE" not in again.stderr
@@ -104,7 +84,7 @@ def test_a_second_command_is_refused_while_the_first_runs(tmp_path: Path) -> Non
         while not owner.exists():
             assert first.poll() is None
             time.sleep(0.1)
-        second = run(tmp_path)
+        second = run_quick_study(tmp_path)
         assert second.returncode == 2
         assert re.fullmatch(
             rf"error: `study` must be run by one process at a time, but process {first.pid} on "
@@ -112,7 +92,7 @@ def test_a_second_command_is_refused_while_the_first_runs(tmp_path: Path) -> Non
             second.stderr.replace(f": {tmp_path}/ablation_peft", ""),
         )
         assert first.wait(timeout=300) == -signal.SIGKILL
-    other = run(tmp_path, "--train.batch-size", "7")
+    other = run_quick_study(tmp_path, "--train.batch-size", "7")
     assert other.returncode == 2
     assert "`train.batch_size` must be 64 as in the study that" in other.stderr
 
@@ -130,7 +110,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_full_stops_the_study_until_there_is_room(small_disk: Path) -> None:
-    ended = run(small_disk)
+    ended = run_quick_study(small_disk)
     assert ended.returncode == 1, ended.stdout
     assert re.search(
         r"^error: no room on the disk \(\d\.\d MB are left in \S+\); make room, then "
@@ -138,14 +118,14 @@ def test_a_disk_that_is_full_stops_the_study_until_there_is_room(small_disk: Pat
         ended.stderr,
         re.MULTILINE,
     )
-    before = rows(small_disk)
+    before = rows_in(small_disk)
     assert 0 < len(before) < TRIALS
     assert "FAIL" not in set(before.status)
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
-    again = run(small_disk)
+    again = run_quick_study(small_disk)
     assert again.returncode == 0, again.stderr
     assert f"continuing: {len(before)} of {TRIALS} trials are done" in again.stderr
-    after = rows(small_disk)
+    after = rows_in(small_disk)
     assert len(after) == TRIALS
     assert states(small_disk / "ablation_peft")[TrialState.RUNNING] == 0
     kept = after[after.trial_id.isin(before.trial_id)].reset_index(drop=True)
@@ -162,7 +142,7 @@ def test_a_cluster_that_loses_its_nodes_is_told_and_another_node_lets_it_go_on(
     try:
         node = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        two = run(tmp_path, "--cpus-per-worker", "2", RAY_ADDRESS=cluster.address)
+        two = run_quick_study(tmp_path, "--cpus-per-worker", "2", RAY_ADDRESS=cluster.address)
         assert two.returncode == 1
         assert "it needs 2 CPU; the nodes have 1 CPU, of which 1 CPU are free" in two.stderr
 
@@ -184,9 +164,9 @@ def test_a_cluster_that_loses_its_nodes_is_told_and_another_node_lets_it_go_on(
 
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        last = run(tmp_path, "--study", "other", RAY_ADDRESS=cluster.address)
+        last = run_quick_study(tmp_path, "--study", "other", RAY_ADDRESS=cluster.address)
         assert last.returncode == 0, last.stderr
-        trials = pd.read_parquet(tmp_path / "other" / "trials")
+        trials = rows_in(tmp_path, "other")
         assert len(trials) == TRIALS
         assert set(trials.status) == {"COMPLETE", "PRUNED"}
     finally:
@@ -224,7 +204,7 @@ def test_a_real_study_that_was_killed_has_the_metrics_of_the_unbroken_one(tmp_pa
     assert re.search(r"continuing: [45] of 5 trials are done", printed)
 
     measured = ["seconds", "memory", "_at"]
-    expected, found = rows(tmp_path / "unbroken"), rows(tmp_path / "broken")
+    expected, found = rows_in(tmp_path / "unbroken"), rows_in(tmp_path / "broken")
     settled = [
         name
         for name in expected.columns
@@ -249,14 +229,14 @@ def test_two_trials_share_a_gpu_by_halves(tmp_path: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
     try:
         options = ("--gpus-per-worker", "0.5", "--search.max-concurrent", "2")
-        halves = run(tmp_path, *options, RAY_ADDRESS=cluster.address)
+        halves = run_quick_study(tmp_path, *options, RAY_ADDRESS=cluster.address)
         assert halves.returncode == 0, halves.stderr
         began = {file.name.split("-")[3] for file in (tmp_path / "runs").glob("began-*")}
         assert len(began) == 2  # processes, side by side
-        trials = rows(tmp_path).sort_values("started_at")
+        trials = rows_in(tmp_path).sort_values("started_at")
         assert (trials.started_at.shift(-1) < trials.finished_at).any()
         options = ("--gpus-per-worker", "2", "--study", "other")
-        more = run(tmp_path, *options, RAY_ADDRESS=cluster.address)
+        more = run_quick_study(tmp_path, *options, RAY_ADDRESS=cluster.address)
         assert more.returncode == 1
         assert "it needs 1 CPU, 2 GPU; the nodes have 2 CPU, 1 GPU" in more.stderr
     finally:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from perpeft_ray.study import tuning
 from perpeft_ray.study.tuning import take_memory_kills_as_deaths
+from tests.study.quick_study import rows_in, run_quick_study
 
-SCRIPT = Path(__file__).with_name("quick_study.py")
 KILLED = "Memory on the node (IP: 10.0.0.1) was 23.1GB used / 24.0GB limit"
 ROOM = 3.5e9
 """Bytes above what is in use: Ray takes 1 GB of it, the trial 5 GB at most, so that others on the
@@ -57,23 +54,6 @@ def test_tune_gets_other_errors_as_they_are(given: list[Exception]) -> None:
     assert repr(given[2]) == repr(ValueError("other"))
 
 
-def run(storage: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # A trial needs all processors: the next one shows that those of the killed one are free again.
-    every = ["--cpus-per-worker", str(os.cpu_count())]
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), str(storage), *arguments, *every],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-        env={**os.environ, **environment},
-    )
-
-
-def rows(storage: Path) -> pd.DataFrame:
-    return pd.read_parquet(storage / "ablation_peft" / "trials")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_killed_trial_is_a_row_and_the_same_command_repeats_it(
@@ -83,10 +63,11 @@ def test_the_killed_trial_is_a_row_and_the_same_command_repeats_it(
     if there.available < 2 * ROOM:
         pytest.skip("too little memory is free")
     threshold = (there.total - there.available + ROOM) / there.total
-    eat = ("--eat", "search:3")
-    ended = run(tmp_path, *eat, RAY_memory_usage_threshold=f"{threshold:.4f}")
+    # A trial needs all processors: the next one shows that those of the killed one are free again.
+    eat = ("--eat", "search:3", "--cpus-per-worker", str(os.cpu_count()))
+    ended = run_quick_study(tmp_path, *eat, RAY_memory_usage_threshold=f"{threshold:.4f}")
     assert ended.returncode == 0, ended.stderr
-    trials = rows(tmp_path)
+    trials = rows_in(tmp_path)
     [killed] = trials[trials.status == "FAIL"].to_dict("records")
     assert re.match(r"MemoryError: .*[Mm]emory.* used / .* limit", killed["error"])
     assert killed["phase"] == "search"
@@ -98,9 +79,8 @@ def test_the_killed_trial_is_a_row_and_the_same_command_repeats_it(
     assert list(runs.glob(f"began-search-{killed['config_hash']}-{eater}-*"))
     assert len(list(runs.glob(f"began-*-{eater}-*"))) == 4
 
-    again = run(tmp_path, *eat)
+    again = run_quick_study(tmp_path, *eat)
     assert again.returncode == 0, again.stderr
     assert f"continuing: {len(trials) - 1} of {len(trials)} trials are done" in again.stderr
-    trials = rows(tmp_path)
+    trials = rows_in(tmp_path)
     assert set(trials.status) == {"COMPLETE", "PRUNED"}
-    assert not trials.duplicated(["phase", "config_hash"]).any()

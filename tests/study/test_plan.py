@@ -85,12 +85,6 @@ def test_best_of_each_method_and_variant_is_the_first_with_the_highest_score() -
     }
 
 
-def test_only_trials_after_the_search_read_test() -> None:
-    study = StudyConfig()
-    assert not any(spec.test for spec in search_trials(study))
-    assert all(spec.test for spec in ablation_trials(study, best_for(study)))
-
-
 def test_trials_wait_for_the_search_whose_settings_they_take() -> None:
     study = StudyConfig(search=TWO_RATES)
     rows = [

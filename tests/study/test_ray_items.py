@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from perpeft_ray.data.catalogue import Catalogue, build_catalogue
 from perpeft_ray.data.interactions import Dataset, load_folder
-from perpeft_ray.data.item_arrays import ItemArrays, ItemStep, in_this_process
+from perpeft_ray.data.item_arrays import ItemStep
 from perpeft_ray.study import ray_items
 from perpeft_ray.study.ray_items import on_ray, on_ray_if_many, telling
 from tests.small_shop import write_small_shop
@@ -70,30 +68,6 @@ def test_byte_for_byte_as_in_this_process(shop, tmp_path, monkeypatch, size) -> 
     assert len(told) == len(names)
     for name, line in zip(names, told, strict=True):
         assert line.startswith(f"{shop.root / 'images' / name} is not a readable image")
-
-
-def stopped_after(blocks: int):
-    def mapped(step: ItemStep, all_blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
-        yield from in_this_process(step, all_blocks[:blocks])
-        raise KeyboardInterrupt
-
-    return mapped
-
-
-@pytest.mark.usefixtures("ray_runtime")
-def test_goes_on_where_this_process_was_stopped(shop, tmp_path) -> None:
-    alone = build_catalogue(shop, Small(), tmp_path / "alone")
-    with pytest.raises(KeyboardInterrupt):
-        build_catalogue(shop, Small(), tmp_path / "both", stopped_after(3))
-    given = []
-
-    def counted(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
-        given.append(sum(map(len, blocks)))
-        return on_ray(step, blocks)
-
-    both = build_catalogue(shop, Small(), tmp_path / "both", counted)
-    assert given == [61 - 24]
-    assert contents(both) == contents(alone)
 
 
 @pytest.mark.usefixtures("ray_runtime")

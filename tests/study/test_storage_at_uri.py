@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 
 from perpeft_ray.store.folder import StudyFolder
 from tests.study.fakes import states
-from tests.study.test_kills import TIMES, processes_of_trials, rows, run
+from tests.study.quick_study import rows_in, run_quick_study
+from tests.study.test_kills import TIMES, processes_of_trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -31,12 +32,12 @@ def test_killed_on_two_machines_and_ended_on_a_third(
     storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = tmp_path / "unbroken"
-    assert run(unbroken).returncode == 0
-    expected = rows(unbroken)
+    assert run_quick_study(unbroken).returncode == 0
+    expected = rows_in(unbroken)
 
     def on(machine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         place = {"RUNS": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / machine)}
-        return run(storage, *arguments, **place)
+        return run_quick_study(storage, *arguments, **place)
 
     for machine, die in (("first", "search:3"), ("second", "ablation:1")):
         ended = on(machine, "--die", die)
@@ -53,7 +54,7 @@ def test_killed_on_two_machines_and_ended_on_a_third(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
     folder = StudyFolder.open(f"{storage}/ablation_peft")
-    found = rows(folder.path.parent, folder.path.name)
+    found = rows_in(folder.path.parent, folder.path.name)
     pd.testing.assert_frame_equal(found.drop(columns=TIMES), expected.drop(columns=TIMES))
     ended_states = states(folder.path)
     assert ended_states[TrialState.RUNNING] == ended_states[TrialState.WAITING] == 0

@@ -41,10 +41,6 @@ def stop_in(monkeypatch):
     return stop
 
 
-def _fresh(workspace: Workspace, folder: Path) -> Workspace:
-    return workspace.with_nothing_trained(folder)
-
-
 def _run(
     config: TrialConfig, workspace: Workspace, checkpoints: Path | str | None, **kwargs: Any
 ) -> tuple[TrialOutcome, list[EpochRecord]]:
@@ -83,8 +79,8 @@ def test_a_trial_goes_on_with_the_result_of_an_unbroken_run(
     workspace, make_trial, tmp_path, stop_in, method, variant, mode, stops
 ):
     config = make_trial(method, variant, mode=mode, epochs=2, personal_epochs=4, learning_rate=1e-2)
-    unbroken = _run(config, _fresh(workspace, tmp_path / "unbroken"), None)
-    fresh = _fresh(workspace, tmp_path / "broken")
+    unbroken = _run(config, workspace.with_nothing_trained(tmp_path / "unbroken"), None)
+    fresh = workspace.with_nothing_trained(tmp_path / "broken")
     checkpoints = tmp_path / "checkpoints" / "trial"
     for epoch in stops:
         stop_in(epoch)
@@ -137,8 +133,8 @@ def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
 ):
     config = make_trial(personal_epochs=3)
     checkpoints = tmp_path / "trial"
-    unbroken = _run(config, _fresh(workspace, tmp_path / "a"), None)
-    fresh = _fresh(workspace, tmp_path / "b")
+    unbroken = _run(config, workspace.with_nothing_trained(tmp_path / "a"), None)
+    fresh = workspace.with_nothing_trained(tmp_path / "b")
     for settings in (make_trial(personal_epochs=3, learning_rate=5e-2), config):
         stop_in(3)
         with pytest.raises(StoppedError):
@@ -155,8 +151,8 @@ def test_half_a_checkpoint_and_those_of_other_settings_are_passed_over(
 def test_checkpoints_at_a_uri(workspace, make_trial, tmp_path, stop_in, scheme, request):
     root = request.getfixturevalue("s3") if scheme == "s3" else f"{scheme}://{tmp_path}"
     config = make_trial("global", personal_epochs=3)
-    unbroken = _run(config, _fresh(workspace, tmp_path / "a"), None)
-    fresh = _fresh(workspace, tmp_path / "b")
+    unbroken = _run(config, workspace.with_nothing_trained(tmp_path / "a"), None)
+    fresh = workspace.with_nothing_trained(tmp_path / "b")
     stop_in(4)
     with pytest.raises(StoppedError):
         _run(config, fresh, f"{root}/trial")

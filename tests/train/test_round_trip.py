@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from perpeft_ray.data.interactions import load_folder
-from perpeft_ray.data.prepare.release import prepare_release
 from perpeft_ray.data.split import split_dataset
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.trial import run_trial
@@ -96,12 +95,3 @@ def test_a_study_on_the_archive_as_typed(archive, tmp_path):
         assert set(table["method"]) == {"without_mm", "perpeft"}
     metrics = [table.set_index("method")["test_ndcg_at_20"].sort_index() for table in tables]
     pd.testing.assert_series_equal(*metrics)
-
-
-def test_the_archive_as_a_folder_is_the_same(archive, tmp_path):
-    with zipfile.ZipFile(archive) as outer, outer.open("data/arts.zip") as inner:
-        zipfile.ZipFile(inner).extractall(tmp_path / "unpacked")
-    for number, source in enumerate((archive, tmp_path / "unpacked")):
-        prepare_release(source, "arts", tmp_path / str(number))
-    first, second = (load_folder(tmp_path / name, "").fingerprint for name in "01")
-    assert first == second

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from perpeft_ray.config import (
     GROUPED_METHODS,
@@ -26,6 +26,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ranking_metrics
 from perpeft_ray.recommender.simple import simple_ranks
 from perpeft_ray.train import fit
+from perpeft_ray.train.memory import naming_what_to_lower
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace, open_split, prepare
@@ -34,10 +35,6 @@ from tests.small_shop import write_small_shop
 
 def _run(config: TrialConfig, workspace: Workspace, **kwargs: Any) -> TrialOutcome:
     return run_trial(config, workspace, lambda record: None, test=True, **kwargs)
-
-
-def _without_cache(workspace: Workspace, folder: Path) -> Workspace:
-    return workspace.with_nothing_trained(folder)
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - SIMPLE_METHODS))
@@ -86,7 +83,7 @@ def test_a_simple_baseline_is_a_trial_without_epochs(workspace, make_trial, meth
 
 def test_the_same_seed_gives_the_same_ranks(workspace, make_trial, tmp_path):
     first = _run(make_trial("perpeft", "lora"), workspace)
-    elsewhere = _without_cache(workspace, tmp_path)
+    elsewhere = workspace.with_nothing_trained(tmp_path)
     again = _run(make_trial("perpeft", "lora"), elsewhere)
     other = _run(make_trial("perpeft", "lora", seed=1), workspace)
     assert np.array_equal(first.users.test_rank, again.users.test_rank)
@@ -95,7 +92,7 @@ def test_the_same_seed_gives_the_same_ranks(workspace, make_trial, tmp_path):
 
 
 def test_stage_one_is_computed_once_for_those_that_share_it(workspace, make_trial, tmp_path):
-    fresh = _without_cache(workspace, tmp_path)
+    fresh = workspace.with_nothing_trained(tmp_path)
     stages = fresh.unfinished
     shared = []
     for method in (
@@ -141,7 +138,7 @@ def test_a_modality_left_out_changes_nothing_by_its_content(make_trial, tmp_path
 def test_global_from_the_cache_is_global_without(workspace, make_trial, tmp_path):
     """Continuing stage 1 from disk equals training straight on: weights and moments are whole."""
     config = make_trial("global", epochs=2, personal_epochs=2)
-    fresh = _without_cache(workspace, tmp_path)
+    fresh = workspace.with_nothing_trained(tmp_path)
     straight = _run(config, fresh)
     cached = _run(config, dataclasses.replace(fresh, trials=tmp_path / "other"))
     assert np.array_equal(straight.users.test_rank, cached.users.test_rank)
@@ -152,8 +149,8 @@ def test_global_from_the_cache_is_global_without(workspace, make_trial, tmp_path
 def test_a_trained_trial_is_not_trained_again(workspace, make_trial, tmp_path, method, monkeypatch):
     """What the search trained, the ablation only evaluates; nothing but test differs."""
     config = make_trial(method, epochs=2, personal_epochs=2)
-    straight = _run(config, _without_cache(workspace, tmp_path / "a"))
-    fresh = _without_cache(workspace, tmp_path / "b")
+    straight = _run(config, workspace.with_nothing_trained(tmp_path / "a"))
+    fresh = workspace.with_nothing_trained(tmp_path / "b")
     searched = run_trial(config, fresh, lambda record: None, test=False)
     monkeypatch.setattr(fit, "train_epoch", None)
     records: list[EpochRecord] = []
@@ -176,7 +173,7 @@ def test_test_is_read_once_and_only_when_asked(workspace, make_trial, tmp_path, 
 
     monkeypatch.setattr(fit, "evaluate", spy)
     config = make_trial(personal_epochs=3)
-    workspace = _without_cache(workspace, tmp_path)
+    workspace = workspace.with_nothing_trained(tmp_path)
     outcome = run_trial(config, workspace, lambda record: None, test=False)
     assert outcome.test is None
     assert (outcome.users.test_rank == -1).all()
@@ -203,12 +200,12 @@ def test_last_layers_train_the_same_from_stored_states(
 ):
     """Half of the towers' layers are never run, and every rank is what it is with all of them."""
     config = dataclasses.replace(make_trial(), last_layers=1)
-    stored = _run(config, _without_cache(workspace, tmp_path / "stored"))
+    stored = _run(config, workspace.with_nothing_trained(tmp_path / "stored"))
     monkeypatch.setattr(prefix, "MAX_BYTES", 0)
-    fresh = _without_cache(workspace, tmp_path / "live")
+    fresh = workspace.with_nothing_trained(tmp_path / "live")
     live = _run(config, dataclasses.replace(fresh, features=tmp_path / "features"))
     assert np.array_equal(stored.users.test_rank, live.users.test_rank)
-    whole = _run(make_trial(), _without_cache(workspace, tmp_path / "whole"))
+    whole = _run(make_trial(), workspace.with_nothing_trained(tmp_path / "whole"))
     assert 2 * stored.trainable_parameters == whole.trainable_parameters
     assert not np.array_equal(stored.users.test_rank, whole.users.test_rank)
 
@@ -254,3 +251,10 @@ def test_a_split_by_time_ranks_each_span_for_those_who_are_in_it(tmp_path, make_
     assert np.flatnonzero(outcome.users.test_rank >= 0).tolist() == tested.tolist()
     assert outcome.users_evaluated == len(tested)
     assert outcome.valid == ranking_metrics(outcome.users.valid_rank[validated])
+
+
+def test_a_full_gpu_names_the_settings_to_change():
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    told = pytest.raises(MemoryError, match=r"`train\.batch_size`.*`gpus_per_worker`")
+    with told, naming_what_to_lower():
+        raise full

@@ -63,13 +63,18 @@ def _train(config: TrialConfig, workspace: Workspace, collective: Collective, **
     }
 
 
-def _worker(
-    rank: int, world: int, configs: Sequence[TrialConfig], workspace: Workspace, folder: Path
-) -> None:
+def _join(rank: int, world: int, folder: Path) -> None:
+    """Set a worker's process up."""
     torch.set_num_threads(1)
     patch.object(job, "items_in_a_unit", lambda *_: UNIT).start()
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+
+
+def _worker(
+    rank: int, world: int, configs: Sequence[TrialConfig], workspace: Workspace, folder: Path
+) -> None:
+    _join(rank, world, folder)
     for config in configs:
         found = _train(config, workspace, TorchCollective())
         np.savez(folder / f"{config.config_hash}-{rank}.npz", **found)
@@ -180,10 +185,7 @@ def _continue(
     checkpoints: Path,
     folder: Path,
 ) -> None:
-    torch.set_num_threads(1)
-    patch.object(job, "items_in_a_unit", lambda *_: UNIT).start()
-    store = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    _join(rank, world, folder)
     outcome = run_trial(
         config,
         workspace,
