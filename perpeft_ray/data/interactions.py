@@ -66,7 +66,9 @@ def load_folder(path: Path, uri: str, data: DataSettings | None = None) -> Datas
     _check_images(uri, path, [image for image in images if image is not None])
 
     files = _hash_files(path / image for image in images if image is not None)
-    tables_hash = _hash_items(items)
+    tables_hash = hashlib.sha256()
+    for column in ("item_id", "title", "image"):
+        _hash_strings(tables_hash, items[column])
     items_hash = tables_hash.copy()
     items_hash.update(b"".join(files))
     whole_hash = items_hash.copy()
@@ -171,13 +173,6 @@ def _check_images(uri: str, root: Path, images: list[str]) -> None:
         check_inside(rule, root, image)
         if not (root / image).is_file():
             raise InputError(f"{rule}, but {image!r} is no file")
-
-
-def _hash_items(items: pa.Table) -> hashlib._Hash:
-    digest = hashlib.sha256()
-    for column in ("item_id", "title", "image"):
-        _hash_strings(digest, items[column])
-    return digest
 
 
 def _hash_files(files: Iterable[Path]) -> list[bytes]:

@@ -11,7 +11,6 @@ import glob
 import shutil
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -46,20 +45,18 @@ def prepare_release(source: Path, name: str, out: Path, *, max_bytes: int = MAX_
         if working is None:
             return
         scratch = working / SCRATCH
-        if source.is_dir():
-            files = _found_in(source, name)
-        else:
-            files = _unpacked(source, name, scratch, max_bytes)
+        folder = source if source.is_dir() else _unpacked(source, name, scratch, max_bytes)
+        folder = _found_in(folder, name)
         with Database(scratch, memory_gb=1) as database:
-            _load(database, files)
-            normalise(database, working, files.images)
+            _load(database, folder, name)
+            normalise(database, working, folder / f"{name}_images")
 
 
 def release_recipe(source: Path, name: str) -> dict[str, Any]:
     """All that determines the folder of `prepare_release`; raises InputError as it does."""
     raw = release_files(source, name)
     if source.is_dir():
-        images = _found_in(source, name).images
+        images = _found_in(source, name) / f"{name}_images"
         names = sorted(entry.name for entry in images.iterdir()) if images.is_dir() else []
         identity = {"raw": contents(*raw), "images": contents_hash(images, names)}
     else:
@@ -74,88 +71,70 @@ def release_files(source: Path, name: str) -> list[Path]:
     """
     check_file_name("`name`", name)
     if source.is_dir():
-        return _found_in(source, name).tables
+        return _tables(_found_in(source, name), name)
     if not source.is_file():
         raise InputError(f"the release must be a folder or a zip, but {str(source)!r} is neither")
     names = file_names(source)
     if not any(one.lower().endswith(".zip") for one in names):
-        for file in _Files.of(source.parent, name).tables:
+        for file in _tables(source.parent, name):
             if file.name not in names:
                 raise InputError(f"the release must have {file.name}, but {str(source)!r} has none")
     return [source]
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Locations of a data set's files."""
-
-    sequences: Path
-    numbers: Path
-    titles: Path
-    images: Path
-
-    @classmethod
-    def of(cls, folder: Path, name: str) -> _Files:
-        return cls(
-            sequences=folder / f"{name}_final.txt",
-            numbers=folder / f"{name}_item2id_final.pickle",
-            titles=folder / f"{name}_texts_final.pickle",
-            images=folder / f"{name}_images",
-        )
-
-    @property
-    def tables(self) -> list[Path]:
-        return [self.sequences, self.numbers, self.titles]
+def _tables(folder: Path, name: str) -> list[Path]:
+    """A data set's sequences, item numbers and titles."""
+    endings = ("final.txt", "item2id_final.pickle", "texts_final.pickle")
+    return [folder / f"{name}_{ending}" for ending in endings]
 
 
-def _found_in(root: Path, name: str) -> _Files:
+def _found_in(root: Path, name: str) -> Path:
+    """The folder with a data set's files."""
     found = sorted(root.rglob(f"{glob.escape(name)}_final.txt"))
     if len(found) != 1:
         raise InputError(
             f"the release must have one {name}_final.txt, but {str(root)!r} has {len(found)}"
         )
-    files = _Files.of(found[0].parent, name)
-    for file in files.tables:
+    for file in _tables(found[0].parent, name):
         if not file.is_file():
             raise InputError(f"the release must have {file.name}, but {str(file)!r} is missing")
-    return files
+    return found[0].parent
 
 
-def _unpacked(archive: Path, name: str, scratch: Path, max_bytes: int) -> _Files:
+def _unpacked(archive: Path, name: str, scratch: Path, max_bytes: int) -> Path:
     folder = scratch / "release"
     if not folder.is_dir():
         new = scratch / "release.part"
         shutil.rmtree(new, ignore_errors=True)  # left by an interrupted run
         new.mkdir()
-        files = _Files.of(new, name)
+        tables, images = [file.name for file in _tables(new, name)], f"{name}_images"
 
         def target(member: PurePosixPath) -> str | None:
             """The path of a file of this data set."""
-            if member.name in [file.name for file in files.tables]:
+            if member.name in tables:
                 return member.name
-            if member.parent.name == files.images.name:
-                return f"{files.images.name}/{member.name}"
-            return None
+            return f"{images}/{member.name}" if member.parent.name == images else None
 
         unpack(archive, new, target, max_bytes)
         new.rename(folder)
-    return _found_in(folder, name)
+    return folder
 
 
-def _load(database: Database, files: _Files) -> None:
+def _load(database: Database, folder: Path, name: str) -> None:
     """Make `raw_interactions` and `raw_items`."""
-    lines = _lines(files.sequences)  # [N, 2]
-    ids = _item_ids(files.numbers)
+    sequences, numbers, texts = _tables(folder, name)
+    lines = _lines(sequences)  # [N, 2]
+    ids = _item_ids(numbers)
     unknown = np.setdiff1d(lines[:, 1], list(ids))
     if len(unknown):
         raise InputError(
-            f"{files.sequences.name} must have items of {files.numbers.name}, "
-            f"but has the number {unknown[0]}"
+            f"{sequences.name} must have items of {numbers.name}, but has the number {unknown[0]}"
         )
-    titles = {str(item): title for item, title in read_plain_pickle(files.titles).items()}
+    titles = {str(item): title for item, title in read_plain_pickle(texts).items()}
     images = [f"{item_id}.jpg" for item_id in ids.values()]
+    root = folder / f"{name}_images"
     for image in images:
-        check_inside(f"an item's image must be inside {str(files.images)!r}", files.images, image)
+        check_inside(f"an item's image must be inside {str(root)!r}", root, image)
     interactions = {
         "user_id": pa.array(lines[:, 0]).cast(pa.string()),
         "item_id": pa.array([ids[number] for number in lines[:, 1].tolist()], pa.string()),
