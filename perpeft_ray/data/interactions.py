@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpeft_ray.config import DataSettings
+from perpeft_ray.data.folders import file_hash
 from perpeft_ray.data.tables import INTERACTION_COLUMNS, Kind, ParquetTable, open_table
 from perpeft_ray.errors import InputError
 from perpeft_ray.screen import counted
@@ -65,7 +66,7 @@ def load_folder(path: Path, uri: str, data: DataSettings | None = None) -> Datas
     images = items["image"].to_pylist()
     _check_images(uri, path, [image for image in images if image is not None])
 
-    files = _hash_files(path / image for image in images if image is not None)
+    files = [file_hash(path / image) for image in images if image is not None]
     tables_hash = hashlib.sha256()
     for column in ("item_id", "title", "image"):
         _hash_strings(tables_hash, items[column])
@@ -173,15 +174,6 @@ def _check_images(uri: str, root: Path, images: list[str]) -> None:
         check_inside(rule, root, image)
         if not (root / image).is_file():
             raise InputError(f"{rule}, but {image!r} is no file")
-
-
-def _hash_files(files: Iterable[Path]) -> list[bytes]:
-    """The content hash of each file, in order."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").digest())
-    return digests
 
 
 def _hash_strings(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:

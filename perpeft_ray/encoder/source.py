@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from perpeft_ray.data.folders import file_hash
 from perpeft_ray.errors import InputError
 
 TOYSHOP_CLIP = Path(__file__).parent / "toyshop_clip"
@@ -123,8 +124,7 @@ def encoder_fingerprint(name: str) -> str:
         digest.update(b"\0model\0")
         for file, location in _files(name, path, images=path == source.image_path):
             digest.update(file.encode())
-            with location.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(file_hash(location))
     return digest.hexdigest()[:16]
 
 

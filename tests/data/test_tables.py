@@ -14,28 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perpeft_ray.data.tables import open_table
+from perpeft_ray.data.tables import Kind, open_table
 from perpeft_ray.errors import InputError
 
 
-def times(tmp_path: Path, values: pa.Array) -> list[int]:
-    file = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"timestamp": values}), file)
-    return open_table("t", file, {"timestamp": "time"}).read()["timestamp"].to_pylist()
+def read(folder: Path, values: pa.Array, kind: Kind, *, nulls: bool = False) -> list[Any]:
+    pq.write_table(pa.table({"x": values}), folder / "t.parquet")
+    batches = open_table("t", folder / "t.parquet", {"x": kind}).batches(nulls=nulls)
+    return pa.Table.from_batches(batches)["x"].to_pylist()
 
 
-def ids(tmp_path: Path, values: pa.Array, *, nulls: bool = False) -> list[str | None]:
-    file = tmp_path / "i.parquet"
-    pq.write_table(pa.table({"item_id": values}), file)
-    table = open_table("t", file, {"item_id": "id"})
-    return [v for batch in table.batches(nulls=nulls) for v in batch["item_id"].to_pylist()]
-
-
-def refused(tmp_path: Path, values: pa.Array, kind: Any) -> str:
-    file = tmp_path / "r.parquet"
-    pq.write_table(pa.table({"x": values}), file)
+def refused(folder: Path, values: pa.Array, kind: Kind) -> str:
     with pytest.raises(InputError) as caught:
-        open_table("t", file, {"x": kind}).read()
+        read(folder, values, kind)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -44,7 +35,7 @@ def refused(tmp_path: Path, values: pa.Array, kind: Any) -> str:
 @pytest.mark.parametrize("zone", [None, "Asia/Tokyo"])
 def test_clock_times_keep_their_unit(tmp_path, unit, zone):
     expected = [1_700_000_000_123_456_789, -1, 1_700_000_000_123_456_788]
-    assert times(tmp_path, pa.array(expected).cast(pa.timestamp(unit, zone))) == expected
+    assert read(tmp_path, pa.array(expected).cast(pa.timestamp(unit, zone)), "time") == expected
 
 
 @pytest.mark.parametrize(
@@ -62,7 +53,7 @@ def test_clock_times_keep_their_unit(tmp_path, unit, zone):
     ],
 )
 def test_other_times_are_whole_numbers(tmp_path, values, expected):
-    assert times(tmp_path, values) == expected
+    assert read(tmp_path, values, "time") == expected
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
@@ -80,7 +71,7 @@ def test_iso_texts_are_nanoseconds_of_utc(tmp_path, kind):
     )
     midnight = int(pd.Timestamp("2024-01-01", tz="UTC").as_unit("ns").value)
     offsets = [0, 1, 0, 500_000_000, -3_600_000_000_000, 0]
-    assert times(tmp_path, texts.cast(kind)) == [midnight + offset for offset in offsets]
+    assert read(tmp_path, texts.cast(kind), "time") == [midnight + offset for offset in offsets]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +125,7 @@ def test_other_types_are_no_times(tmp_path, kind):
     ],
 )
 def test_ids_are_exact(tmp_path, values, expected):
-    assert ids(tmp_path, values) == expected
+    assert read(tmp_path, values, "id") == expected
 
 
 @pytest.mark.parametrize(
@@ -155,7 +146,7 @@ def test_other_values_are_no_ids(tmp_path, values, reason):
 
 
 def test_missing_ids_stay_with_nulls(tmp_path):
-    assert ids(tmp_path, pa.array([3.0, np.nan, None]), nulls=True) == ["3", None, None]
+    assert read(tmp_path, pa.array([3.0, np.nan, None]), "id", nulls=True) == ["3", None, None]
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path):

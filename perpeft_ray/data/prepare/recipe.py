@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perpeft_ray.data.folders import resumed_folder
+from perpeft_ray.data.folders import file_hash, resumed_folder
 from perpeft_ray.data.prepare.database import MemoryBoundError
 from perpeft_ray.errors import InputError
 
@@ -77,10 +77,7 @@ def contents_hash(folder: Path, names: Iterable[str]) -> str:
 
 
 def _content(file: Path) -> str:
-    if not file.is_file():
-        return "missing"
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_hash(file).hex() if file.is_file() else "missing"
 
 
 def _check(out: Path, recipe: Mapping[str, Any]) -> None:
