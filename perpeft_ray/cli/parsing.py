@@ -10,7 +10,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -46,9 +46,9 @@ def parse(
 
     Prints help and exits for `--help`. Raises InputError for unknown options and bad values.
     """
-    shown, errors = _Kept(sys.stdout), io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors):
             parsed: tuple[T, list[str]] = tyro.cli(
                 kind,
                 prog=prog,
@@ -60,33 +60,12 @@ def parse(
             )
     except SystemExit as ended:
         if ended.code in (0, None):
-            # tyro has no setting for the empty defaults of all fields.
-            empty = re.compile(r"\(default: (?:'')?\)")
-            words = empty.sub(lambda hint: "(optional)".ljust(len(hint[0])), shown.getvalue())
-            print(words, end="")
             raise
         raise InputError(_message(errors.getvalue())) from None
     command, unknown = parsed
     if unknown:
         raise InputError(_unknown(unknown[0], type(command)))
     return command
-
-
-class _Kept(io.StringIO):
-    """Keeps what is printed, in the form for the stream that will show it."""
-
-    def __init__(self, shown_on: TextIO) -> None:
-        super().__init__()
-        self._shown_on = shown_on
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # of a StringIO, None
-        """tyro draws frames if it is utf-8."""
-        return self._shown_on.encoding
-
-    def isatty(self) -> bool:
-        """tyro uses colours on a terminal."""
-        return self._shown_on.isatty()
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
