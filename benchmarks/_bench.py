@@ -1,4 +1,4 @@
-"""Shared by benchmarks: medians of repeats, peak memory of a fresh process, and the table.
+"""Shared by benchmarks: medians of repeats, fresh processes, and the table.
 
 Every script of `benchmarks/` writes its rows into `results/bench/bench.parquet` and renders the
 whole table again as `results/bench/bench.md`; rows of other scripts stay.
@@ -129,19 +129,6 @@ def in_fresh_process(
     command = [sys.executable, script, "--measure", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]  # json says Any
-
-
-def peak_mb() -> float:
-    """This process's peak memory so far, MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
-
-
-def reset_peak() -> None:
-    """Let `peak_mb` count from now."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _timed(work: Callable[[], Any]) -> float:

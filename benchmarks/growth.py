@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _bench import Row, in_fresh_process, peak_mb, record, seconds
+from _bench import Row, in_fresh_process, record, seconds
 from _shops import SMALL
 from _steps import open_bench, shop_and_clip
+
+from perpeft_ray.train.memory import PeakMemory
 
 TIMES = (1, 3, 10)
 BASE = {"items": 300, "users": 300, "groups": 1, "rank": 2, "length": 5}
@@ -58,6 +60,7 @@ def slope(curve: Curve, key: str) -> float:
 def measure(work: str, sizes: dict[str, int]) -> dict[str, float]:
     """Time and peak memory in this process."""
     torch.set_num_threads(1)
+    memory = PeakMemory(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as scratch:
         workspace = shop_and_clip(
             Path(scratch), SMALL, sizes["users"], sizes["items"], mean_length=80
@@ -66,7 +69,7 @@ def measure(work: str, sizes: dict[str, int]) -> dict[str, float]:
             workspace, groups=sizes["groups"], rank=sizes["rank"], length=sizes["length"]
         )
         call = bench.step(1) if work == "step" else bench.evaluation()
-        return {"seconds": seconds(call, repeats=3), "peak_mb": peak_mb()}
+        return {"seconds": seconds(call, repeats=3), "peak_mb": memory.megabytes()}
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from _bench import Row, in_fresh_process, peak_mb, record, reset_peak
+from _bench import Row, in_fresh_process, record
 from _shops import VIT_B_32
 from _steps import open_bench, shop_and_clip
 
+from perpeft_ray.train.memory import PeakMemory
 from perpeft_ray.train.workspace import prepare
 
 CASES = {"64 users, everything kept": (64, 1000.0), "64 users": (64, 4.0), "256 users": (256, 4.0)}
@@ -45,14 +46,16 @@ def main() -> None:
 def measure(scratch: Path, users: int, memory_gb: float) -> dict[str, float]:
     """Seconds of processor time and peak memory of one step."""
     torch.set_num_threads(1)
+    memory = PeakMemory(torch.device("cpu"))
     workspace = prepare(f"parquet:{scratch / 'shop'}", str(scratch / "clip"), scratch / "cache")
     bench = open_bench(workspace, groups=1, dtype="bfloat16", memory_gb=memory_gb)
     step = bench.step(1, users)
-    before = peak_mb()
-    reset_peak()
+    before = memory.megabytes()
+    memory = PeakMemory(torch.device("cpu"))
     started = time.process_time()
     step()
-    return {"seconds": time.process_time() - started, "peak": peak_mb(), "before": before}
+    taken = time.process_time() - started
+    return {"seconds": taken, "peak": memory.megabytes(), "before": before}
 
 
 if __name__ == "__main__":

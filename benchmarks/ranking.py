@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _bench import Row, in_fresh_process, peak_mb, record, reset_peak, seconds
+from _bench import Row, in_fresh_process, record, seconds
 
 from perpeft_ray.data.split import Histories
 from perpeft_ray.recommender.ranking import target_ranks
+from perpeft_ray.train.memory import PeakMemory
 
 ITEMS, UNITS, LENGTH = 20_825, 32, 7
 AUTHORS_USERS_A_SECOND = 163.0
@@ -79,10 +80,10 @@ def measure(users: int, items: int) -> dict[str, float]:
     """Time and own memory in this process."""
     inputs = problem(users, items)
     target_ranks(*problem(16, 100))  # libraries are loaded
-    reset_peak()
-    before = peak_mb()
+    memory = PeakMemory(torch.device("cpu"))
+    before = memory.megabytes()
     taken = seconds(lambda: target_ranks(*inputs), repeats=1, warm_up=0)
-    return {"seconds": taken, "peak_mb": peak_mb() - before}
+    return {"seconds": taken, "peak_mb": memory.megabytes() - before}
 
 
 if __name__ == "__main__":

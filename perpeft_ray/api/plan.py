@@ -224,7 +224,7 @@ def _lines(
         f"items, {images:,} with an image; {len(dataset.interactions):,} interactions",
         f"  encoder    {weights}",
         f"  trials     {count_trials(config)}, of them {searched} to search PerPEFT's "
-        f"settings; {', '.join(config.values('variant'))}; {_listed(groups)} groups "
+        f"settings; {', '.join(config.values('variant'))}; {' or '.join(map(str, groups))} groups "
         f"(of at least {of_group:,} users on average)",
         f"  training   {train.batch_size} users per batch; up to {train.epochs} + "
         f"{train.personal_epochs} epochs, ended by {train.patience or 'no'} validations "
@@ -291,10 +291,6 @@ def _name(dataset: str) -> str:
     """A study's name from its data: the last part of a path, as a plain word."""
     last = re.split(r"[/#:]", dataset.rstrip("/"))[-1]
     return re.sub(r"[^\w-]+", "_", last).strip("_") or "study"
-
-
-def _listed(values: tuple[Any, ...]) -> str:
-    return " or ".join(map(str, values))
 
 
 def _duration(seconds: float) -> str:

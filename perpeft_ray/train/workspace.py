@@ -62,8 +62,14 @@ class Workspace:
         return replace(self, unfinished=stages, stages=stages, trials=folder / "trials")
 
 
-def prepare(
-    uri: str,
+def prepare(uri: str, encoder: str, cache: Path, *, data: DataSettings | None = None) -> Workspace:
+    """`prepare_dataset` in this process, for a dataset by its name."""
+    dataset = open_dataset(uri, cache.resolve(), data, again=False)
+    return prepare_dataset(dataset, encoder, cache, data=data)
+
+
+def prepare_dataset(
+    dataset: Dataset,
     encoder: str,
     cache: Path,
     item_map: ItemMap = in_this_process,
@@ -79,20 +85,6 @@ def prepare(
 
     Raises InputError for a dataset or encoder that cannot be used.
     """
-    dataset = open_dataset(uri, cache.resolve(), data, again=False)
-    return prepare_dataset(dataset, encoder, cache, item_map, data=data, kept=kept)
-
-
-def prepare_dataset(
-    dataset: Dataset,
-    encoder: str,
-    cache: Path,
-    item_map: ItemMap = in_this_process,
-    *,
-    data: DataSettings | None = None,
-    kept: Path | str | None = None,
-) -> Workspace:
-    """As `prepare`, for an open dataset: opening one reads all its images."""
     cache = cache.resolve()
     kept = cache if kept is None else kept
     preprocessor = FoundationPreprocessor(encoder)

@@ -63,9 +63,7 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
     study = Study(
         config=config,
         folder=study_folder,
-        workspace=prepare(
-            config.dataset, config.encoder, study_folder.cache, kept=study_folder.kept
-        ),
+        workspace=prepare(config.dataset, config.encoder, study_folder.cache),
         run=run_trial,
     )
 

@@ -12,7 +12,13 @@ from perpeft_ray.config import DataSettings
 from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.data.split import split_dataset
 from perpeft_ray.errors import InputError
-from perpeft_ray.train.workspace import open_catalogue, open_split, prepare, prepare_here
+from perpeft_ray.train.workspace import (
+    open_catalogue,
+    open_split,
+    prepare,
+    prepare_dataset,
+    prepare_here,
+)
 from tests.small_shop import write_small_shop
 
 
@@ -23,8 +29,9 @@ def _contents(*folders: Path) -> dict[Path, bytes]:
 def test_what_is_not_seen_is_prepared_again(tmp_path):
     shop = write_small_shop(tmp_path / "shop")
     uri = f"parquet:{shop}"
-    workspace = prepare(uri, "toyshop-clip", tmp_path / "cache", kept=(tmp_path / "kept").as_uri())
-    assert workspace.trials == f"{(tmp_path / 'kept').as_uri()}/trials"
+    dataset, kept = load_folder(shop, uri), (tmp_path / "kept").as_uri()
+    workspace = prepare_dataset(dataset, "toyshop-clip", tmp_path / "cache", kept=kept)
+    assert workspace.trials == f"{kept}/trials"
     before = _contents(workspace.split, workspace.catalogue)
     shutil.rmtree(tmp_path / "cache")
 
