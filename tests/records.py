@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,30 @@ def metrics(ndcg_at_20: float) -> RankingMetrics:
     )
 
 
+def outcome(score: float, *, test: bool, **changes: Any) -> TrialOutcome:
+    """A finished trial's; `score` is both NDCG@20, the test's if it read test."""
+    made = TrialOutcome(
+        selected_epoch=21,
+        still_improving=False,
+        valid=metrics(score),
+        test=metrics(score) if test else None,
+        test_coverage=(0.25, 0.5) * 50 if test else None,
+        test_popularity=(8.0, 2.0) * 50 if test else None,
+        users_evaluated=2,
+        encoder_parameters=4000,
+        trainable_parameters=60,
+        stage1_seconds=3.5,
+        stage2_seconds=0.25,
+        stage3_seconds=4.5,
+        evaluate_seconds=0.5,
+        peak_memory_mb=812.0,
+        world_size=1,
+        device="cpu",
+        users=USERS,
+    )
+    return replace(made, **changes)
+
+
 @pytest.fixture
 def record() -> Record:
     """A factory of records; the score is both the validation and the test NDCG@20."""
@@ -75,24 +100,12 @@ def record() -> Record:
             learning_rate=learning_rate,
             mode=mode,
         )
-        outcome = TrialOutcome(
-            selected_epoch=21,
+        without_encoder = {"encoder_parameters": 0, "trainable_parameters": 0}
+        made = outcome(
+            score,
+            test=phase == "ablation",
             still_improving=still_improving,
-            valid=metrics(score),
-            test=metrics(score) if phase == "ablation" else None,
-            test_coverage=(0.25, 0.5) * 50 if phase == "ablation" else None,
-            test_popularity=(8.0, 2.0) * 50 if phase == "ablation" else None,
-            users_evaluated=2,
-            encoder_parameters=0 if method == "without_mm" else 4000,
-            trainable_parameters=0 if method == "without_mm" else 60,
-            stage1_seconds=3.5,
-            stage2_seconds=0.25,
-            stage3_seconds=4.5,
-            evaluate_seconds=0.5,
-            peak_memory_mb=812.0,
-            world_size=1,
-            device="cpu",
-            users=USERS,
+            **without_encoder if method == "without_mm" else {},
         )
         epoch = EpochRecord(1, 1, 0.7, 0.5, None, None, False)
         finished_at = START + timedelta(minutes=minute)
@@ -103,7 +116,7 @@ def record() -> Record:
             status=status,
             error="ValueError: the loss is nan" if status == "FAIL" else None,
             config=config,
-            outcome=outcome if status == "COMPLETE" else None,
+            outcome=made if status == "COMPLETE" else None,
             epochs=[]
             if status == "FAIL"
             else [

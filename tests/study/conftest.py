@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import records
 from tests.study import fakes
 
 
@@ -14,7 +15,8 @@ def ray_runtime(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     from perpeft_ray.study.runtime import ray_for
 
-    cloudpickle.register_pickle_by_value(fakes)  # trials' processes cannot import test modules
+    for module in (fakes, records):  # trials' processes cannot import test modules
+        cloudpickle.register_pickle_by_value(module)
     log = tmp_path_factory.mktemp("ray") / "log.txt"
     with ray_for(fakes.small_study(), log):
         yield

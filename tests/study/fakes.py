@@ -25,12 +25,12 @@ from perpeft_ray.config import (
     TrialConfig,
 )
 from perpeft_ray.data.places import subfolder, write_file
-from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec, all_settings, search_trial
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.train.collective import Collective
-from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+from tests.records import metrics, outcome
 
 if TYPE_CHECKING:
     from perpeft_ray.study.trainable import Study
@@ -76,7 +76,6 @@ def fake_run(
     The best of stage 3 starts anew, as in real trials. Its checkpoints are left.
     """
     write_file(subfolder(checkpoints, "key", "stage.safetensors"), b"")
-    metrics = RankingMetrics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     first, last = config.stage1_epochs, config.stage1_epochs + config.stage3_epochs
     if config.patience:  # stops one validation early
         last -= config.validate_every
@@ -88,37 +87,15 @@ def fake_run(
         valid = None
         if (epoch - (0 if stage == 1 else first)) % config.validate_every == 0 or epoch == last:
             value = score(config) * (0.5 + 0.5 * epoch / last)
-            valid = replace(metrics, ndcg_at_20=value)
-            best = value
+            valid, best = metrics(value), value
         report(EpochRecord(stage, epoch, 1.0 / epoch, 0.0, valid, best, stage == 1))
-    return TrialOutcome(
+    return outcome(
+        score(config),
+        test=test,
         selected_epoch=last,
         still_improving=True,
-        valid=replace(metrics, ndcg_at_20=score(config)),
-        test=metrics if test else None,
-        test_coverage=(1.0,) * 100 if test else None,
-        test_popularity=(1.0,) * 100 if test else None,
-        users_evaluated=3,
-        encoder_parameters=1,
         trainable_parameters=(config.rank or 1) * (config.groups or 1),
-        stage1_seconds=0.0,
-        stage2_seconds=0.0,
-        stage3_seconds=0.0,
-        evaluate_seconds=0.0,
-        peak_memory_mb=0.0,
         world_size=collective.world_size,
-        device="cpu",
-        users=UserRanks(
-            user_id=np.array(["a", "b", "c"], dtype=object),
-            group=np.zeros(3, dtype=np.int32),
-            test_group=np.zeros(3, dtype=np.int32),
-            valid_rank=np.zeros(3, dtype=np.int64),
-            test_rank=np.zeros(3, dtype=np.int64),
-            history_length=np.ones(3, dtype=np.int64),
-            test_item_occurrences=np.ones(3, dtype=np.int64),
-            map_x=np.zeros(3, dtype=np.float32),
-            map_y=np.zeros(3, dtype=np.float32),
-        ),
     )
 
 
