@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 import perpeft_ray
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.models.batch import BatchOptions, recommend_all
+from perpeft_ray.models.batch import recommend_all
 from perpeft_ray.models.layout import (
     CENTROIDS,
     EMBEDDINGS,
@@ -161,9 +161,7 @@ def through_ray(model: Path, users: int, items: int) -> float:
     file = model.parent / "interactions.parquet"
     table.to_parquet(file)
     with ray_runtime():
-        _, took = timed(
-            lambda: recommend_all(model, file, model.parent / "out", BatchOptions(workers=1))
-        )
+        _, took = timed(lambda: recommend_all(model, file, model.parent / "out"))
     return users / took
 
 

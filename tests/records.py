@@ -13,6 +13,7 @@ import pytest
 
 from perpeft_ray.config import Method, Mode, StudyConfig, Variant
 from perpeft_ray.metrics import RankingMetrics, ndcg
+from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.record import Phase, Status, TrialRecord
 from perpeft_ray.store.schema import trial_table, users_table
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome, UserRanks
@@ -70,7 +71,7 @@ def outcome(score: float, *, test: bool, **changes: Any) -> TrialOutcome:
     return replace(made, **changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record() -> Record:
     """A factory of records; the score is both the validation and the test NDCG@20."""
 
@@ -157,6 +158,14 @@ def with_ranks(
     chosen = test if valid is None else metrics(valid)
     changed = replace(made.outcome, users=users, test=test, valid=chosen)
     return replace(made, outcome=changed)
+
+
+def written(study: StudyConfig, records: Sequence[TrialRecord]) -> StudyFolder:
+    """A new study's folder with these trials."""
+    folder = StudyFolder.create(study)
+    for made in records:
+        folder.write_trial(made)
+    return folder
 
 
 def frames_of(records: Sequence[TrialRecord], mode: Mode = "sequential") -> Frames:

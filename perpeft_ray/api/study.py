@@ -12,8 +12,8 @@ from perpeft_ray.config import MetricsSettings, StudyConfig
 from perpeft_ray.report.page import write_report
 from perpeft_ray.report.tables import (
     StudyResults,
+    answer_lines,
     answer_tables,
-    best_setting,
     printed_tables,
     study_tables,
 )
@@ -81,14 +81,16 @@ class OpenedStudy:
     ) -> str:
         """Write a trial to the new folder `out`, for `perpeft_ray.load`; returns the trial's id.
 
-        `trial`: an id, or best of `method`. The rest as in `ExportOptions`. Raises InputError if
+        `trial`: an id, or best of `method`. The rest as in `export_trial`. Raises InputError if
         `out` exists, or if there is no such trial or its weights are gone.
         """
-        from perpeft_ray.models.export import ExportOptions, export_trial
+        from perpeft_ray.models.export import export_trial
         from perpeft_ray.models.trained import choose_trial
 
         trial_id = choose_trial(self.folder, trial, method)
-        export_trial(self.folder, trial_id, Path(out), ExportOptions(embeddings, with_encoder))
+        export_trial(
+            self.folder, trial_id, Path(out), embeddings=embeddings, with_encoder=with_encoder
+        )
         return trial_id
 
     def report(self) -> Path:
@@ -108,9 +110,7 @@ class OpenedStudy:
         """The table and the verdict, as a notebook shows them."""
         results = self.results()
         texts = [table.markdown() for table in printed_tables(answer_tables(results))]
-        best = best_setting(results)
-        lines = [f"Best setting: {best}"] if best else []
-        lines += results.verdict.lines(self.folder.uri or str(self.folder.path))
+        lines = answer_lines(results, self.folder.uri or str(self.folder.path))
         return "\n".join([*texts, "", *(f"- {line}" for line in lines)])
 
 

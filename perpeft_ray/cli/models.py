@@ -55,11 +55,11 @@ class Pack:
         from perpeft_ray.models.portable import pack
         from perpeft_ray.store.folder import StudyFolder
 
-        packed = pack(StudyFolder.open(self.study))
-        parts = ["data", *["encoder"] * packed.encoder]
-        note(f"{self.study} has {', '.join(parts)} and the weights of {packed.trials} trials")
-        if packed.without_weights:
-            note(f"the weights of {packed.without_weights} trials are gone")
+        trials, without_weights, has_encoder = pack(StudyFolder.open(self.study))
+        parts = ["data", *["encoder"] * has_encoder]
+        note(f"{self.study} has {', '.join(parts)} and the weights of {trials} trials")
+        if without_weights:
+            note(f"the weights of {without_weights} trials are gone")
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,16 @@ def _recommend_one(command: Recommend) -> None:
 
 
 def _recommend_all(command: Recommend, users: Path, out: Path) -> None:
-    from perpeft_ray.models.batch import BatchOptions, recommend_all
+    from perpeft_ray.models.batch import recommend_all
 
-    options = BatchOptions(k=command.k, exclude_seen=command.exclude_seen, workers=command.workers)
-    counts = recommend_all(command.model, users, out, options)
+    counts = recommend_all(
+        command.model,
+        users,
+        out,
+        k=command.k,
+        exclude_seen=command.exclude_seen,
+        workers=command.workers,
+    )
     note(f"{counts.scored:,} of {counts.users:,} users in {out}")
     if counts.skipped:
         note(

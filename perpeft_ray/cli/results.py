@@ -118,7 +118,7 @@ def _shown(folder: StudyFolder, path: Path) -> str:
 def _print_answer(
     results: StudyResults, tables: dict[str, StudyTable], *, every_table: bool = False
 ) -> None:
-    from perpeft_ray.report.tables import best_setting, printed_tables
+    from perpeft_ray.report.tables import answer_lines, printed_tables
 
     console = _console()
     shown: list[TextTable] = printed_tables(tables)
@@ -128,9 +128,7 @@ def _print_answer(
         console.print(table.terminal(bold=console.is_terminal))
     if not results.compares:
         return
-    best = best_setting(results)
-    lines = [f"Best setting: {best}"] if best else []
-    for line in [*lines, *results.verdict.lines(_shown(results.folder, results.folder.path))]:
+    for line in answer_lines(results, _shown(results.folder, results.folder.path)):
         console.print(line)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
@@ -50,10 +49,14 @@ class StudyOptions:
     @classmethod
     def defaults(cls, arguments: Sequence[str], question: Question | None = None) -> Self:
         """Defaults of a command line: its preset, as changed by a script."""
-        chosen = _preset_of(arguments)
-        options = (word.partition("=")[0] for word in arguments if word.startswith("--"))
-        given = tuple(option.removeprefix("--").replace("-", "_") for option in options)
-        return cls((question or Question()).defaults(preset(chosen)), chosen, given)
+        given = {}
+        for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
+            if word.startswith("--"):
+                name, equals, value = word.removeprefix("--").partition("=")
+                given[name.replace("-", "_")] = value if equals else following
+        presets: tuple[Preset, ...] = get_args(Preset)  # the full parser refuses others
+        chosen = next((name for name in presets if name == given.get("preset")), presets[0])
+        return cls((question or Question()).defaults(preset(chosen)), chosen, tuple(given))
 
 
 @dataclass(frozen=True)
@@ -126,11 +129,3 @@ def run_and_show(config: StudyConfig, question: Question | None = None) -> None:
         scientific=question.scientific,
     )
     show_results(open_study(place, config.metrics.k))
-
-
-def _preset_of(arguments: Sequence[str]) -> Preset:
-    """The preset on a command line; the full parser checks it."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--preset", nargs="?", default="toyshop")
-    given = parser.parse_known_args(arguments)[0].preset
-    return given if given in get_args(Preset) else "toyshop"

@@ -126,7 +126,7 @@ def _attention(
     }
     with torch.no_grad():
         text, image = functional_call(LastAttention(encoder.towers), own, (batch,))
-    tokens = text[0].numpy() if text is not None and bool(batch.has_title[0]) else None
+    tokens = None if text is None else text[0].numpy()
     patches = None
     if image is not None and bool(batch.has_image[0]):
         side = round(image.shape[1] ** 0.5)

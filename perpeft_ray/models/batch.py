@@ -46,18 +46,6 @@ _MEMORY_GB = 1.0
 
 
 @dataclass(frozen=True)
-class BatchOptions:
-    """Options of scoring all users."""
-
-    k: int = 10
-    """Items per user."""
-    exclude_seen: bool = True
-    """Exclude items of the user's history."""
-    workers: int = 1
-    """Ray Data workers, each with a copy of the model and one CPU."""
-
-
-@dataclass(frozen=True)
 class BatchCounts:
     """Numbers of users and rows that were read and scored."""
 
@@ -72,22 +60,29 @@ class BatchCounts:
 
 
 def recommend_all(
-    model: Path, interactions: Path, out: Path, options: BatchOptions | None = None
+    model: Path,
+    interactions: Path,
+    out: Path,
+    *,
+    k: int = 10,
+    exclude_seen: bool = True,
+    workers: int = 1,
 ) -> BatchCounts:
-    """Write the best items of every user to the new folder `out`, Parquet files of `SCHEMA`.
+    """Write the k best items of every user to the new folder `out`, Parquet files of `SCHEMA`.
 
     `interactions`: a Parquet file, or a folder of its parts, with user_id, item_id and timestamp in
-    the forms that training takes (`data/tables.py`). Skips unknown items, and users without any
-    known one. Joins the Ray that `RAY_ADDRESS` names, else starts Ray. The folder appears whole or
-    not at all. Raises InputError for a bad model or table, a table without any known item, and if
-    `out` exists.
+    the forms that training takes (`data/tables.py`). `exclude_seen` excludes items of the user's
+    history. `workers`: of Ray Data, each with a copy of the model and one CPU. Skips unknown items,
+    and users without any known one. Joins the Ray that `RAY_ADDRESS` names, else starts Ray. The
+    folder appears whole or not at all. Raises InputError for a bad model or table, a table without
+    any known item, and if `out` exists.
     """
     from perpeft_ray.study.runtime import ray_runtime
 
-    options, out = options or BatchOptions(), out.absolute()
-    for name in ("k", "workers"):
-        if getattr(options, name) < 1:
-            raise InputError(f"`{name}` must be at least 1, but is {getattr(options, name)}")
+    out = out.absolute()
+    for name, value in (("k", k), ("workers", workers)):
+        if value < 1:
+            raise InputError(f"`{name}` must be at least 1, but is {value}")
     if out.exists():
         raise InputError(
             f"the folder to write to must not exist yet, but {out} does; remove it or choose "
@@ -107,7 +102,8 @@ def recommend_all(
                 f"{items[0]!r} is one"
             )
         with ray_runtime():
-            scored = _score(model.resolve(), histories.resolve(), temporary.resolve(), options)
+            paths = model.resolve(), histories.resolve(), temporary.resolve()
+            scored = _score(*paths, k, exclude_seen, workers)
         users = int(pq.ParquetFile(histories).metadata.num_rows)
         shutil.rmtree(work)
     return BatchCounts(users, scored, rows, skipped)
@@ -140,7 +136,9 @@ def _gather(table: ParquetTable, items: list[str], out: Path) -> tuple[int, int]
     return rows, int(skipped)
 
 
-def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> int:
+def _score(
+    model: Path, histories: Path, out: Path, k: int, exclude_seen: bool, workers: int
+) -> int:
     """Write the recommendations for every row group of `histories`; returns the number of users."""
     import ray
 
@@ -156,9 +154,9 @@ def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> in
         ray.data.from_items(numbers, override_num_blocks=groups)
         .map_batches(
             _Scorer,
-            fn_constructor_args=(model, histories, out, options),
+            fn_constructor_args=(model, histories, out, k, exclude_seen),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=options.workers),
+            compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
         )
         .take_all()
@@ -169,14 +167,14 @@ def _score(model: Path, histories: Path, out: Path, options: BatchOptions) -> in
 class _Scorer:
     """A Ray Data worker: loads the model once and scores."""
 
-    def __init__(self, model: Path, histories: Path, out: Path, options: BatchOptions) -> None:
+    def __init__(self, model: Path, histories: Path, out: Path, k: int, exclude_seen: bool) -> None:
         import torch
 
         torch.set_num_threads(1)
         self._model = LoadedModel(model)
         self._histories = histories
         self._out = out
-        self._options = options
+        self._k, self._exclude_seen = k, exclude_seen
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """Column id, a row group's number -> column scored, its users with recommendations."""
@@ -194,8 +192,7 @@ class _Scorer:
     def _best(self, users: pa.Table) -> pa.Table:
         """Columns user_id, history (list of item indices) -> `SCHEMA`."""
         histories = [np.array(items, dtype=np.int64) for items in users["history"].to_pylist()]
-        options = self._options
-        best = self._model.top_items(histories, options.k, exclude_seen=options.exclude_seen)
+        best = self._model.top_items(histories, self._k, exclude_seen=self._exclude_seen)
         found = best.items > 0  # [n, k]
         user, rank = np.nonzero(found)
         ids = np.array(self._model.item_ids, dtype=object)

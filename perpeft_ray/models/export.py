@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 import perpeft_ray
 from perpeft_ray.config import Method
 from perpeft_ray.data.folders import new_folder
-from perpeft_ray.encoder.source import encoder_fingerprint, parse_encoder
+from perpeft_ray.encoder.source import absolute_encoder, encoder_fingerprint
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.adapters import ADAPTER, write_module
 from perpeft_ray.models.card import model_card
@@ -29,7 +28,6 @@ from perpeft_ray.models.layout import (
     Precision,
     copy_encoder,
     encoder_inside,
-    encoder_name,
     group_folder,
     located_encoder,
     write_config,
@@ -50,25 +48,21 @@ EXPORTED_METHODS: tuple[Method, ...] = (
 """Methods whose module for a user follows from the history."""
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of an export."""
-
-    embeddings: Precision = "float32"
-    """Type of the stored item embeddings; float16 halves them and rounds scores to 3 digits."""
-    with_encoder: bool = False
-    """Copy the foundation model into the folder, so that new items work offline."""
-
-
 def export_trial(
-    folder: StudyFolder, trial_id: str, out: Path, options: ExportOptions | None = None
+    folder: StudyFolder,
+    trial_id: str,
+    out: Path,
+    *,
+    embeddings: Precision = "float32",
+    with_encoder: bool = False,
 ) -> None:
     """Write a trial to the new folder `out`, whole or not at all; `layout.py` says what is in it.
 
-    Raises InputError if `out` exists, if the method cannot be exported, and if the trial's weights
-    are gone.
+    `embeddings`: type of the stored item embeddings; float16 halves them and rounds scores to three
+    digits. `with_encoder` copies the foundation model into the folder, so that new items work
+    offline. Raises InputError if `out` exists, if the method cannot be exported, and if the trial's
+    weights are gone.
     """
-    options = options or ExportOptions()
     if out.exists():
         raise InputError(
             f"the folder to export to must not exist yet, but {out} does; "
@@ -82,27 +76,30 @@ def export_trial(
             f"model follows from their history), but is {method}"
         )
     with new_folder(out) as temporary:
-        _write(folder, trial, temporary, options)
+        _write(folder, trial, temporary, embeddings, with_encoder and method != "without_mm")
 
 
-def _write(folder: StudyFolder, trial: TrainedTrial, out: Path, options: ExportOptions) -> None:
-    config = trial.config
-    copied = options.with_encoder and config.method != "without_mm"
-    encoder = _encoder(trial.workspace.encoder, out, copy=copied)
+def _write(
+    folder: StudyFolder, trial: TrainedTrial, out: Path, embeddings: Precision, with_encoder: bool
+) -> None:
+    name = trial.workspace.encoder
+    encoder = encoder_inside(name) if with_encoder else absolute_encoder(name)
+    if with_encoder:
+        copy_encoder(name, out)
     dataset = trial.dataset
     of_export = ExportConfig(
         format=FORMAT,
         version=perpeft_ray.__version__,
         study=folder.config.study,
         trial_id=trial.trial_id,
-        trial=config,
+        trial=trial.config,
         encoder=encoder,
         encoder_fingerprint=encoder_fingerprint(located_encoder(encoder, out)),
         data_fingerprint=dataset.fingerprint,
         users=trial.split.num_users,
         items=trial.split.num_items,
         interactions=len(dataset.interactions),
-        embeddings=options.embeddings,
+        embeddings=embeddings,
     )
     items = {
         "item_ids": dataset.items["item_id"].tolist(),
@@ -138,17 +135,3 @@ def _write_group(trial: TrainedTrial, group: int, folder: Path, config: ExportCo
     embeddings = item_embeddings(trial, group).to(precision)
     save_file({"embeddings": embeddings.contiguous()}, folder / EMBEDDINGS)
     write_module(trial.model, trial.modules[group], trial.config, folder, config.encoder)
-
-
-def _encoder(name: str, out: Path, *, copy: bool) -> str:
-    """An encoder's name on other machines; `copy` puts it into the exported folder."""
-    if copy:
-        copy_encoder(name, out)
-        return encoder_inside(name)
-    if name == "toyshop-clip":
-        return name
-    source = parse_encoder(name)
-    paths = [source.path]
-    if source.kind == "pair" and source.image_path is not None:
-        paths.append(source.image_path)
-    return encoder_name(source.kind, paths)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,16 +87,11 @@ def group_folder(folder: Path, group: int) -> Path:
     return folder / "groups" / str(group)
 
 
-def encoder_name(kind: str, paths: Sequence[str]) -> str:
-    """An encoder's name, as in `parse_encoder`, from its kind and one path, or two of a pair."""
-    return ("" if kind == "dual" else f"{kind}:") + ",".join(paths)
-
-
 def encoder_inside(name: str) -> str:
     """The name of an encoder as `copy_encoder` puts it into a folder, relative to that folder."""
-    kind, colon, _ = name.partition(":")
-    parts = ["/text", "/image"] if kind == "pair" else [""]
-    return encoder_name(kind if colon else "dual", [_INSIDE + ENCODER + part for part in parts])
+    kind = next((kind for kind in ("text:", "pair:") if name.startswith(kind)), "")
+    parts = ["/text", "/image"] if kind == "pair:" else [""]
+    return kind + ",".join(_INSIDE + ENCODER + part for part in parts)
 
 
 def located_encoder(name: str, folder: Path) -> str:
@@ -148,11 +142,18 @@ def read_config(folder: Path) -> ExportConfig:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} must be JSON, but is not: {error}") from error
-    names = {field.name for field in dataclasses.fields(ExportConfig)}
+    fields = {field.name: str(field.type) for field in dataclasses.fields(ExportConfig)}
     of_trial = {field.name for field in dataclasses.fields(TrialConfig)}
-    if not isinstance(values, dict) or values.get("format") != FORMAT or values.keys() != names:
+    if (
+        not isinstance(values, dict)
+        or values.get("format") != FORMAT
+        or values.keys() != fields.keys()
+    ):
         raise InputError(f"{file} must be an exported model's of format {FORMAT}, but is not")
-    _check_types(file, values)
+    for name, kind in fields.items():
+        of_kind = {"int": int, "str": str}.get(kind, object)
+        if not isinstance(values[name], of_kind) or isinstance(values[name], bool):
+            raise InputError(f"`{name}` of {file} must be {kind}, but is {values[name]!r}")
     if not isinstance(values["trial"], dict) or values["trial"].keys() != of_trial:
         raise InputError(
             f"{folder} must be of a version with the settings of this one, but is of "
@@ -171,12 +172,3 @@ def read_items(folder: Path, count: int) -> tuple[list[str], list[str | None]]:
     if not len(set(map(str, ids))) == len(ids) == len(titles) == count:
         raise ValueError(f"{ITEMS} must have ids and titles of {count} items, none twice")
     return ids, titles
-
-
-def _check_types(file: Path, values: dict[str, Any]) -> None:
-    """Sizes must be whole numbers, and names text."""
-    for field in dataclasses.fields(ExportConfig):
-        kind = {"int": int, "str": str}.get(str(field.type))
-        value = values[field.name]
-        if kind is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise InputError(f"`{field.name}` of {file} must be {field.type}, but is {value!r}")

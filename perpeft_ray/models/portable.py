@@ -8,7 +8,6 @@ STUDY/
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from perpeft_ray.data.folders import new_folder
@@ -49,23 +48,12 @@ def open_workspace(folder: StudyFolder) -> tuple[Dataset, Workspace]:
         ) from error
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Content of a packed study's folder."""
-
-    trials: int
-    """COMPLETE trials of the ablation with their weights."""
-    without_weights: int
-    """COMPLETE trials of the ablation whose weights are gone."""
-    encoder: bool
-    """Whether the foundation model is in the folder."""
-
-
-def pack(folder: StudyFolder) -> Packed:
+def pack(folder: StudyFolder) -> tuple[int, int, bool]:
     """Put weights, data and a local encoder into a study's folder.
 
-    Existing files stay. Weights are hard links if possible, the rest copies. Raises InputError if
-    data or encoder cannot be read.
+    Returns the number of COMPLETE trials of the ablation with weights, of those whose weights are
+    gone, and whether the encoder is in the folder. Existing files stay. Weights are hard links if
+    possible, the rest copies. Raises InputError if data or encoder cannot be read.
     """
     dataset, workspace = open_workspace(folder)
     trials, without_weights = keep_weights(folder, workspace)
@@ -80,4 +68,4 @@ def pack(folder: StudyFolder) -> Packed:
     if local and not (folder.path / ENCODER).is_dir():
         copy_encoder(workspace.encoder, folder.path)
     folder.keep()
-    return Packed(trials, without_weights, encoder=local)
+    return trials, without_weights, local

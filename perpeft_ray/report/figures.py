@@ -22,7 +22,7 @@ from perpeft_ray.report.drawing import (
     legend,
     panels,
 )
-from perpeft_ray.report.statistics import Comparison, group_gains, paired_users, user_values
+from perpeft_ray.report.statistics import Comparison, first_pairs, group_gains, user_values
 from perpeft_ray.report.summary import (
     SELECTION,
     ablation_summary,
@@ -217,13 +217,11 @@ def groups_and_gains(values: pd.DataFrame) -> StudyFigure | None:
 
     `values`: of `user_values`. None if no variant has both methods.
     """
-    there = set(values.variant.dropna())
-    pairs = {v: paired_users(values, "perpeft", "global", v) for v in VARIANTS if v in there}
-    of_variants = {v: own[own.seed == own.seed.min()] for v, own in pairs.items() if len(own)}
-    if not of_variants:
+    pairs = {v: users for v in VARIANTS if len(users := first_pairs(values, v))}
+    if not pairs:
         return None
-    figure, places = panels(len(of_variants))
-    for axes, (variant, users) in zip(places, of_variants.items(), strict=True):
+    figure, places = panels(len(pairs))
+    for axes, (variant, users) in zip(places, pairs.items(), strict=True):
         gains = group_gains(users)
         ends = [gains.gain - gains.gain_low, gains.gain_high - gains.gain]
         axes.bar(

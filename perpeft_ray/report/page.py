@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from perpeft_ray.config import SEARCHABLE, VARIED, StudyConfig
+from perpeft_ray.config.presets import with_settings
 from perpeft_ray.report.figures import write_figures
 from perpeft_ray.report.practice import in_practice
 from perpeft_ray.report.summary import SELECTION, best_settings
@@ -88,21 +89,12 @@ def fixed_to(study: StudyConfig, setting: pd.Series) -> StudyConfig:
 
     Its name is `<study>_best`, so that it does not use the folder of the search.
     """
-    changed = dataclasses.replace(
-        study,
-        study=f"{study.study}_best",
-        peft=dataclasses.replace(study.peft, variant=setting["variant"]),
-    )
+    settings = {"study": f"{study.study}_best", "peft.variant": setting["variant"]}
     for searchable in SEARCHABLE:
-        part, _, name = searchable.given.partition(".")
-        value, given = setting[searchable.name], getattr(getattr(study, part), name)
-        if pd.isna(value):  # it does not apply to the variant
-            continue
-        value = int(value) if searchable.whole else float(value)
-        if value != given:
-            settings = dataclasses.replace(getattr(changed, part), **{name: value})
-            changed = dataclasses.replace(changed, **{part: settings})
-    return changed
+        value = setting[searchable.name]
+        if pd.notna(value):  # it applies to the variant
+            settings[searchable.given] = int(value) if searchable.whole else float(value)
+    return with_settings(study, settings)
 
 
 def _differences(settings: Any, defaults: Any, prefix: str = "") -> Iterator[list[str]]:

@@ -10,7 +10,7 @@ import pandas as pd
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.interactions import open_tables
 from perpeft_ray.data.sources import cached_folder
-from perpeft_ray.report.statistics import group_gains, paired_users, user_values
+from perpeft_ray.report.statistics import first_pairs, group_gains, user_values
 from perpeft_ray.report.summary import SELECTION, costs, final_trials
 from perpeft_ray.report.text import StudyTable, TextTable, shown, with_interval
 from perpeft_ray.report.verdict import Verdict
@@ -34,8 +34,7 @@ def groups_table(
     best = _best(trials)
     if best is None:
         return StudyTable("groups", pd.DataFrame(columns=columns), ())
-    pairs = paired_users(user_values(trials, users), "perpeft", "global", best.variant)
-    pairs = pairs[pairs.seed == pairs.seed.min()]
+    pairs = first_pairs(user_values(trials, users), best.variant)
     words = {} if titles is None else distinctive_words(pairs.set_index("user_id").group, titles)
     gains = group_gains(pairs).rename(columns={"a": "perpeft", "b": "global"})
     listed = [", ".join(words.get(group, ())) for group in gains.group]

@@ -85,8 +85,8 @@ def compare(
     return None if pairs.empty else compare_users(pairs, (method_a, method_b, variant), metric)
 
 
-def compare_all(values: pd.DataFrame, metric: str = "ndcg@20") -> list[Comparison]:
-    """PerPEFT with every other method, then every other method with `global`, by variant.
+def compare_all(values: pd.DataFrame) -> list[Comparison]:
+    """NDCG@20 of PerPEFT with every other method, then of every other one with `global`.
 
     `values`: of `user_values`; methods without a variant appear under every one. Holm corrects p
     values over PerPEFT's comparisons and, separately, over the others.
@@ -104,7 +104,7 @@ def compare_all(values: pd.DataFrame, metric: str = "ndcg@20") -> list[Compariso
             for variant in VARIANTS
             if variant in there
             for a, b in pairs
-            if (comparison := compare(values, a, b, variant, metric)) is not None
+            if (comparison := compare(values, a, b, variant, "ndcg@20")) is not None
         ]
         p_holm, p_seeds_holm = (
             holm(np.array([getattr(comparison, name) for comparison in found]))
@@ -178,6 +178,12 @@ def paired_users(
     pairs = a.merge(b, on=keys, suffixes=("_a", "_b"))
     pairs = pairs.rename(columns={"value_a": "a", "value_b": "b"})
     return pairs.reindex(columns=[*_PAIR, "user_id", "a", "b", "group"])
+
+
+def first_pairs(values: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """`paired_users` of PerPEFT and `global` with a variant, in their first shared seed."""
+    pairs = paired_users(values, "perpeft", "global", variant)
+    return pairs[pairs.seed == pairs.seed.min()]
 
 
 def final_users(trials: pd.DataFrame, users: pd.DataFrame) -> pd.DataFrame:
@@ -260,7 +266,7 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 def group_gains(pairs: pd.DataFrame) -> pd.DataFrame:
     """Size and gain of each group.
 
-    `pairs`: of one trial from `paired_users`. Columns: group, users, a and b (means), gain (mean of
+    `pairs`: of `first_pairs`. Columns: group, users, a and b (means), gain (mean of
     a - b), gain_low and gain_high (its 95 % bootstrap interval over the group's users).
     """
     rows = [

@@ -121,6 +121,12 @@ def best_setting(results: StudyResults) -> str | None:
     return f"{words} (validation NDCG@20 {100 * row[SELECTION]:.2f})"
 
 
+def answer_lines(results: StudyResults, place: str) -> list[str]:
+    """The best setting and the verdict, as printed; `place`: the study's folder or URI."""
+    best = best_setting(results)
+    return [f"Best setting: {best}"] * bool(best) + results.verdict.lines(place)
+
+
 def write_table(
     table: StudyTable, folder: Path, forms: Sequence[str] = ("parquet", "csv", "md", "tex")
 ) -> None:

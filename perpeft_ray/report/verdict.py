@@ -240,13 +240,13 @@ def _notes(
         yield f"fewer than {least} search trials for {named}: settings are close to random", option
 
 
-def _cells(rows: pd.DataFrame, most: int = 2) -> str:
+def _cells(rows: pd.DataFrame) -> str:
     """The methods and variants of trials in words, or their number."""
     cells = [
         row.method if pd.isna(row.variant) else f"{row.method} {_title(row.variant)}"
         for row in rows.drop_duplicates(["method", "variant"]).itertuples()
     ]
-    return ", ".join(cells) if len(cells) <= most else f"{len(cells)} methods and variants"
+    return ", ".join(cells) if len(cells) <= 2 else f"{len(cells)} methods and variants"
 
 
 def _title(variant: str | None) -> str:

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModel
 
 from perpeft_ray.config import Method, StudyConfig, TrainSettings, Variant
+from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.encoder.source import TOYSHOP_CLIP
+from perpeft_ray.recommender.model import GroupParameters
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.train.workspace import prepare
@@ -91,10 +96,27 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
     return finish
 
 
+def own(module: GroupParameters) -> dict[str, torch.Tensor]:
+    """A module's tensors as its encoder names them."""
+    prefix = "encoder."
+    return {k.removeprefix(prefix): v for k, v in module.items() if k.startswith(prefix)}
+
+
+def clip_features(adapter: Path, batch: ItemBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What transformers' toyshop-clip with peft's adapter makes of images and of titles."""
+    base = AutoModel.from_pretrained(TOYSHOP_CLIP)
+    adapted = PeftModel.from_pretrained(base, str(adapter)).eval()
+    assert batch.pixels is not None
+    with torch.no_grad():
+        image = adapted.get_image_features(pixel_values=(batch.pixels / 255 - 0.5) / 0.5)
+        text = adapted.get_text_features(input_ids=batch.token_ids)
+    return image.pooler_output, text.pooler_output
+
+
 @pytest.fixture(scope="session")
 def export(study_folder, finished_trial, tmp_path_factory):
     """The exported model of a method and variant, exported once; not to be changed."""
-    from perpeft_ray.models.export import ExportOptions, export_trial
+    from perpeft_ray.models.export import export_trial
 
     root = tmp_path_factory.mktemp("exported")
 
@@ -102,7 +124,7 @@ def export(study_folder, finished_trial, tmp_path_factory):
         out = root / "-".join(map(str, (method, variant, *options.items())))
         if not out.exists():
             trial_id = finished_trial(method, variant)
-            export_trial(study_folder, trial_id, out, ExportOptions(**options))
+            export_trial(study_folder, trial_id, out, **options)
         return out
 
     return make

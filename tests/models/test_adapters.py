@@ -7,17 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from torch.func import functional_call
-from transformers import AutoModel
 
 from perpeft_ray.config import FACTS, VARIANTS, TrialConfig, Variant
-from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.adapters import read_module, write_module
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.workspace import Workspace, open_catalogue, prepare
+from tests.models.conftest import clip_features, own
 
 IN_TOWERS = [variant for variant in VARIANTS if FACTS[variant].in_towers]
 
@@ -82,22 +80,17 @@ def test_peft_alone_gives_the_same_features(
     model = build(config, workspace)
     module = write_moved(model, config, tmp_path)
     items = np.arange(1, workspace.num_items + 1)
-    assert model.tower is not None
-    own = {k.removeprefix("encoder."): v for k, v in module.items() if k.startswith("encoder.")}
-    base = AutoModel.from_pretrained(TOYSHOP_CLIP)
-    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     batch = open_catalogue(workspace).batch(items)
-    assert batch.pixels is not None
+    image, text = clip_features(tmp_path / "adapter", batch)
+    assert model.tower is not None
     with torch.no_grad():
-        expected = functional_call(model.tower.encoder, own, model.tower.inputs(items))
-        image = adapted.get_image_features(pixel_values=(batch.pixels / 255 - 0.5) / 0.5)
-        text = adapted.get_text_features(input_ids=batch.token_ids)
-    half = image.pooler_output.shape[1]
-    for there, features, ours in (
-        (batch.has_image, image.pooler_output, expected[:, :half]),
-        (batch.has_title, text.pooler_output, expected[:, half:]),
+        ours = functional_call(model.tower.encoder, own(module), model.tower.inputs(items))
+    image_part, text_part = ours.tensor_split([image.shape[1]], dim=1)
+    for there, features, part in (
+        (batch.has_image, image, image_part),
+        (batch.has_title, text, text_part),
     ):
-        torch.testing.assert_close(features[there], ours[there], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(features[there], part[there], atol=1e-5, rtol=1e-5)
 
 
 def test_a_module_of_another_variant_is_refused(study_folder, workspace, tmp_path):

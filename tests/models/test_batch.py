@@ -8,7 +8,7 @@ import pytest
 import perpeft_ray
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
-from perpeft_ray.models.batch import SCHEMA, BatchOptions, recommend_all
+from perpeft_ray.models.batch import SCHEMA, recommend_all
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 
@@ -21,7 +21,7 @@ def test_every_user_gets_what_they_get_alone(exported, shop, tmp_path):
     # Backwards in the file, so that the order of time is what counts.
     table = pd.concat([table, strangers]).sort_values("timestamp", ascending=False, kind="stable")
     table.to_parquet(tmp_path / "all.parquet")
-    counts = recommend_all(exported, tmp_path / "all.parquet", tmp_path / "out", BatchOptions(k=4))
+    counts = recommend_all(exported, tmp_path / "all.parquet", tmp_path / "out", k=4)
     users = table.user_id.nunique()
     assert (counts.users, counts.scored) == (users, users - 1)
     assert (counts.interactions, counts.skipped) == (len(table), 2)
@@ -44,8 +44,7 @@ def test_users_of_several_tasks_and_workers_are_scored_once(exported, shop, tmp_
     one = pd.read_parquet(shop / "interactions.parquet")
     copies = [one.assign(user_id=one.user_id + f"-{n}") for n in range(120)]
     pd.concat(copies).to_parquet(tmp_path / "all.parquet")
-    options = BatchOptions(k=3, workers=2)
-    counts = recommend_all(exported, tmp_path / "all.parquet", tmp_path / "out", options)
+    counts = recommend_all(exported, tmp_path / "all.parquet", tmp_path / "out", k=3, workers=2)
     assert (counts.users, counts.scored, counts.skipped) == (4800, 4800, 0)
     assert len(list((tmp_path / "out").iterdir())) > 1
     found = pd.read_parquet(tmp_path / "out")
@@ -64,7 +63,7 @@ def test_user_ids_are_exact(exported, tmp_path):
     ids = ["a", "a\0", "a\0b", "x" * 300, "x" * 301, "A", "é", "e\u0301", " a", ""]
     table = pd.DataFrame({"user_id": ids, "item_id": "i3", "timestamp": 0})
     table.to_parquet(tmp_path / "ids.parquet")
-    recommend_all(exported, tmp_path / "ids.parquet", tmp_path / "out", BatchOptions(k=1))
+    recommend_all(exported, tmp_path / "ids.parquet", tmp_path / "out", k=1)
     assert sorted(pd.read_parquet(tmp_path / "out").user_id) == sorted(ids)
 
 
@@ -86,7 +85,7 @@ def test_a_bad_table_is_refused_and_leaves_nothing(exported, tmp_path, changes, 
 
 def test_k_below_one_is_refused(exported, shop, tmp_path):
     with pytest.raises(InputError, match="`k` must be at least 1"):
-        recommend_all(exported, shop / "interactions.parquet", tmp_path / "out", BatchOptions(k=0))
+        recommend_all(exported, shop / "interactions.parquet", tmp_path / "out", k=0)
 
 
 def test_the_command_says_how_many_users_it_wrote(exported, shop, tmp_path, capsys):

@@ -10,13 +10,7 @@ import pytest
 import perpeft_ray
 from perpeft_ray.data.interactions import Dataset, load_folder
 from perpeft_ray.errors import InputError
-from perpeft_ray.models.cold_start import (
-    SLICES,
-    HeldOut,
-    hold_out,
-    rank_events,
-    write_training_folder,
-)
+from studies.cold_start import SLICES, HeldOut, hold_out, rank_events, write_training_folder
 
 
 def _dataset(rows: list[tuple[str, str, int]], items: str) -> Dataset:

@@ -19,16 +19,15 @@ from transformers import AutoModel
 
 import perpeft_ray
 from perpeft_ray.cli.main import perpeft
-from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.card import model_card
-from perpeft_ray.models.export import ExportOptions, export_trial
+from perpeft_ray.models.export import export_trial
 from perpeft_ray.models.trained import TrainedTrial, item_embeddings, open_trained
 from perpeft_ray.recommender.projector import Projector
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.workspace import open_catalogue
 from tests.encoder.tiny_models import write_tiny_model
-from tests.models.conftest import GROUPS, new_study, trials_of
+from tests.models.conftest import GROUPS, clip_features, new_study, own, trials_of
 
 
 def opened(study_folder: StudyFolder, model: Path) -> TrainedTrial:
@@ -64,24 +63,18 @@ def test_ranks_are_the_studys(study_folder, export, method, variant):
 
 
 def test_peft_loads_each_groups_adapter(study_folder, exported):
-    """transformers' CLIP with peft's adapter gives the features, and with the projector and id
-    embedding the item embeddings, that training had."""
+    """As the card says: peft's features, the projector and the id embedding give the item's."""
     trial = opened(study_folder, exported)
     batch = open_catalogue(trial.workspace).batch(np.arange(1, trial.split.num_items + 1))
-    assert batch.pixels is not None
-    pixels = (batch.pixels / 255 - 0.5) / 0.5
     ids = load_file(exported / "sasrec.safetensors")["item_embedding.weight"]
     seen = []
     for group in range(GROUPS):
         folder = exported / "groups" / str(group)
-        base = AutoModel.from_pretrained(TOYSHOP_CLIP)
-        adapted = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+        image, text = clip_features(folder / "adapter", batch)
+        image, text = image * batch.has_image[:, None], text * batch.has_title[:, None]
+        projector = Projector(image.shape[1] + text.shape[1], trial.config.hidden_units)
+        projector.load_state_dict(load_file(folder / "projector.safetensors"))
         with torch.no_grad():
-            image = adapted.get_image_features(pixel_values=pixels).pooler_output
-            text = adapted.get_text_features(input_ids=batch.token_ids).pooler_output
-            image, text = image * batch.has_image[:, None], text * batch.has_title[:, None]
-            projector = Projector(image.shape[1] + text.shape[1], trial.config.hidden_units)
-            projector.load_state_dict(load_file(folder / "projector.safetensors"))
             content = projector(torch.cat([image, text], dim=1))
         mine = ids[1:] + trial.config.multimodal_weight * content
         torch.testing.assert_close(mine, item_embeddings(trial, group)[1:], atol=1e-5, rtol=1e-5)
@@ -112,47 +105,37 @@ def test_half_precision_is_half_as_large_and_close(exported, export):
     assert same.score == pytest.approx(best.score, rel=1e-2)
 
 
-def test_the_folder_works_without_the_study(study_folder, finished_trial, tmp_path):
-    """Study, data and cache are gone; the folder was moved, with its encoder."""
-    trial_id = finished_trial()
-    shutil.copytree(study_folder.path.parent, tmp_path / "there")
-    folder = StudyFolder.open(tmp_path / "there" / study_folder.path.name)
-    export_trial(folder, trial_id, tmp_path / "model", ExportOptions(with_encoder=True))
-    shutil.rmtree(tmp_path / "there")
-    (tmp_path / "model").rename(tmp_path / "moved")
-    model = perpeft_ray.load(tmp_path / "moved")
-    assert model.config.encoder == "./encoder"
-    assert len(model.recommend(["i3", "i5"], 4)) == 4
-    assert model.embed_item("red lamp", None).shape == (GROUPS, model.config.trial.hidden_units)
-    endings = {file.suffix for file in (tmp_path / "moved").rglob("*") if file.is_file()}
-    assert endings <= {".json", ".safetensors", ".md", ".txt"}
-
-
-@pytest.mark.parametrize("family", ["text", "siglip", "pair"])
-def test_every_kind_of_encoder_is_exported(shop, tmp_path, family):
-    """A pair's two models too; then the originals are gone, and a new item is still embedded."""
-    encoder = write_tiny_model(family, tmp_path / "encoder")
-    folder = new_study(shop, tmp_path / "results", encoder)
+@pytest.mark.parametrize("family", ["toyshop-clip", "text", "siglip", "pair"])
+def test_a_folder_with_its_encoder_works_alone(shop, tmp_path, family):
+    """Study, data, cache and encoder are gone; the folder was moved."""
+    encoder = family
+    if family != "toyshop-clip":
+        encoder = write_tiny_model(family, tmp_path / "machine" / "encoder")
+    data = Path(shutil.copytree(shop, tmp_path / "machine" / "data"))
+    folder = new_study(data, tmp_path / "machine" / "results", encoder)
     trial = open_trained(folder, trials_of(folder)())
-    export_trial(folder, trial.trial_id, tmp_path / "model", ExportOptions(with_encoder=True))
+    export_trial(folder, trial.trial_id, tmp_path / "model", with_encoder=True)
     module = tmp_path / "model" / "groups" / "1"
-    if family != "siglip":
+    if family in ("text", "pair"):
         name = "adapter" if family == "text" else "adapter-text"
         path = encoder.removeprefix(f"{family}:").partition(",")[0]
         _check_text_adapter(trial, path, module / name)
     if family == "pair":
-        image = AutoModel.from_pretrained(tmp_path / "encoder" / "image")
+        image = AutoModel.from_pretrained(tmp_path / "machine" / "encoder" / "image")
         adapted = PeftModel.from_pretrained(image, str(module / "adapter-image"))
         kept = load_file(module / "adapter-image" / "adapter_model.safetensors")
         assert set(kept) == set(get_peft_model_state_dict(adapted))
-    shutil.rmtree(tmp_path / "encoder")
-    model = perpeft_ray.load(tmp_path / "model")
-    assert str(tmp_path) not in model.config.encoder
-    new = model.embed_item(model.titles[5], shop / "images" / "5.png")
     ids = trial.model.backbone.item_embedding.weight.detach()
-    for group in range(GROUPS):
-        expected = item_embeddings(trial, group)[6] - ids[6]
-        torch.testing.assert_close(new[group], expected, atol=1e-5, rtol=1e-5)
+    expected = [item_embeddings(trial, group)[6] - ids[6] for group in range(GROUPS)]
+    shutil.rmtree(tmp_path / "machine")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    model = perpeft_ray.load(tmp_path / "moved")
+    assert str(tmp_path) not in model.config.encoder
+    assert len(model.recommend(["i3", "i5"], 4)) == 4
+    new = model.embed_item(model.titles[5], shop / "images" / "5.png")
+    torch.testing.assert_close(new, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    endings = {file.suffix for file in (tmp_path / "moved").rglob("*") if file.is_file()}
+    assert endings <= {".json", ".safetensors", ".md", ".txt"}
 
 
 def _check_text_adapter(trial: TrainedTrial, path: str, adapter: Path) -> None:
@@ -163,13 +146,10 @@ def _check_text_adapter(trial: TrainedTrial, path: str, adapter: Path) -> None:
     mask = batch.attention_mask[:, :, None]
     tower = trial.model.tower
     assert tower is not None
-    prefix = "encoder."
-    module = trial.modules[1].items()
-    own = {name.removeprefix(prefix): t for name, t in module if name.startswith(prefix)}
     with torch.no_grad():
         out = adapted(input_ids=batch.token_ids, attention_mask=batch.attention_mask)
         pooled = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
-        features = functional_call(tower.encoder, own, tower.inputs(items))
+        features = functional_call(tower.encoder, own(trial.modules[1]), tower.inputs(items))
     torch.testing.assert_close(pooled, features[:, -pooled.shape[1] :], atol=1e-5, rtol=1e-5)
 
 
@@ -193,7 +173,7 @@ def test_an_encoder_of_the_hub_is_exported(shop, tmp_path, monkeypatch):
     assert model.embed_item("red lamp", shop / "images" / "5.png").abs().max() > 0
 
 
-def test_the_card_is_hugging_faces_and_has_the_studys_numbers(study_folder, exported):
+def test_the_card_is_hugging_faces_and_has_the_studys_numbers(study_folder, exported, shop):
     card = ModelCard.load(exported / "README.md")
     config = perpeft_ray.load(exported).config
     row = study_folder.trial(config.trial_id)
@@ -203,12 +183,8 @@ def test_the_card_is_hugging_faces_and_has_the_studys_numbers(study_folder, expo
         assert results["test", metric] == pytest.approx(row[f"test_{column}"], abs=1e-5)
     assert f"| test | NDCG@20 | {100 * row.test_ndcg_at_20:.2f} |" in card.text
     assert config.data_fingerprint in card.text
-
-
-def test_the_card_names_no_local_folder(study_folder, exported, shop):
-    text = (exported / "README.md").read_text()
-    assert str(study_folder.path.parent) not in text
-    assert str(shop.parent) not in text
+    for local in (study_folder.path.parent, shop.parent):
+        assert str(local) not in (exported / "README.md").read_text()
 
 
 def test_the_card_describes_a_split_by_time(exported):

@@ -22,9 +22,8 @@ from perpeft_ray.report.figures import (
 )
 from perpeft_ray.report.statistics import compare_all, paired_users, user_values
 from perpeft_ray.report.tables import StudyResults
-from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.record import TrialRecord
-from tests.records import Record, frames_of, with_ranks
+from tests.records import Record, frames_of, with_ranks, written
 
 
 @pytest.fixture
@@ -51,10 +50,8 @@ def records(record: Record) -> list[TrialRecord]:
 
 @pytest.fixture
 def results(records: list[TrialRecord], tmp_path: Path) -> StudyResults:
-    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path), seeds=(0, 1)))
-    for made in records:
-        folder.write_trial(made)
-    return StudyResults.read(folder)
+    study = StudyConfig(storage=str(tmp_path), seeds=(0, 1))
+    return StudyResults.read(written(study, records))
 
 
 def test_figures_are_written_as_images_for_a_narrow_screen(results: StudyResults) -> None:

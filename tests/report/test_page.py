@@ -21,6 +21,7 @@ from perpeft_ray.report.summary import best_settings
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.description import repeat_warnings
 from perpeft_ray.store.folder import StudyFolder
+from tests.records import frames_of, written
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -30,14 +31,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     return StudyConfig(storage=str(tmp_path_factory.mktemp("report")), seeds=(0, 1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(study: StudyConfig, record) -> Path:
-    """The report of a study that is half done; written once."""
-    folder = StudyFolder.create(study)
-    if (folder.path / "report.html").exists():
-        return folder.path / "report.html"
+    """The report of a study that is half done."""
     failed = record("perpeft", "ia3", status="FAIL", trial_id="bad")
-    for written in (
+    records = [
         record("perpeft", "lora", 0.09, phase="search", rank=8, learning_rate=5e-3),
         record("perpeft", "ia3", 0.07, phase="search"),
         record("perpeft", "iisan", 0.06, phase="search", status="PRUNED"),
@@ -46,9 +44,8 @@ def page(study: StudyConfig, record) -> Path:
         record("global", "lora", 0.08, seed=0),
         record("global", "lora", 0.08, seed=1),
         replace(failed, error="ValueError: <script>alert(1)</script>"),
-    ):
-        folder.write_trial(written)
-    return write_report(StudyResults.read(folder))[0]
+    ]
+    return write_report(StudyResults.read(written(study, records)))[0]
 
 
 def words(command: str) -> list[str]:
@@ -107,7 +104,7 @@ def test_the_page_needs_nothing_beside_it(page: Path) -> None:
 
 
 def test_a_study_without_trials_has_a_page(tmp_path: Path) -> None:
-    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
+    folder = written(StudyConfig(storage=str(tmp_path)), [])
     page, _ = write_report(StudyResults.read(folder))
     text = page.read_text()
     assert "No trial of the search is complete yet." in text
@@ -115,7 +112,7 @@ def test_a_study_without_trials_has_a_page(tmp_path: Path) -> None:
     assert "<td>perpeft</td><td>–</td>" in text
 
 
-def test_commands_reproduce_the_study(record, tmp_path: Path) -> None:
+def test_commands_reproduce_the_study(record) -> None:
     study = StudyConfig(
         dataset="parquet:a folder",
         methods=("global", "perpeft"),
@@ -125,9 +122,8 @@ def test_commands_reproduce_the_study(record, tmp_path: Path) -> None:
     )
     command = words(study_command(study))
     assert parse_study(command[2:]) == study
-    folder = StudyFolder(tmp_path)
-    folder.write_trial(record("perpeft", "ia3", 0.1, phase="search"))
-    fixed = fixed_to(study, best_settings(folder.trials()).iloc[0])
+    trials, _ = frames_of([record("perpeft", "ia3", 0.1, phase="search")])
+    fixed = fixed_to(study, best_settings(trials).iloc[0])
     assert fixed.peft.rank == "search"  # (IA)³ has none
     assert parse_study(words(study_command(fixed))[2:]) == fixed
 
@@ -181,13 +177,13 @@ def test_a_browser_shows_the_page_on_a_narrow_screen(page: Path, tmp_path: Path)
 def test_groups_without_users_and_repeats_are_on_the_page(tmp_path: Path, record) -> None:
     study = StudyConfig(storage=str(tmp_path))
     folder = StudyFolder.create(study, None, RepeatShares(0.25, 0.5))
-    written = record("perpeft", "lora")
-    folder.write_trial(written)
+    own = record("perpeft", "lora")
+    folder.write_trial(own)
     folder.write_trial(record("global", "lora"))
     page, _ = write_report(StudyResults.read(folder))
     text = html.unescape(page.read_text())
     for warning in (
-        f"1 of the compared trials have groups without users, such as {written.trial_id} "
+        f"1 of the compared trials have groups without users, such as {own.trial_id} "
         "(4 of 6 groups): too many users are alike; ask for fewer groups.",
         "25.0% of the test targets are already in the user's history",
         "50.0% of the interactions are repeated rows",

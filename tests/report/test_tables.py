@@ -33,9 +33,8 @@ from perpeft_ray.report.tables import (
     write_tables,
 )
 from perpeft_ray.report.text import TextTable, p_text
-from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.record import TrialRecord
-from tests.records import Record, frames_of, with_ranks
+from tests.records import Record, frames_of, with_ranks, written
 
 
 def rows_of(records: Sequence[TrialRecord]) -> pd.DataFrame:
@@ -165,13 +164,6 @@ def test_sensitivity_follows_one_setting_with_the_others_fixed(record: Record) -
     ranks = curve[curve.parameter == "rank"][["value", "mean", "seeds"]].values.tolist()
     assert ranks == [[2, pytest.approx(0.11), 2], [4, 0.14, 1], [8, 0.13, 1]]
     assert sensitivity(trials[:0]).empty
-
-
-def written(study: StudyConfig, records: Sequence[TrialRecord]) -> StudyFolder:
-    folder = StudyFolder.create(study)
-    for made in records:
-        folder.write_trial(made)
-    return folder
 
 
 def test_tables_are_written_in_all_forms(half_done: list[TrialRecord], tmp_path: Path) -> None:
