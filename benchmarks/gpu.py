@@ -1,19 +1,22 @@
 """What a GPU's arithmetic is used for: steps, encoding, epochs and evaluations, against its peak.
 
     PYTHONPATH=. python benchmarks/gpu.py --minutes 8 --out results/bench/gpu.jsonl
+    PYTHONPATH=. python benchmarks/gpu.py --minutes 60 --minilm FOLDER --data FOLDER
     PYTHONPATH=. python benchmarks/gpu.py --small --only epoch    # tries the script, also on a CPU
 
-For a machine that has torch, transformers, peft, pandas, pyarrow, scikit-learn and safetensors, and
+For a machine that has torch, transformers, peft, pandas, pyarrow, scikit-learn and Pillow, and
 no Ray. Most important first; each row is written as it ends, as a line of JSON, and nothing is
 begun after the time is up. Fractions are of the best bfloat16 product of 8192 x 8192 in the same
 run; operations are those of matrix products, by torch's counter. Weights and catalogues are random,
-which no time depends on.
+which no time depends on. With a MiniLM folder and a folder of real data, a study of those comes
+last; rerun the same command to resume it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -26,26 +29,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from _steps import Bench, matrix_flops, open_bench
 
+from perpeft_ray.config import Method, StudyConfig, TrainSettings, TrialConfig
 from perpeft_ray.data.split import Histories, Split
 from perpeft_ray.encoder import hardware
 from perpeft_ray.encoder.fast import clip, lora, patches
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch
-from perpeft_ray.train.workspace import Workspace, write_split
+from perpeft_ray.train.trial import run_trial
+from perpeft_ray.train.workspace import Workspace, prepare, write_split
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 USERS, ITEMS = 12_000, 20_000
 
 
 class Table:
-    """Rows as they come: printed, and written as JSON."""
+    """Rows as they come: printed, written as JSON, and all again at the end."""
 
     def __init__(self, file: Path | None, minutes: float) -> None:
         self._file = file
         self._until = time.monotonic() + 60 * minutes
+        self._rows: list[dict[str, Any]] = []
         self.peak = 0.0
         """bfloat16 TFLOP/s."""
 
@@ -59,7 +66,9 @@ class Table:
         row: dict[str, Any] = {"case": case, "seconds": seconds}
         if tflop:
             row |= {"tflop": tflop, "of_peak": tflop / seconds / self.peak if self.peak else None}
-        line = json.dumps(row | more)
+        row |= more
+        self._rows.append(row)
+        line = json.dumps(row)
         print(line, flush=True)
         if self._file is not None:
             with self._file.open("a") as lines:
@@ -78,6 +87,12 @@ class Table:
             self.add(f"{name}: FAILED", time.perf_counter() - started, error=str(error)[:300])
         torch.cuda.empty_cache()
 
+    def show(self) -> None:
+        """Print the table."""
+        print(
+            pd.DataFrame(self._rows).to_string(index=False, na_rep="", float_format="{:.4g}".format)
+        )
+
 
 def main() -> None:
     """Measure what there is time for."""
@@ -86,6 +101,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--out", type=Path, help="file for rows, as lines of JSON")
     parser.add_argument("--work", type=Path, default=Path("/tmp/perpeft-gpu"))
+    parser.add_argument("--minilm", type=Path, help="folder of MiniLM; else its shape, random")
+    parser.add_argument("--data", type=Path, help="folder of real data, for the study")
     parser.add_argument("--only", nargs="*", help="parts to measure; default: all")
     parser.add_argument("--items", type=int, default=ITEMS)
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script")
@@ -102,16 +119,21 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "peak": lambda: peak(table, 256 if given.small else 8192),
         "steps": lambda: step_rows(table, of_clip()),
-        "minilm": lambda: minilm_rows(table, text_workspace(given.work, small=given.small)),
+        "minilm": lambda: minilm_rows(
+            table, text_workspace(given.work, given.minilm, small=given.small)
+        ),
         "encode": lambda: encode_row(table, of_clip(), "ViT-B/32"),
         "epoch": lambda: epoch_rows(table, of_clip()),
         "evaluation": lambda: evaluation_rows(table, of_clip(), "ViT-B/32"),
         "without": lambda: without(table, of_clip()),
         "float32": lambda: float32(of_clip(), "ViT-B/32, float32"),
     }
+    if given.minilm and given.data:
+        parts["study"] = lambda: study(table, given.work / "study", given.minilm, given.data)
     for name, part in parts.items():
         if not given.only or name in given.only:
             table.run(name, part)
+    table.show()
 
 
 def peak(table: Table, size: int) -> None:
@@ -237,6 +259,50 @@ def epoch_rows(table: Table, workspace: Workspace) -> None:
             return
 
 
+def study(table: Table, work: Path, minilm: Path, data: Path) -> None:
+    """Six methods of real data to test, two seeds each; a trial resumes from its checkpoint."""
+    methods: tuple[Method, ...] = (
+        *("global", "perpeft", "random_grouping", "without_group_negatives"),
+        *("frozen_mm", "without_mm"),
+    )
+    preset = StudyConfig(
+        dataset=f"parquet:{data}",
+        encoder=f"text:{minilm}",
+        train=TrainSettings(dtype="bfloat16", batch_size=128, epochs=12, personal_epochs=18),
+    )
+    workspace = prepare(preset.dataset, preset.encoder, work)
+    for seed, method in itertools.product((0, 1), methods):
+        config = preset.trial(
+            method,
+            variant="lora",
+            rank=4,
+            groups=8,
+            conditioning_weight=1.0,
+            seed=seed,
+            learning_rate=3e-3,
+        )
+
+        def one(config: TrialConfig = config) -> None:
+            started = time.perf_counter()
+            outcome = run_trial(
+                config,
+                workspace,
+                lambda record: None,
+                test=True,
+                checkpoints=work / "checkpoints" / config.config_hash,
+                device=torch.device(DEVICE),
+            )
+            assert outcome.test is not None
+            table.add(
+                f"{config.method}, seed {config.seed}",
+                time.perf_counter() - started,
+                ndcg_at_20=outcome.test.ndcg_at_20,
+                valid=outcome.valid.ndcg_at_20,
+            )
+
+        table.run(f"{method}, seed {seed}", one, 60)
+
+
 def opened(workspace: Workspace, **settings: Any) -> Bench:
     """A trial in bfloat16, untrained; one group and batches of 16 users if not said."""
     return open_bench(
@@ -316,12 +382,13 @@ def clip_workspace(work: Path, *, small: bool) -> Workspace:
     return random_workspace(folder, str(folder / "encoder"), side, 49_407, 77, (8, 24))
 
 
-def text_workspace(work: Path, *, small: bool) -> Workspace:
-    """A random model of MiniLM's shape, and titles as long as those of Amazon Scientific."""
+def text_workspace(work: Path, minilm: Path | None, *, small: bool) -> Workspace:
+    """MiniLM, or a random model of its shape, and titles as long as those of Amazon Scientific."""
     import transformers as tf
 
     folder = work / f"minilm-{ITEMS}"
-    if not (folder / "encoder" / "config.json").exists():
+    encoder = minilm or folder / "encoder"
+    if not (encoder / "config.json").exists():
         layers = 3 if small else 6
         config = tf.BertConfig(
             hidden_size=384,
@@ -329,8 +396,8 @@ def text_workspace(work: Path, *, small: bool) -> Workspace:
             num_attention_heads=12,
             intermediate_size=1536,
         )
-        tf.BertModel(config).save_pretrained(folder / "encoder")
-    return random_workspace(folder, f"text:{folder / 'encoder'}", 0, 102, 128, (12, 44))
+        tf.BertModel(config).save_pretrained(encoder)
+    return random_workspace(folder, f"text:{encoder}", 0, 102, 128, (12, 44))
 
 
 def random_workspace(
