@@ -13,10 +13,10 @@ from transformers import AutoModel
 from perpeft_ray.config import Method, StudyConfig, TrainSettings, Variant
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
+from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.recommender.model import GroupParameters
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
-from perpeft_ray.train.workspace import prepare
 from tests.small_shop import write_small_shop
 
 FinishedTrial = Callable[..., str]
@@ -68,7 +68,7 @@ def trials_of(study_folder: StudyFolder) -> FinishedTrial:
     study = Study(
         config=config,
         folder=study_folder,
-        workspace=prepare(config.dataset, config.encoder, study_folder.cache),
+        workspace=open_workspace(study_folder)[1],
         run=run_trial,
     )
 
