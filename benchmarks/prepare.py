@@ -114,7 +114,7 @@ def category_work(scratch: Path, memory_gb: float) -> Callable[[], str]:
 
     def run() -> str:
         prepare_amazon2023(raw, "Made_Up", out, Selection(), images=False, memory_gb=memory_gb)
-        return f"of {megabytes:,.0f} MB kept {findings(report_on(out))[0]}"
+        return f"of {megabytes:,.0f} MB kept {findings(report_on(out, memory_gb=memory_gb))[0]}"
 
     return run
 

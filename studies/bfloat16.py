@@ -18,6 +18,7 @@ from typing import Literal
 
 from perpeft_ray.cli import parse, run
 from perpeft_ray.config import StudyConfig
+from perpeft_ray.config.rules import distinct
 
 DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 
@@ -46,6 +47,7 @@ def main() -> None:
         learning_rate=3e-3,
         mode="sequential",
     )
+    distinct("seeds", seeds)
     found: dict[Literal["float32", "bfloat16"], list[float]] = {dtype: [] for dtype in DTYPES}
     with tempfile.TemporaryDirectory() as scratch:
         workspace = prepare("toyshop", "toyshop-clip", Path(scratch))

@@ -127,6 +127,7 @@ def test_presets_can_be_overridden():
         ("--sedes 1", "unknown field `sedes`; did you mean `seeds`?"),
         ("lora", "unexpected value 'lora': options are written as --field value"),
         ("--peft.rank 0", "`peft.rank` must be a whole number of at least 1, but is 0"),
+        ("--metrics.k 0", "`metrics.k` must be between 1 and 100, but is 0"),
     ],
 )
 def test_bad_fields_are_reported_in_one_line(arguments, message):
@@ -142,6 +143,7 @@ def test_bad_fields_are_reported_in_one_line(arguments, message):
         ("--search.variants ia", "; did you mean `ia3`?"),
         ("--preset p", "('toyshop', 'full', 'paper')."),
         ("--search.trials x", "'x'"),
+        ("--preset ---------", "('toyshop', 'full', 'paper')."),
     ],
 )
 def test_bad_values_name_field_and_value(arguments, end):

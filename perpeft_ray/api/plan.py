@@ -96,11 +96,17 @@ def plan_study(
             encoder, weights = default_encoder(config.dataset, has_images=has_images)
             config = replace(config, encoder=encoder)
         split = split_dataset(dataset, config.data)
-        config = chosen(config, given, len(split.evaluated("test")))
+        check_histories(split, config.dataset)
+        users = len(split.evaluated("test"))
+        if users < 2:
+            raise InputError(
+                f"`dataset` {config.dataset} must have at least 2 users with a test item, but has "
+                f"{users}"
+            )
+        config = chosen(config, given, users)
         cost = None
         if fetch or is_fetched(config.encoder):
             check_settings(config, split.num_users)
-            check_histories(split, config.dataset)
             cost = measured(config, dataset, Path(scratch))
     if cost is not None and budget_s is not None and "search.trials" not in given:
         config = within(config, cost, budget_s)

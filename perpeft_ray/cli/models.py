@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from perpeft_ray.config import Method
 from perpeft_ray.errors import InputError
-from perpeft_ray.screen import note
+from perpeft_ray.screen import counted, note
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Export:
     """The new folder."""
     trial: str = "best"
     """A trial's id, or best: the method's highest validation NDCG@20 in the ablation."""
-    method: str = "perpeft"
+    method: Method = "perpeft"
     """The method whose best trial to take."""
     embeddings: Literal["float32", "float16"] = "float32"
     """Precision of the precomputed item embeddings; float16 rounds scores to three digits."""
@@ -57,9 +58,9 @@ class Pack:
 
         trials, without_weights, has_encoder = pack(StudyFolder.open(self.study))
         parts = ["data", *["encoder"] * has_encoder]
-        note(f"{self.study} has {', '.join(parts)} and the weights of {trials} trials")
+        note(f"{self.study} has {', '.join(parts)} and the weights of {counted(trials, 'trial')}")
         if without_weights:
-            note(f"the weights of {without_weights} trials are gone")
+            note(f"the weights of {counted(without_weights, 'trial')} are gone")
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,10 @@ def _fields(kind: type, prefix: str = "") -> Iterator[str]:
 
 def _message(box: str) -> str:
     """The message of tyro's error box as one line, without its frame, title and advice."""
-    _, inside, *_ = re.split(r"^.*[─-]{9}.*$", box, flags=re.MULTILINE)
+    _, inside, *_ = re.split(r"^(?:[╭╰+].*|[│|]?\s*[─-]{9}.*)$", box, flags=re.MULTILINE)
     lines = (line.strip("│ ") for line in inside.strip().splitlines())
     message = " ".join(itertools.takewhile(bool, lines))
+    message = re.sub(r"^Error parsing \S+: (?=`)", "", message)  # a rule of ours names the field
     if message.startswith("invalid choice"):
         value, _, *choices = re.findall(r"'(.*?)'", message)
         message = message.removesuffix(".") + (nearest(value, choices) or ".")

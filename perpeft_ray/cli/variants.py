@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from perpeft_ray.config import FACTS, Variant
+from perpeft_ray.config.rules import at_least
 from perpeft_ray.errors import InputError
 from perpeft_ray.screen import console as console_on
 
@@ -28,6 +29,9 @@ class Variants:
 
     def run(self) -> None:
         """Print the table, and what each variant is."""
+        for name in ("rank", "bottleneck", "last_layers"):
+            if (value := getattr(self, name)) is not None:
+                at_least(name, value, 1)
         console = console_on(highlight=False)
         table, limits = _table(self)
         console.print(table.terminal())

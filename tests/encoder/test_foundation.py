@@ -181,3 +181,12 @@ def test_unusable_text_encoder_is_refused(tiny_bert, tmp_path, broken, read, mes
 def test_dual_encoder_is_no_text_encoder():
     with pytest.raises(InputError, match="is clip, a dual encoder"):
         skeleton(f"text:{TOYSHOP_CLIP}")
+
+
+def test_own_faults_are_not_reported_as_the_encoders(tiny_bert, monkeypatch):
+    def broken(*_: object) -> None:
+        raise AttributeError("ours")
+
+    monkeypatch.setattr("perpeft_ray.encoder.fast.speed_up_model", broken)
+    with pytest.raises(AttributeError, match="ours"):
+        load_towers(f"text:{tiny_bert}", "float32", CPU)

@@ -82,3 +82,20 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--out {at}/orders.csv/x", "`out` must be in a folder that can be written, but {at}"),
+        ("--out /proc/x", "`out` must be in a folder that can be written, but /proc cannot"),
+        ("--out {at}/x --memory-gb nan", "`memory_gb` must be a positive number, but is nan"),
+    ],
+)
+def test_what_cannot_be_written_is_bad_input(tmp_path, options, message):
+    (tmp_path / "orders.csv").write_text("user,item,time\nu,a,1\nu,b,2\nu,c,3\n")
+    table = f"prepare table --interactions {tmp_path}/orders.csv {options.format(at=tmp_path)}"
+    with pytest.raises(InputError) as error:
+        perpeft(table.split())
+    assert str(error.value).startswith(message.format(at=tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["orders.csv"]

@@ -41,17 +41,17 @@ def test_files_are_those_of_the_server(web, fetch, tmp_path):
 def test_uses_all_connections_and_no_more(web, fetch):
     names = [f"i{number}" for number in range(12)]
     web.files = {f"/{name}": jpeg(1) for name in names}
-    web.pause = 0.05
+    web.pause = 0.3
     fetch(*names)
     assert web.most_at_once == LIMITS.connections
 
 
 def test_retries_busy_servers_and_broken_connections(web, fetch, tmp_path):
-    web.files = {f"/{name}": jpeg(1) for name in ("busy", "limited", "cut")}
-    web.statuses = {"/busy": [503, 500], "/limited": [429]}
+    web.files = {f"/{name}": jpeg(1) for name in ("busy", "limited", "late", "cut")}
+    web.statuses = {"/busy": [503, 599], "/limited": [429], "/late": [408]}
     web.cut["/cut"] = 2
-    assert fetch("busy", "limited", "cut") == []
-    assert web.requests == {"/busy": 3, "/limited": 2, "/cut": 3}
+    assert fetch("busy", "limited", "late", "cut") == []
+    assert web.requests == {"/busy": 3, "/limited": 2, "/late": 2, "/cut": 3}
     assert (tmp_path / "cut.jpg").read_bytes() == jpeg(1)
 
 
