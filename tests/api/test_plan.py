@@ -109,6 +109,12 @@ def test_a_plan_says_what_to_expect_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_user_to_test_is_too_few_also_without_the_encoder(tmp_path: Path) -> None:
+    shop = write_small_shop(tmp_path / "shop", users=3)  # with 1, 2 and 3 interactions
+    with pytest.raises(InputError, match="at least 2 users with a test item, but has 1"):
+        plan_study(StudyConfig(dataset=f"parquet:{shop}", encoder="someone/not-fetched"))
+
+
 def test_the_smallest_effect_is_that_of_the_counted_spread(shop: Path) -> None:
     from scipy import stats
 
