@@ -141,7 +141,7 @@ def of_ray(workers: int) -> list[Row]:
     a_trial = (more - few) / (MORE - FEW)
     case = f"toyshop, workers {workers}"
     return [
-        Row("ray_overhead", case, "seconds a trial beyond its own", a_trial, "s"),
+        Row("ray_overhead", case, "seconds per trial beyond its own", a_trial, "s"),
         Row("ray_overhead", case, "seconds of start and end", few - FEW * a_trial, "s"),
     ]
 
