@@ -34,6 +34,7 @@ class Dtypes:
 def main() -> None:
     """NDCG@20 of the same seeds in float32 and in bfloat16."""
     seeds = parse(Dtypes, description=__doc__).seeds
+    distinct("seeds", seeds)
     from perpeft_ray.train.trial import run_trial
     from perpeft_ray.train.workspace import prepare
 
@@ -47,7 +48,6 @@ def main() -> None:
         learning_rate=3e-3,
         mode="sequential",
     )
-    distinct("seeds", seeds)
     found: dict[Literal["float32", "bfloat16"], list[float]] = {dtype: [] for dtype in DTYPES}
     with tempfile.TemporaryDirectory() as scratch:
         workspace = prepare("toyshop", "toyshop-clip", Path(scratch))

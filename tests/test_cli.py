@@ -126,6 +126,7 @@ def test_presets_can_be_overridden():
         ("--peft.rnk 3", "unknown field `peft.rnk`; did you mean `peft.rank`?"),
         ("--sedes 1", "unknown field `sedes`; did you mean `seeds`?"),
         ("lora", "unexpected value 'lora': options are written as --field value"),
+        ("--encoder", "`--encoder` must be followed by a value"),
         ("--peft.rank 0", "`peft.rank` must be a whole number of at least 1, but is 0"),
         ("--metrics.k 0", "`metrics.k` must be between 1 and 100, but is 0"),
     ],
@@ -137,23 +138,27 @@ def test_bad_fields_are_reported_in_one_line(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "end"),
+    ("arguments", "rule", "end"),
     [
-        ("--methods perpft", "; did you mean `perpeft`?"),
-        ("--search.variants ia", "; did you mean `ia3`?"),
-        ("--preset p", "('toyshop', 'full', 'paper')."),
-        ("--search.trials x", "'x'"),
-        ("--preset ---------", "('toyshop', 'full', 'paper')."),
+        ("--methods perpft", "one of popularity, item_knn, ", "; did you mean `perpeft`?"),
+        ("--search.variants ia", "one of lora, ia3, ", "; did you mean `ia3`?"),
+        ("--preset p", "one of toyshop, full, paper", ""),
+        ("--preset ---------", "one of toyshop, full, paper", ""),
+        ("--search.trials x", "a whole number", ""),
+        ("--peft.rank four", "a whole number or search", ""),
+        ("--seeds 1.5", "whole numbers", ""),
+        ("--search.learning-rates x", "numbers", ""),
+        ("--search.learning-rate x", "None or two numbers", ""),
     ],
 )
-def test_bad_values_name_field_and_value(arguments, end):
+def test_bad_values_name_option_rule_and_value(arguments, rule, end):
     with pytest.raises(InputError) as error:
         parse_study(arguments.split())
-    field, value = arguments.split()
-    assert field in str(error.value)
-    assert repr(value) in str(error.value)
-    assert "\n" not in str(error.value)
-    assert str(error.value).endswith(end)
+    option, value = arguments.split()
+    message = str(error.value)
+    assert message.startswith(f"`{option}` must be {rule}")
+    assert message.endswith(f", but is {value!r}{end}")
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -194,6 +199,9 @@ def test_toyshop_leaves_nothing_either(tmp_path, call, monkeypatch):
         ("explain", "must be followed by one of item, user"),
         ("recommend m --hist i1", "did you mean `history`?"),
         ("tables .", "study.json"),
+        ("tables . --k x", "`--k` must be whole numbers, but is 'x'"),
+        ("export . x --method foo", "`--method` must be one of popularity, item_knn, without_mm"),
+        ("variants --rank 0", "`rank` must be a whole number of at least 1, but is 0"),
         ("study --peft.rnk 3", "unknown field `peft.rnk`"),
     ],
 )

@@ -92,6 +92,14 @@ def test_an_unknown_option_of_a_script_is_told_in_one_line(name, monkeypatch, ca
     assert capsys.readouterr().err == f"error: unknown field `sede`{near}\n"
 
 
+def test_bfloat16_needs_a_seed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bfloat16", "--seeds"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(STUDIES / "bfloat16.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: `seeds` must have at least one value, but is empty\n"
+
+
 def test_the_order_on_fresh_catalogues_counts_catalogues_and_corrects_p():
     order = load("toyshop_order")
     rng = np.random.default_rng(0)

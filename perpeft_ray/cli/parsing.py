@@ -96,12 +96,30 @@ def _fields(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def _message(box: str) -> str:
-    """The message of tyro's error box as one line, without its frame, title and advice."""
+    """The message of tyro's error box as one line, which names a wrong value's option and kind."""
     _, inside, *_ = re.split(r"^(?:[╭╰+].*|[│|]?\s*[─-]{9}.*)$", box, flags=re.MULTILINE)
     lines = (line.strip("│ ") for line in inside.strip().splitlines())
     message = " ".join(itertools.takewhile(bool, lines))
     message = re.sub(r"^Error parsing \S+: (?=`)", "", message)  # a rule of ours names the field
-    if message.startswith("invalid choice"):
-        value, _, *choices = re.findall(r"'(.*?)'", message)
-        message = message.removesuffix(".") + (nearest(value, choices) or ".")
+    values = re.findall(r"'(.*?)'", message)
+    if found := re.match(r"Missing value for argument '(\S+)'", message):
+        return f"`{found[1]}` must be followed by a value"
+    if message.startswith("invalid choice") and len(values) > 2:
+        value, option, *choices = values
+        rule = f"one of {', '.join(choices)}"
+        return f"`{option}` must be {rule}, but is {value!r}{nearest(value, choices)}"
+    option = re.match(r"Error parsing (?:\S+/)?(--\S+): ", message)
+    kind = option and re.search(rf"{option[1]} (.*?)[ │|]*$", box, flags=re.MULTILINE)
+    if option and kind and values:
+        return f"`{option[1]}` must be {_words(kind[1])}, but is {' '.join(values)!r}"
     return message
+
+
+def _words(kind: str) -> str:
+    """Words for a kind of value: `whole numbers` for tyro's `[INT [INT ...]]`."""
+    kind = re.sub(r"\[(\w+) \[\1 \.\.\.\]\]", r"\1s", kind)
+    kind = re.sub(r"\b(\w+) \1\b", r"two \1s", kind)
+    kind = re.sub(r"\b(INT|FLOAT)\b", r"a \1", kind)
+    for theirs, ours in {"INT": "whole number", "FLOAT": "number", "|": " or "}.items():
+        kind = kind.replace(theirs, ours)
+    return re.sub(r"[][{}]", "", kind)
