@@ -158,11 +158,12 @@ def _printing(out: Path, memory_gb: float = 1.0, paper: str | None = None) -> It
     uri = f"parquet:{out}"
     print(uri)
     seconds = time.perf_counter() - started
-    if report.short_users < report.users:
-        step = f"next: perpeft study --dataset {shlex.quote(uri)}"
-    else:
+    step = f"next: perpeft study --dataset {shlex.quote(uri)}"
+    if report.users - report.short_users < 2:
         step = (
-            f"missing: a user with at least {MIN_INTERACTIONS} interactions, "
-            "one each to train, validate and test"
+            f"missing: two users with at least {MIN_INTERACTIONS} interactions each, "
+            "to train, validate and test"
         )
+    elif report.items < 2:
+        step = "missing: a second item"
     note(f"{seconds:.0f} s; {step}")

@@ -109,7 +109,8 @@ class ItemStep:
 
 
 ItemMap = Callable[[ItemStep, Sequence[pd.DataFrame]], Iterable[ItemArrays]]
-"""Applies the step to every block; results keep the order, perhaps in other blocks."""
+"""Applies the step to every block of rows, by number (0 is padding); results keep the order,
+perhaps in other blocks."""
 
 
 def in_this_process(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:

@@ -82,14 +82,17 @@ def prepare_table(source: TableSource, out: Path, *, memory_gb: float = 0.7) -> 
 
     Ids are the files' text without surrounding space, and without `.0` if a whole column ends in
     it, as pandas writes numbers with gaps. After a kill, tables are read again; copied images stay.
-    Raises InputError for unreadable files, columns that are missing or cannot be guessed, times of
-    several forms, ids that have lost digits, image paths that leave their folder, more than 1 in 10
-    unreadable rows, and if no row is left.
+    Raises InputError for options without their table, unreadable files, columns that are missing,
+    the same or cannot be guessed, times of several forms, ids that have lost digits, image paths
+    that leave their folder, more than 1 in 10 unreadable rows, and if no row is left.
     """
     if source.delimiter is not None and not re.fullmatch(r'[^"\r\n]', source.delimiter):
         raise InputError(
             f"`delimiter` must be one character and no quote, but is {source.delimiter!r}"
         )
+    for name, needed in (("image", "images"), ("key", "items")):
+        if (given := getattr(source, name)) is not None and getattr(source, needed) is None:
+            raise InputError(f"`{name}` must be left out without `{needed}`, but is {given!r}")
     tables = [table for table in (source.interactions, source.items) if table is not None]
     names = None if source.images is None else _image_files(source.images)
     options = {k: v for k, v in asdict(source).items() if not isinstance(v, Path)}
@@ -130,6 +133,12 @@ def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
     orders = _Columns(opened(source.interactions))
     user, item = orders.one("user", source.user), orders.one("item", source.item)
     moment = orders.several("time", source.time)
+    if len({user, item, *moment}) < 2 + len(moment):
+        names = map(orders.name, (user, item, *moment))
+        raise InputError(
+            f"`user`, `item` and `time` must be different columns of {str(source.interactions)!r}, "
+            f"but are {', '.join(names)}"
+        )
     columns = (
         f"{_present(user)} AS user_id, {_present(item)} AS item_id, "
         f"{_joined(moment, ' ')} AS time_text, {_spaced(user)} OR {_spaced(item)} AS spaced"
@@ -338,7 +347,7 @@ def _locate_images(database: Database, images: Path, names: Sequence[str]) -> li
     if texts:
         key, paths = "image", {text: _inside(images, text) for (text,) in texts}
     else:
-        key, paths = "item_id", {Path(name).stem: name for name in reversed(names)}
+        key, paths = "item_id", {Path(name).stem: _inside(images, name) for name in reversed(names)}
     database.fill("located", key=list(paths), path=list(paths.values()))
     database.table(
         "raw_items",

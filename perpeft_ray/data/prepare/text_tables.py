@@ -39,12 +39,16 @@ _REJECTED = """
     SELECT CASE WHEN bool_or(error_type = 'UNQUOTED VALUE') THEN 'quotes that do not match'
     ELSE lower(first(error_type)::VARCHAR) END AS reason, line, first(csv_line) AS text
     FROM rejected GROUP BY line"""
+_CONTROLS = "[\0-\x08\x0b-\x1f\x7f-\x9f]"
+"""Pattern of characters that no header has, besides tab and line end."""
 _GZIP = b"\x1f\x8b"
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: save the sheet as CSV",
     b"\x28\xb5\x2f\xfd": "a zstd archive: unpack it",
     b"BZh": "a bzip2 archive: unpack it",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
 }
 
 
@@ -159,6 +163,8 @@ def _csv(path: Path, encoding: str, text: str, file: str, delimiter: str | None)
 
     best = max(samples, key=fits)
     (header, *rows), lines = samples[best]
+    if re.search(_CONTROLS, "".join(header)):
+        raise InputError(f"{str(path)!r} must be text with a header, but begins with other bytes")
     if rows and all(len(row) == len(header) + 1 and not row[-1] for row in rows):
         header = [*header, ""]  # every row ends with a separator
     columns = ", ".join(f"'c{at}': 'VARCHAR'" for at in range(len(header)))

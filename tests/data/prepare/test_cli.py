@@ -49,6 +49,23 @@ def test_release_and_parquet(tmp_path, capsys):
     assert len(fingerprints) == 1
 
 
+@pytest.mark.parametrize(
+    ("users", "items", "step"),
+    [
+        ("uuuvv", "abcab", "missing: two users with at least 3 interactions each, to train, "),
+        ("uuuvvv", "aaaaaa", "missing: a second item\n"),
+        ("uuuvvv", "abcabc", "next: perpeft study "),
+    ],
+)
+def test_next_step_is_a_study_only_if_one_can_run(tmp_path, capsys, users, items, step):
+    rows = [
+        f"{user},{item},{at}\n" for at, (user, item) in enumerate(zip(users, items, strict=True))
+    ]
+    (tmp_path / "orders.csv").write_text("user,item,time\n" + "".join(rows))
+    perpeft(f"prepare table --interactions {tmp_path}/orders.csv --out {tmp_path}/out".split())
+    assert f" s; {step}" in capsys.readouterr().err
+
+
 def test_progress_has_one_line_per_step(tmp_path, capsys, web):
     """And none per request."""
     web.statuses = {"/a.jpg": [503, 503]}
@@ -62,7 +79,7 @@ def test_progress_has_one_line_per_step(tmp_path, capsys, web):
     assert steps == [f"making table {name}" for name in ("reviews", "items", "users", "firsts")]
     assert "1-core: 1 row" in lines
     assert not any("a.jpg" in line for line in lines)
-    assert "; missing: a user with" in lines[-1]
+    assert "; missing: two users with" in lines[-1]
     assert web.requests["/a.jpg"] == 3
 
 

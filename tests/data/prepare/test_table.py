@@ -240,6 +240,19 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {},
         "must have a column of times, but its columns are user, item; name it with --time",
     ),
+    "image without images": (PLAIN, {"image": "item"}, "out without `images`, but is 'item'"),
+    "key without items": (PLAIN, {"key": "item"}, "out without `items`, but is 'item'"),
+    "one column for two": (
+        PLAIN,
+        {"user": "item"},
+        "must be different columns of .*orders.csv', but are item, item, time",
+    ),
+    "a photo": (jpeg(0), {}, "must be CSV, TSV, JSON lines or Parquet, but is an image"),
+    "other bytes": (
+        np.random.default_rng(0).bytes(500),
+        {},
+        "orders.csv' must be text with a header, but begins with other bytes",
+    ),
     "no such column": (
         PLAIN,
         {"user": "usr"},
@@ -305,7 +318,7 @@ def test_unusable_table_is_one_clear_line(tmp_path, data, options, message):
     pattern = ".*".join(re.escape(part) for part in message.split(".*"))
     with pytest.raises(InputError, match=pattern) as error:
         prepare(tmp_path, data, **options)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
     assert len(str(error.value)) < 700
     assert [path.name for path in tmp_path.iterdir()] == ["orders.csv"]
 
@@ -400,6 +413,15 @@ def test_image_path_outside_its_folder_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_link_out_of_the_images_is_refused(tmp_path):
+    source = shop(tmp_path, "item,name\nlink,Ant\nb,Bee\n")
+    (tmp_path / "secret.jpg").write_bytes(jpeg(3))
+    (tmp_path / "photos" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(InputError, match=r"'link\.jpg' is a link that leaves it$"):
+        prepare_table(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_of_other_items_are_refused(tmp_path):
     source = shop(tmp_path, "item,name\nA1,Ant\nB1,Bee\n", "user,item,time\nu,A1,1\n")
     with pytest.raises(InputError, match=r"but of 3 files in .*photos' none is$"):
@@ -426,7 +448,7 @@ def test_command_prints_how_it_understood_the_tables(tmp_path, capsys):
         f"parquet:{tmp_path / 'out'}",
     ):
         assert part in printed
-    missing = "a user with at least 3 interactions, one each to train, validate and test"
+    missing = "two users with at least 3 interactions each, to train, validate and test"
     assert shown.err.endswith(f" s; missing: {missing}\n")
 
 
