@@ -70,9 +70,10 @@ def record(rows: Sequence[Row]) -> None:
     file = FOLDER / "bench.parquet"
     FOLDER.mkdir(parents=True, exist_ok=True)
     here = machine()
+    revision, dash, dirty = (git_revision() or "unknown").partition("-")
     where = {
         "machine": f"{here['cpu']}, {here['cores']} cores",
-        "revision": git_revision() or "unknown",
+        "revision": revision[:9] + dash + dirty,
     }
     new = pd.DataFrame([{**asdict(row), "ratio": row.ratio, **where} for row in rows])[COLUMNS]
     new = new.astype({"value": float, "reference": float, "ratio": float})

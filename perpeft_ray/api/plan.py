@@ -43,6 +43,8 @@ class StudyPlan:
 
     config: StudyConfig
     lines: tuple[str, ...]
+    begun: bool = False
+    """Whether the study has begun: it then keeps its settings."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
@@ -87,7 +89,8 @@ def plan_study(
     if begun is not None:
         kept = {name: value for name, value in dotted(asdict(config)).items() if name in given}
         resumed = with_settings(begun, kept)
-        return StudyPlan(resumed, (f"Resumes {resumed.study} with the settings it began with.",))
+        line = f"Resumes {resumed.study} with the settings it began with."
+        return StudyPlan(resumed, (line,), begun=True)
     with tempfile.TemporaryDirectory(prefix="perpeft-plan-") as scratch:
         dataset = open_dataset(config.dataset, cache or Path(scratch), config.data)
         has_images = bool(dataset.items["image"].notna().any())

@@ -86,7 +86,8 @@ class StudyCommand(StudyOptions):
             cache = None if self.dry_run else storage_folder(config.storage) / ".cache"
             fetch = not self.dry_run
             plan = plan_study(config, self.budget, given=self.given, cache=cache, fetch=fetch)
-            print(plan, flush=True)
+            if self.dry_run or not plan.begun:  # the study itself says whether it resumes
+                print(plan, flush=True)
             config = plan.config
         if not self.dry_run:
             run_and_show(config)

@@ -25,11 +25,11 @@ def telling(tell: Callable[[int, int], None]) -> ItemMap:
     """`on_ray_if_many`; calls `tell` after every block with the items done and all items."""
 
     def mapped(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArrays]:
-        done, total = 0, sum(map(len, blocks))
+        done = int(blocks[0].index[0]) if blocks else 0
         for arrays in on_ray_if_many(step, blocks):
             yield arrays
             done += len(arrays["token_counts"])
-            tell(done, total)
+            tell(done - 1, int(blocks[-1].index[-1]))  # row 0 is padding
 
     return mapped
 

@@ -61,7 +61,8 @@ def run_study(
             now = fingerprints(dataset, config.encoder)
             repeats = repeat_shares(dataset, config.data)
             folder = StudyFolder.create(config, now, repeats, scientific=scientific)
-            progress.say(f"study {config.study}: {config.dataset} with {config.encoder}")
+            began = "resumes" if begun else "study"
+            progress.say(f"{began} {config.study}: {config.dataset} with {config.encoder}")
             for warning in repeat_warnings(dataclasses.asdict(repeats)):
                 progress.say(f"warning: {warning}")
             stack.callback(folder.keep)

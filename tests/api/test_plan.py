@@ -11,6 +11,7 @@ import pytest
 
 from perpeft_ray.api import plan as plan_module
 from perpeft_ray.api.plan import Cost, chosen, estimated, plan_study, seconds_of, within
+from perpeft_ray.cli.parsing import parse
 from perpeft_ray.cli.study import StudyCommand
 from perpeft_ray.config import AUTO, SearchSettings, StudyConfig, TrainSettings
 from perpeft_ray.encoder import source
@@ -153,6 +154,19 @@ def test_a_study_that_has_begun_keeps_its_choices(shop: Path, tmp_path: Path) ->
     plan = plan_study(again)
     assert plan.config == replace(began, seeds=(0, 1, 2))
     assert str(plan) == "Resumes my_shop with the settings it began with."
+
+
+def test_a_refused_study_does_not_say_that_it_resumes(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    StudyFolder.create(replace(OWN, dataset=f"parquet:{shop}", storage=str(tmp_path), study="own"))
+    arguments = ["--dataset", f"parquet:{shop}", "--storage", str(tmp_path), "--study", "own"]
+    arguments += ["--train.epochs", "3"]
+    command = parse(StudyCommand, arguments, default=StudyCommand.defaults(arguments))
+    with pytest.raises(InputError, match=r"`train\.epochs` must be 8 as in the study that"):
+        command.run()
+    shown = capsys.readouterr()
+    assert "esume" not in shown.out + shown.err
 
 
 @pytest.mark.usefixtures("_offline")
