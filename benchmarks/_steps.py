@@ -92,7 +92,6 @@ def open_bench(
         conditioning_weight=1.0,
         seed=0,
         learning_rate=1e-4,
-        mode=mode,
     )
     config = dataclasses.replace(config, sequence_length=length, last_layers=last_layers)
     job = open_job(config, workspace, Alone(), torch.device(device), memory_gb)

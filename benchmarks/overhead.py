@@ -66,7 +66,6 @@ def trial(variant: Variant, groups: int, epochs: int, personal_epochs: int) -> T
         conditioning_weight=0.5,
         seed=0,
         learning_rate=1.5e-3,
-        mode="sequential",
     )
 
 
@@ -154,7 +153,7 @@ def study_of(trials: int, workers: int, storage: Path) -> float:
     command = [sys.executable, "studies/ablation_peft.py", "--study", name]
     command += ["--storage", str(storage)]
     command += ["--methods", "without_mm", "--seeds", *seeds, "--workers", str(workers)]
-    command += ["--parallel-workers", "0", "--search.max-concurrent", "1", "--train.lr", "3e-3"]
+    command += ["--search.max-concurrent", "1", "--train.lr", "3e-3"]
     command += ["--train.epochs", "1", "--train.personal-epochs", "1"]
     command += ["--peft.variant", "iisan", "--grouping.groups", "4"]
     command += ["--loss.conditioning-weight", "0.5"]

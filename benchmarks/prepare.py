@@ -93,7 +93,7 @@ def measure(work: str, scratch: Path, option: float) -> dict[str, float | str]:
             from perpeft_ray.config import StudyConfig
             from perpeft_ray.study.runtime import ray_for
 
-            stack.enter_context(ray_for(StudyConfig(parallel_workers=0), scratch / "log"))
+            stack.enter_context(ray_for(StudyConfig(), scratch / "log"))
         run = {"category": category_work, "catalogue": store_work}[work](scratch, option)
         started, busy = time.perf_counter(), time.process_time()
         return {

@@ -30,7 +30,6 @@ def defaults(preset: StudyConfig) -> StudyConfig:
         preset,
         study="ablation_components",
         methods=("popularity", "item_knn", *TABLE_3),
-        parallel_workers=0,
         peft=replace(preset.peft, variant="lora"),
         search=replace(preset.search, every_method=True),
     )

@@ -12,8 +12,8 @@ paper's constants):
         --seeds 0 1 2 3 4 --workers 4 --storage /absolute/path
 
 Searches the settings of PerPEFT and of every baseline, takes the best of each variant by
-validation, and compares the methods over seeds. Scientific: method, variant, mode. Nuisance: the
-searched settings and the seed. Fixed: the rest. Rerun the same command to resume.
+validation, and compares the methods over seeds. Scientific: method, variant. Nuisance: the searched
+settings and the seed. Fixed: the rest. Rerun the same command to resume.
 """
 
 from __future__ import annotations

@@ -46,7 +46,6 @@ def main() -> None:
         conditioning_weight=0.5,
         seed=0,
         learning_rate=3e-3,
-        mode="sequential",
     )
     found: dict[Literal["float32", "bfloat16"], list[float]] = {dtype: [] for dtype in DTYPES}
     with tempfile.TemporaryDirectory() as scratch:

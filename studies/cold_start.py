@@ -308,7 +308,6 @@ def _study(cold: ColdStart, dataset: str, name: str, seed: int) -> StudyConfig:
         study=name,
         seeds=(seed,),
         methods=cold.methods,
-        parallel_workers=0,
         peft=PeftSettings(variant=cold.variant, rank=cold.rank),
         grouping=GroupingSettings(groups=cold.groups),
         loss=LossSettings(conditioning_weight=cold.conditioning_weight),

@@ -30,7 +30,6 @@ def defaults(preset: StudyConfig) -> StudyConfig:
         preset,
         study="efficiency",
         methods=tuple(method for method in METHODS if method not in same),
-        parallel_workers=0,
         seeds=(0,),
         train=replace(preset.train, epochs=2, personal_epochs=2),
         search=replace(preset.search, ranks=(4,), max_concurrent=1),

@@ -29,7 +29,6 @@ def defaults(preset: StudyConfig) -> StudyConfig:
         preset,
         study="pareto",
         methods=("global", "perpeft"),
-        parallel_workers=0,
         search=replace(
             preset.search,
             pareto=True,

@@ -28,7 +28,6 @@ def defaults(preset: StudyConfig) -> StudyConfig:
         preset,
         study="sensitivity",
         methods=("global", "perpeft"),
-        parallel_workers=0,
         seeds=preset.seeds if len(preset.seeds) > 1 else (0, 1),
         peft=replace(preset.peft, variant="lora"),
         search=replace(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perpeft_ray.config import Method, Mode, StudyConfig, Variant
+from perpeft_ray.config import Method, StudyConfig, Variant
 from perpeft_ray.metrics import RankingMetrics, ndcg
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.record import Phase, Status, TrialRecord
@@ -81,7 +81,6 @@ def record() -> Record:
         score: float = 0.1,
         *,
         seed: int = 0,
-        mode: Mode = "sequential",
         phase: Phase = "ablation",
         status: Status = "COMPLETE",
         study: StudyConfig | None = None,
@@ -99,7 +98,6 @@ def record() -> Record:
             groups=6,
             conditioning_weight=0.5,
             learning_rate=learning_rate,
-            mode=mode,
         )
         without_encoder = {"encoder_parameters": 0, "trainable_parameters": 0}
         made = outcome(
@@ -168,7 +166,7 @@ def written(study: StudyConfig, records: Sequence[TrialRecord]) -> StudyFolder:
     return folder
 
 
-def frames_of(records: Sequence[TrialRecord], mode: Mode = "sequential") -> Frames:
+def frames_of(records: Sequence[TrialRecord]) -> Frames:
     """The rows of `trials/` and of `users/`, as `read_results` gives them."""
     trials = [trial_table(made).to_pandas() for made in records]
     users = [
@@ -176,4 +174,4 @@ def frames_of(records: Sequence[TrialRecord], mode: Mode = "sequential") -> Fram
         for made in records
         if made.outcome is not None
     ]
-    return pd.concat(trials, ignore_index=True).assign(study_mode=mode), pd.concat(users)
+    return pd.concat(trials, ignore_index=True), pd.concat(users)

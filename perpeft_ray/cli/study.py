@@ -21,7 +21,7 @@ from perpeft_ray.errors import InputError
 class Question:
     """The question of a script in `studies/`."""
 
-    scientific: tuple[str, ...] = ("method", "variant", "mode")
+    scientific: tuple[str, ...] = ("method", "variant")
     """Fields of `TrialConfig` that the study compares. Of the others, searched ones and the seed
     are nuisance parameters; the rest is fixed."""
     defaults: Callable[[StudyConfig], StudyConfig] = lambda preset: preset

@@ -46,8 +46,6 @@ class StudyConfig:
     """The study's name."""
     workers: int = 1
     """Ray Train workers per trial."""
-    parallel_workers: int = 0
-    """Ray Train workers of the ablation's extra PerPEFT rows in parallel mode; 0: no such rows."""
     cpus_per_worker: int = 1
     """CPU threads per worker."""
     gpus_per_worker: float | None = None
@@ -58,9 +56,6 @@ class StudyConfig:
     again, which takes longer but gives the same result."""
     log: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Trackers besides TensorBoard: mlflow, wandb; install each first."""
-    checkpoints: str = ""
-    """Folder or URI (such as s3://…) that all nodes reach, for checkpoints of unfinished trials;
-    empty: in the study's folder."""
     start_timeout_s: float = 20.0
     """Seconds to wait for Ray to have room for a trial; more on a cluster that grows on demand."""
     seeds: tuple[int, ...] = (0,)
@@ -89,7 +84,6 @@ class StudyConfig:
         if self.encoder == AUTO and self.is_toyshop:
             object.__setattr__(self, "encoder", "toyshop-clip")
         at_least("workers", self.workers, 1)
-        at_least("parallel_workers", self.parallel_workers, 0)
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
         between("gpus_per_worker", self.gpus, 0.0, math.inf)
         if self.gpus > 1 and self.gpus % 1:
@@ -143,7 +137,6 @@ class StudyConfig:
         *,
         seed: int,
         variant: Variant | None = None,
-        mode: Mode | None = None,
         **given: float | None,
     ) -> TrialConfig:
         """A trial of this study; settings that do not apply to the method are dropped to None.
@@ -168,7 +161,6 @@ class StudyConfig:
             raise TypeError(f"no searchable settings: {', '.join(sorted(unknown))}")
         variant = variant if method in PEFT_METHODS else None
         facts = FACTS.get(variant) if variant else None
-        mode = mode or self.mode
         groups: Any = given.get("groups")
         searched = {setting.name: value(setting) for setting in SEARCHABLE}
         times = groups or 1 if method == "large_global" else 1
@@ -194,8 +186,8 @@ class StudyConfig:
             stage3_epochs=self.train.personal_epochs,
             validate_every=self.train.validate_every,
             patience=self.train.patience,
-            mode=mode,
-            step_batches=groups or max(self.values("groups")) if mode == "parallel" else 1,
+            mode=self.mode,
+            step_batches=groups or max(self.values("groups")) if self.mode == "parallel" else 1,
             dtype=self.train.dtype,
             hidden_units=self.model.hidden_units,
             sequence_length=self.model.sequence_length,

@@ -24,6 +24,7 @@ from perpeft_ray.report.drawing import (
 )
 from perpeft_ray.report.statistics import Comparison, first_pairs, group_gains, user_values
 from perpeft_ray.report.summary import (
+    CELL,
     SELECTION,
     ablation_summary,
     costs,
@@ -103,7 +104,7 @@ def effects(compared: Sequence[Comparison]) -> StudyFigure | None:
 
 def learning_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure | None:
     """Validation NDCG@20 of the compared trials by epoch, one panel per variant."""
-    final = final_trials(trials, own_mode=True)
+    final = final_trials(trials)
     validated = epochs[epochs.valid_ndcg_at_20.notna()]
     curves = validated.merge(final[["trial_id", "method", "variant"]], on="trial_id")
     if curves.empty:
@@ -140,8 +141,7 @@ def learning_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> StudyFigure |
 def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
     """Mean test NDCG@20 against trainable parameters, and the Pareto front."""
     summary = ablation_summary(trials)
-    keys = ["method", "variant", "mode"]
-    points = summary[summary.metric == "ndcg_at_20"].merge(costs(trials), on=keys)
+    points = summary[summary.metric == "ndcg_at_20"].merge(costs(trials), on=CELL)
     if points.empty:
         return None
     figure, [axes] = panels(1, height=2.8)
@@ -157,7 +157,6 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
             yerr=None if pd.isna(row.std) else 100 * row.std,
             color=colour,
             marker=METHOD_LOOKS[row.method]["marker"],
-            markerfacecolor="white" if row.mode == "parallel" else colour,
             linestyle="none",
             capsize=2,
         )
@@ -166,8 +165,6 @@ def accuracy_against_parameters(trials: pd.DataFrame) -> StudyFigure | None:
         axes.plot([], [], color=colour, linewidth=5, label=variant)
     for method in points.method.unique():
         axes.plot([], [], METHOD_LOOKS[method]["marker"], color=GREY, label=method)
-    if (points["mode"] == "parallel").any():
-        axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="parallel mode")
     front = _front(axes, points, "mean")
     axes.set(xlabel="trainable parameters of PEFT modules", ylabel="test NDCG@20 × 100")
     legend(figure)
@@ -189,11 +186,10 @@ def sensitivity_curves(trials: pd.DataFrame) -> StudyFigure | None:
     figure, places = panels(len(names))
     for axes, name in zip(places, names, strict=True):
         of_name = curves[curves.parameter == name]
-        for (variant, mode), line in of_name.groupby(["variant", "mode"]):
+        for variant, line in of_name.groupby("variant"):
             look, line = VARIANT_LOOKS[variant], line.sort_values("value")
             mean, std = 100 * line["mean"], 100 * line["std"].fillna(0.0)
-            dashes = "--" if mode == "parallel" else "-"
-            axes.plot(line.value, mean, **look, linestyle=dashes, label=variant)
+            axes.plot(line.value, mean, **look, label=variant)
             ends = mean - std, mean + std
             axes.fill_between(line.value, *ends, color=look["color"], alpha=0.2, linewidth=0)
         setting = next(setting for setting in SEARCHABLE if setting.name == name)

@@ -16,7 +16,6 @@ from perpeft_ray.report.summary import (
     METRICS,
     ablation_summary,
     final_trials,
-    has_other_mode,
     in_paper_order,
     labels,
 )
@@ -66,22 +65,17 @@ def _of_metric(
     summary: pd.DataFrame, study: StudyConfig, metric: str, marks: set[tuple[str, str | None]]
 ) -> TextTable:
     """One metric, one row per method and column per variant, within 80 characters."""
-    # Planned and existing rows, in the paper's order, the study's own training mode first.
-    other = "sequential" if study.mode == "parallel" else "parallel"
-    planned = [(str(method), str(study.mode)) for method in study.methods]
-    planned += [("perpeft", other)] * has_other_mode(study)
-    there = zip(summary.method, summary["mode"], strict=True)
-    rows = sorted({*planned, *there}, key=lambda row: (METHODS.index(row[0]), row[1] == other))
+    # Planned and existing rows, in the paper's order.
+    methods = sorted({*study.methods, *summary.method}, key=METHODS.index)
     found = summary.assign(variant=summary.variant.fillna("")).set_index(CELL)
-    columns = {"method": [m if mode == study.mode else f"{m} ({mode})" for m, mode in rows]}
+    columns: dict[str, list[str]] = {"method": methods}
     best = {}
     for variant in study.values("variant"):
-        keys = [(m, variant, mode) for m, mode in rows]
-        cells = found.reindex([key if key in found.index else (key[0], "", key[2]) for key in keys])
+        keys = [(method, variant) for method in methods]
+        cells = found.reindex([key if key in found.index else (key[0], "") for key in keys])
         texts = with_error(cells["mean"], cells.error)
         columns[variant] = [
-            text + MARK if mode == study.mode and (method, variant) in marks else text
-            for text, (method, mode) in zip(texts, rows, strict=True)
+            text + MARK if key in marks else text for text, key in zip(texts, keys, strict=True)
         ]
         best[variant] = cells["mean"] == cells["mean"].max()
     _, _, path = study.dataset.partition(":")
@@ -133,8 +127,8 @@ def _against(rows: pd.DataFrame, variant: str) -> TextTable:
 def metrics_table(trials: pd.DataFrame, users: pd.DataFrame, lengths: Sequence[int]) -> StudyTable:
     """HR, NDCG, MRR, coverage and popularity at each K of `lengths`; prints one table per K.
 
-    `trials`, `users`: of `read_results`. Columns: method, variant, mode, k, metric, mean, error
-    (standard error over users, null for coverage and popularity), seeds.
+    `trials`, `users`: of `read_results`. Columns: method, variant, k, metric, mean, error (standard
+    error over users, null for coverage and popularity), seeds.
     """
     of_ranks = user_means(
         final_users(trials, users), [f"{m}@{k}" for k in lengths for m in OF_RANKS]
@@ -176,8 +170,8 @@ def _of_length(numbers: pd.DataFrame, k: int) -> TextTable:
 def slices_table(trials: pd.DataFrame, users: pd.DataFrame) -> StudyTable:
     """Test NDCG@20 of users in up to three parts, by `test_item_occurrences` and `history_length`.
 
-    The parts have about equally many users. Columns: method, variant, mode, by, low, high (the
-    values that a part spans), users, mean, error (over users), seeds.
+    The parts have about equally many users. Columns: method, variant, by, low, high (the values
+    that a part spans), users, mean, error (over users), seeds.
     """
     values = final_users(trials, users)
     columns = [*CELL, "by", "low", "high", "users", "mean", "error", "seeds"]
@@ -213,8 +207,8 @@ def _by_part(numbers: pd.DataFrame, words: str) -> TextTable:
 
 
 def _wide(numbers: pd.DataFrame, columns: str) -> pd.DataFrame:
-    """One row per method, variant and mode in the given order, one column per value and part."""
-    label = labels(numbers) + numbers["mode"].map({"parallel": " (parallel)"}).fillna("")
+    """One row per method and variant in the given order, one column per value and part."""
+    label = labels(numbers)
     wide = numbers.assign(label=label).pivot(index="label", columns=columns)
     return wide.loc[label.unique()]
 

@@ -143,7 +143,7 @@ def _what_it_costs(trials: pd.DataFrame) -> Iterator[str]:
         "module."
     )
     medians = costs(trials)
-    medians = medians[(medians.variant == best.variant) & (medians["mode"] == best["mode"])]
+    medians = medians[medians.variant == best.variant]
     stages = ["stage1_seconds", "stage2_seconds", "stage3_seconds"]
     seconds = medians.groupby("method")[stages].median().sum(axis=1)
     if "global" in seconds:
@@ -155,7 +155,7 @@ def _what_it_costs(trials: pd.DataFrame) -> Iterator[str]:
 
 def _best(trials: pd.DataFrame) -> pd.Series | None:
     """The row of PerPEFT's best final trial by validation with a matching `global` trial."""
-    final = final_trials(trials, own_mode=True)
+    final = final_trials(trials)
     of_global = set(final[final.method == "global"].variant)
     own = final[(final.method == "perpeft") & final.variant.isin(of_global)]
     return None if own.empty else own.loc[own[SELECTION].idxmax()]

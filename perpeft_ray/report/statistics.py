@@ -187,21 +187,20 @@ def first_pairs(values: pd.DataFrame, variant: str) -> pd.DataFrame:
 
 
 def final_users(trials: pd.DataFrame, users: pd.DataFrame) -> pd.DataFrame:
-    """The evaluated users of every final trial, in any training mode.
+    """The evaluated users of every final trial.
 
-    `trials`, `users`: of `read_results`. Columns: dataset, encoder, method, variant, mode,
-    study_mode, seed, user_id, test_rank, group (while testing), and other columns of `users`.
+    `trials`, `users`: of `read_results`. Columns: dataset, encoder, method, variant, seed, user_id,
+    test_rank, group (while testing), and other columns of `users`.
     """
-    cells = ["trial_id", "dataset", "encoder", *CELL, "study_mode", "seed"]
+    cells = ["trial_id", "dataset", "encoder", *CELL, "seed"]
     evaluated = users[users.test_rank.notna()].drop(columns="group")
     evaluated = evaluated.merge(final_trials(trials)[cells], on="trial_id")
     return evaluated.rename(columns={"test_group": "group"}).drop(columns="trial_id")
 
 
 def user_values(trials: pd.DataFrame, users: pd.DataFrame, metric: str = "ndcg@20") -> pd.DataFrame:
-    """`final_users` of trials in their study's training mode, with a column value: the metric."""
+    """`final_users` with a column value: the metric."""
     values = final_users(trials, users)
-    values = values[values["mode"] == values.study_mode].reset_index(drop=True)
     return values.assign(value=user_metric(values.test_rank.to_numpy(np.int64), metric))
 
 
@@ -210,7 +209,7 @@ def user_means(
 ) -> pd.DataFrame:
     """Means over users; each counts with the mean over seeds.
 
-    `users`: of `final_users`. Columns: method, variant, mode, `by`, metric, mean, error (standard
+    `users`: of `final_users`. Columns: method, variant, `by`, metric, mean, error (the standard
     error of the mean), users, seeds; one metric after the other.
     """
     keys = [*CELL, *by]
@@ -227,13 +226,13 @@ def user_means(
 
 
 def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All trials of some studies, with a column study_mode, and the users of their final trials."""
+    """All trials of some studies, and the users of their final trials."""
     if not folders:
         raise InputError("a comparison must have at least one study folder, but has none")
     trials, users = [], []
     for path in folders:
         folder = StudyFolder.open(Path(path))
-        trials.append(folder.trials().assign(study_mode=folder.config.mode))
+        trials.append(folder.trials())
         users += [folder.users_of(trial_id) for trial_id in final_trials(trials[-1]).trial_id]
     both = pd.concat(users or [USERS.empty_table().to_pandas()], ignore_index=True)
     once = both.drop_duplicates(["trial_id", "user_id"], keep="last")  # a trial in two studies

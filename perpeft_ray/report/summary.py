@@ -33,15 +33,15 @@ COSTS = (
     "peak_memory_mb",
 )
 
-CELL = ["method", "variant", "mode"]
+CELL = ["method", "variant"]
 """The columns that identify a row of a table."""
 
 
 def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
-    """Test metrics over seeds, one row per method, variant, mode and metric.
+    """Test metrics over seeds, one row per method, variant and metric.
 
-    Columns: method, variant (null for methods without PEFT), mode, metric (`hr_at_10` …
-    `ndcg_at_30`), mean, std (ddof = 1, null for one seed), seeds. Methods and variants are in the
+    Columns: method, variant (null for methods without PEFT), metric (`hr_at_10` … `ndcg_at_30`),
+    mean, std (ddof = 1, null for one seed), seeds. Methods and variants are in the
     paper's order. If a seed ran again with another setting, the later trial counts.
     """
     long = (
@@ -54,13 +54,8 @@ def ablation_summary(trials: pd.DataFrame) -> pd.DataFrame:
     return in_paper_order(summary)
 
 
-def final_trials(trials: pd.DataFrame, *, own_mode: bool = False) -> pd.DataFrame:
-    """The COMPLETE trials of the ablation, one per data set, cell and seed: the latest.
-
-    `own_mode`: only those in their study's training mode.
-    """
-    if own_mode:
-        trials = trials[trials["mode"] == trials.study_mode]
+def final_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """The COMPLETE trials of the ablation, one per data set, cell and seed: the latest."""
     done = trials[(trials.phase == "ablation") & (trials.status == "COMPLETE")]
     place = ["dataset", "encoder", *CELL, "seed"]
     return done.sort_values("finished_at").drop_duplicates(place, keep="last")
@@ -75,12 +70,7 @@ def expected_trials(study: StudyConfig) -> int:
         if method not in SIMPLE_METHODS
     )
     simple = sum(method in SIMPLE_METHODS for method in study.methods)
-    return simple + len(study.seeds) * (cells + has_other_mode(study))
-
-
-def has_other_mode(study: StudyConfig) -> bool:
-    """Whether the study runs PerPEFT in the other training mode too."""
-    return study.parallel_workers > 0 and "perpeft" in study.methods
+    return simple + len(study.seeds) * cells
 
 
 def best_settings(trials: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +89,7 @@ def costs(trials: pd.DataFrame) -> pd.DataFrame:
     """Cost of a trial of each method, variant and rank: medians over the final trials.
 
     In a study that only compares settings, medians over those trials. Columns: method, variant,
-    mode, rank, trials, epoch_seconds (of stage 3, without evaluation), and medians under their
+    rank, trials, epoch_seconds (of stage 3, without evaluation), and medians under their
     names in `trials/`.
     """
     final = final_trials(trials)
@@ -121,7 +111,7 @@ def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
     """Test NDCG@20 of PerPEFT against one setting at a time, with the others fixed.
 
     The others are fixed where this setting has most values. Uses all trials that read test.
-    Columns: parameter (of `VARIED`), variant, mode, value, mean, std, seeds; empty if no such
+    Columns: parameter (of `VARIED`), variant, value, mean, std, seeds; empty if no such
     trials vary a setting.
     """
     complete = (trials.phase != "search") & (trials.status == "COMPLETE")
@@ -130,10 +120,10 @@ def sensitivity(trials: pd.DataFrame) -> pd.DataFrame:
     curves = [
         curve.assign(parameter=parameter)
         for parameter in VARIED
-        for _, of_variant in done.groupby(["variant", "mode"], sort=False)
+        for _, of_variant in done.groupby("variant", sort=False)
         if (curve := _curve(of_variant, parameter)) is not None
     ]
-    names = ["parameter", "variant", "mode", "value", "mean", "std", "seeds"]
+    names = ["parameter", "variant", "value", "mean", "std", "seeds"]
     if not curves:
         return pd.DataFrame(columns=names)
     return pd.concat(curves, ignore_index=True)[names]
@@ -148,7 +138,7 @@ def _curve(done: pd.DataFrame, parameter: str) -> pd.DataFrame | None:
     if values.empty or values.max() < 2:
         return None
     widest = held.ngroup() == held.ngroup()[values.idxmax()]
-    by_value = rows[widest].groupby([parameter, "variant", "mode"])["test_ndcg_at_20"]
+    by_value = rows[widest].groupby([parameter, "variant"])["test_ndcg_at_20"]
     curve = by_value.agg(mean="mean", std="std", seeds="count").reset_index()
     return curve.rename(columns={parameter: "value"})
 
@@ -160,13 +150,9 @@ def searched(trials: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 
 def in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sort rows by method, mode (sequential first) and variant, keeping other order."""
+    """Sort rows by method and variant, keeping other order."""
     order = pd.DataFrame(index=frame.index)
-    for name, values in (
-        ("method", METHODS),
-        ("mode", ("sequential", "parallel")),
-        ("variant", VARIANTS),
-    ):
+    for name, values in (("method", METHODS), ("variant", VARIANTS)):
         if name in frame:
             order[name] = frame[name].map({value: place for place, value in enumerate(values)})
     rows = order.sort_values(list(order.columns), kind="stable").index

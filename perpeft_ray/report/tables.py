@@ -39,7 +39,7 @@ class StudyResults:
     folder: StudyFolder
     study: StudyConfig
     trials: pd.DataFrame
-    """All rows of `trials/`, and study_mode."""
+    """All rows of `trials/`."""
     users: pd.DataFrame
     """The users of the final trials."""
     compared: tuple[Comparison, ...]
@@ -189,9 +189,8 @@ def learning_rates_table(trials: pd.DataFrame) -> StudyTable:
 def costs_table(trials: pd.DataFrame) -> StudyTable:
     """Trainable parameters, time and memory of each method and variant."""
     rows = costs(trials)
-    in_parallel = rows.method + " (" + rows["mode"] + ")"
     columns = {
-        "method": rows.method.where(rows["mode"] == "sequential", in_parallel),
+        "method": rows.method,
         "variant": shown(rows.variant),
         "rank": shown(rows["rank"], ".0f"),
         "parameters": shown(rows.trainable_parameters, ",.0f"),

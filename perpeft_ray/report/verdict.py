@@ -81,7 +81,7 @@ def verdict(study: StudyConfig, trials: pd.DataFrame, compared: Sequence[Compari
     `trials`: of `read_results`; `compared`: results of `compare_all`, from the users' ranks. The
     tests decide which method is better; where they do not, validation chooses.
     """
-    final = final_trials(trials, own_mode=True)
+    final = final_trials(trials)
     lead = _best(final, ["perpeft"])
     variants = study.values("variant") if "perpeft" in study.methods else ()
     ordered = sorted(variants, key=lambda variant: lead is None or variant != lead[1])

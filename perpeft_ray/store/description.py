@@ -30,7 +30,7 @@ _LIBRARIES = (
     "transformers",
 )
 
-NO_PART = {"storage", "checkpoints", "start_timeout_s", "log", "memory_gb", "metrics.k"}
+NO_PART = {"storage", "start_timeout_s", "log", "memory_gb", "metrics.k"}
 """Settings that may change when a study resumes: they do not affect its results."""
 
 
@@ -105,10 +105,18 @@ def repeat_warnings(repeats: dict[str, float] | None) -> list[str]:
 
 
 def from_json(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A dataclass of dataclasses from its JSON form, where tuples are lists."""
+    """A dataclass of dataclasses from its JSON form, where tuples are lists.
+
+    Raises InputError for a field that this version does not have.
+    """
     hints = typing.get_type_hints(kind)
     arguments: dict[str, Any] = {}
     for name, value in values.items():
+        if name not in hints:
+            raise InputError(
+                f"a study's settings must be those of this version, but `{name}` is not: another "
+                "version wrote the study"
+            )
         if dataclasses.is_dataclass(hints[name]):
             arguments[name] = from_json(typing.cast(type, hints[name]), value)
         else:

@@ -62,7 +62,7 @@ class StudyFolder:
         fingerprints: Fingerprints | None = None,
         repeats: RepeatShares | None = None,
         *,
-        scientific: tuple[str, ...] = ("method", "variant", "mode"),
+        scientific: tuple[str, ...] = ("method", "variant"),
     ) -> StudyFolder:
         """Make the folder of a study and its `study.json`, or resume an existing one.
 

@@ -24,7 +24,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.screen import counted
 from perpeft_ray.study import node_report
 from perpeft_ray.study.node_report import NodeQuery, NodeReport
-from perpeft_ray.study.room import resources_of_worker, with_gpus, worker_counts, workers_that_fit
+from perpeft_ray.study.room import resources_of_worker, with_gpus, workers_that_fit
 from perpeft_ray.study.runtime import ray_runtime
 
 LIBRARIES = ("ray", "torch", "transformers", "peft")
@@ -230,25 +230,19 @@ def check_resources(
         f"{counted(places, 'place')} for a worker"
     )
     of_trial = study.workers
-    parallel_workers = worker_counts(study).get("parallel_workers", 0)
     at_a_time = study.search.max_concurrent
     if not joined:
         at_a_time = max(1, min(at_a_time, places // of_trial))
-    needed = max(of_trial * at_a_time, parallel_workers)
+    needed = of_trial * at_a_time
     if places >= needed:
         return Check("resources", found)
     place = " and ".join(counted(amount, kind) for kind, amount in worker.items())
     advice = f"add nodes with {counted(needed - places, 'place')} of {place}"
-    if places >= max(of_trial, parallel_workers):
+    if places >= of_trial:
         advice += f", or run fewer trials at a time: --search.max-concurrent {places // of_trial}"
-    elif places >= of_trial:
-        advice += f", or --parallel-workers {places}"
     elif places:
         advice += f", or fewer workers per trial: --workers {places}"
-    if parallel_workers > of_trial * at_a_time:
-        what = counted(parallel_workers, "parallel worker")
-    else:
-        what = f"{counted(at_a_time, 'trial')} at a time of {counted(of_trial, 'worker')}"
+    what = f"{counted(at_a_time, 'trial')} at a time of {counted(of_trial, 'worker')}"
     return Check("resources", found, f"{what} need {counted(needed, 'place')}: {advice}")
 
 

@@ -20,7 +20,6 @@ from perpeft_ray.config import (
     SIMPLE_METHODS,
     VARIED,
     Method,
-    Mode,
     StudyConfig,
     TrialConfig,
     Variant,
@@ -201,21 +200,6 @@ def ablation_trials(study: StudyConfig, best: Best) -> list[TrialSpec]:
     return specs
 
 
-def other_mode_trials(study: StudyConfig, config: TrialConfig) -> list[TrialSpec]:
-    """PerPEFT in the training mode that the study does not use, for every seed.
-
-    `config`: PerPEFT's best, of the best variant. Empty if `parallel_workers` is 0 or PerPEFT is
-    not among the methods.
-    """
-    if study.parallel_workers == 0 or "perpeft" not in study.methods:
-        return []
-    mode: Mode = "sequential" if study.mode == "parallel" else "parallel"
-    at_once = config.groups or 1 if mode == "parallel" else 1
-    changed = replace(config, mode=mode, step_batches=at_once)
-    configs = [replace(changed, seed=seed) for seed in study.seeds]
-    return [TrialSpec("ablation", config) for config in configs]
-
-
 def settings_trials(study: StudyConfig, configs: Iterable[TrialConfig]) -> list[TrialSpec]:
     """Each distinct config with every seed and test read; for studies of PerPEFT's settings."""
     seeded = (replace(config, seed=seed) for config in configs for seed in study.seeds)
@@ -242,12 +226,8 @@ def count_trials(study: StudyConfig) -> int:
         for method in searching_methods(study)
         for variant in variants_of(study, method)
     }
-    other = [config for (method, _), config in some.items() if method == "perpeft"]
-    return (
-        sum(search_budget(study, method) for method in searching_methods(study))
-        + len(ablation_trials(study, some))
-        + (len(other_mode_trials(study, other[0])) if other else 0)
-    )
+    searches = sum(search_budget(study, method) for method in searching_methods(study))
+    return searches + len(ablation_trials(study, some))
 
 
 def best_configs(searched: Iterable[Searched]) -> Best:

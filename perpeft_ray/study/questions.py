@@ -16,7 +16,6 @@ from perpeft_ray.study.plan import (
     best_configs,
     count_trials,
     first_setting,
-    other_mode_trials,
     ready_trials,
     searching_methods,
     settings_trials,
@@ -46,21 +45,15 @@ def run_ablation(study: Study, progress: Progress) -> None:
         lambda searching: ready_trials(config, folder.searched().values(), searching),
         searches,
     )
-    run_tune(study, agenda, progress, workers=config.workers)
+    run_tune(study, agenda, progress)
 
-    rows = list(folder.searched().values())
-    scored = [row for row in rows if row.config.method == "perpeft" and row.score is not None]
-    if scored:
-        others = other_mode_trials(config, max(scored, key=lambda row: row.score or 0.0).config)
-        workers = config.parallel_workers if config.mode == "sequential" else config.workers
-        run_tune(study, Agenda(folder, lambda _: others), progress, workers=workers)
-    best = best_configs(rows)
+    best = best_configs(folder.searched().values())
     for method in searching_methods(config):
         for variant in variants_of(config, method):
             if (method, variant) not in best:
                 name = f"{method} {variant or ''}".strip()
                 progress.say(f"left out: {name} has no finished trial in the search")
-    if "perpeft" in searches and not scored:
+    if "perpeft" in searches and not any(method == "perpeft" for method, _ in best):
         raise RuntimeError(f"no trial of the search has finished; {folder.path} has the errors")
 
 
@@ -133,4 +126,4 @@ def _run_all(
     finished = study.folder.finished()
     progress.extend(len(wanted), done=sum(spec.key in finished for spec in wanted))
     agenda = Agenda(study.folder, lambda _: wanted)
-    run_tune(study, agenda, progress, workers=study.config.workers, fresh_processes=fresh_processes)
+    run_tune(study, agenda, progress, fresh_processes=fresh_processes)

@@ -40,23 +40,15 @@ def resources_of_worker(study: StudyConfig) -> dict[str, float]:
     return {name: amount for name, amount in amounts.items() if amount}
 
 
-def worker_counts(study: StudyConfig) -> dict[str, int]:
-    """The numbers of Ray Train workers of a study's trials, by setting."""
-    counts = {"workers": study.workers}
-    if study.mode == "sequential" and "perpeft" in study.methods and study.parallel_workers:
-        counts["parallel_workers"] = study.parallel_workers
-    return counts
-
-
 def workers_that_fit(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
     """How many workers with these resources fit on a node with those."""
     # Three times a third of a GPU is one GPU.
     return min(math.floor(node.get(kind, 0.0) / each + 1e-9) for kind, each in worker.items())
 
 
-def trials_that_fit(study: StudyConfig, workers: int) -> int:
-    """How many trials of so many workers Ray has room for, at least one."""
-    trial = {name: workers * amount for name, amount in resources_of_worker(study).items()}
+def trials_that_fit(study: StudyConfig) -> int:
+    """How many trials Ray has room for, at least one."""
+    trial = {name: study.workers * amount for name, amount in resources_of_worker(study).items()}
     return max(1, workers_that_fit(ray.cluster_resources(), trial))  # type: ignore[no-untyped-call]  # Ray leaves it untyped
 
 
@@ -64,23 +56,21 @@ def check_resources(study: StudyConfig) -> None:
     """Raise InputError for resources that Ray lacks, for which it would wait for ever."""
     cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     for kind, amount in resources_of_worker(study).items():
-        field, there = f"{kind.lower()}s_per_worker", cluster.get(kind, 0)
-        for name, workers in worker_counts(study).items():
-            needed = workers * amount
-            if needed > there:
-                raise InputError(
-                    f"`{name}` x `{field}` must be at most the {kind}s that Ray has ({there:g}), "
-                    f"but is {needed:g}"
-                )
+        needed, there = study.workers * amount, cluster.get(kind, 0)
+        if needed > there:
+            raise InputError(
+                f"`workers` x `{kind.lower()}s_per_worker` must be at most the {kind}s that Ray "
+                f"has ({there:g}), but is {needed:g}"
+            )
 
 
-def wait_for_room(config: StudyConfig, workers: int) -> None:
+def wait_for_room(config: StudyConfig) -> None:
     """Return once Ray could place a trial, without holding its room.
 
     The request makes an autoscaling cluster grow. Raises StudyStoppedError with what is missing
     after `start_timeout_s`.
     """
-    bundles = [resources_of_worker(config)] * workers
+    bundles = [resources_of_worker(config)] * config.workers
     group = placement_group(bundles)
     try:
         if not group.wait(config.start_timeout_s):

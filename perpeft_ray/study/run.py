@@ -34,7 +34,7 @@ def run_study(
     config: StudyConfig,
     run_trials: Callable[[Study, Progress], None] | None = None,
     *,
-    scientific: tuple[str, ...] = ("method", "variant", "mode"),
+    scientific: tuple[str, ...] = ("method", "variant"),
 ) -> Path | str:
     """Run or resume a study; returns the path or URI of its folder.
 
@@ -90,7 +90,6 @@ def _anywhere(config: StudyConfig) -> StudyConfig:
         dataset=absolute_dataset(config.dataset),
         encoder=absolute_encoder(config.encoder),
         storage=absolute(config.storage),
-        checkpoints=config.checkpoints and absolute(config.checkpoints),
     )
 
 

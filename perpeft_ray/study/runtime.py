@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
-from perpeft_ray.study.room import check_resources, wait_for_room, with_gpus, worker_counts
+from perpeft_ray.study.room import check_resources, wait_for_room, with_gpus
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,7 +60,7 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
     with ray_runtime(log_file):
         study = with_gpus(study)
         if os.environ.get("RAY_ADDRESS"):  # a cluster may grow, and others may hold its processors
-            wait_for_room(study, max(worker_counts(study).values()))
+            wait_for_room(study)
         else:
             check_resources(study)
         with _logging_to(log_file):

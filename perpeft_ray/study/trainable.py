@@ -16,7 +16,7 @@ import ray
 from ray import tune
 
 from perpeft_ray.config import StudyConfig
-from perpeft_ray.data.places import is_uri, subfolder
+from perpeft_ray.data.places import subfolder
 from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
@@ -49,9 +49,6 @@ class Study:
     @property
     def checkpoints(self) -> Path | str:
         """Folder or URI with a subfolder for each trial that has not ended, by its trial id."""
-        given = self.config.checkpoints
-        if given:
-            return subfolder(given if is_uri(given) else Path(given), self.config.study)
         return subfolder(self.folder.uri or self.folder.path, "checkpoints")
 
 

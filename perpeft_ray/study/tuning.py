@@ -41,22 +41,20 @@ def run_tune(
     agenda: Agenda,
     progress: Progress,
     *,
-    workers: int,
     fresh_processes: bool = False,
 ) -> None:
     """Let Tune run the trials of an agenda; returns when all have ended.
 
-    `workers`: of each trial, which stay for the next one; Tune's own processes only wait for them.
-    `fresh_processes`: whether a trial's workers end with it. A trial that fails becomes a FAIL row
-    and the others continue.
+    A trial's workers stay for the next one, unless `fresh_processes`; Tune's own processes only
+    wait for them. A trial that fails becomes a FAIL row and the others continue.
     """
     if agenda.is_empty():
         return
     take_memory_kills_as_deaths()
     config = study.config
     groups = Groups(
-        count=min(config.search.max_concurrent, trials_that_fit(config, workers)),
-        workers=workers,
+        count=min(config.search.max_concurrent, trials_that_fit(config)),
+        workers=config.workers,
         cpus_per_worker=config.cpus_per_worker,
         gpus_per_worker=config.gpus,
         memory_gb=config.memory_gb,

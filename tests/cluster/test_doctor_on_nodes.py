@@ -17,7 +17,7 @@ from perpeft_ray.study.node_report import visible_gpus
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 PERPEFT = (sys.executable, "-c", "from perpeft_ray.cli import main; main()")
-TRIALS = "--workers 2 --search.max-concurrent 1 --parallel-workers 0"
+TRIALS = "--workers 2 --search.max-concurrent 1"
 NODES_S = 300.0
 
 

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 TINY = (
     "--peft.variant ia3 --grouping.groups 2 --loss.conditioning-weight 1 --train.lr 0.003 "
     "--search.trials 1 --search.max-concurrent 1 --train.epochs 1 --train.personal-epochs 1 "
-    "--methods without_mm perpeft --parallel-workers 0"
+    "--methods without_mm perpeft"
 )
 
 

@@ -59,7 +59,6 @@ def _trial(
         conditioning_weight=0.5,
         seed=0,
         learning_rate=1e-3,
-        mode="sequential",
     )
     return dataclasses.replace(config, **changes)
 

@@ -30,7 +30,7 @@ SHORTER = (
     "--train.epochs 1 --train.personal-epochs 1 --train.lr 3e-3 --search.trials 1 --seeds 0"
     " --peft.rank 4 --grouping.groups 3 --loss.conditioning-weight 0.5 --encoder toyshop-clip"
 )
-SHORTEST = f"{SHORTER} --methods global perpeft --peft.variant lora --parallel-workers 0"
+SHORTEST = f"{SHORTER} --methods global perpeft --peft.variant lora"
 PROGRAMS = f"""set -eo pipefail
 ours() {{ "$PYTHON" -c 'from perpeft_ray.cli import main; main()' "$@"; }}
 perpeft() {{

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from perpeft_ray.config import METHODS, PeftSettings, SearchSettings, StudyConfig, TrainSettings
+from perpeft_ray.config import METHODS, PeftSettings, SearchSettings, StudyConfig
 from perpeft_ray.report.method_tables import ablation_table, metrics_table, slices_table
 from perpeft_ray.report.statistics import compare_all, user_values
 from perpeft_ray.report.text import TextTable
@@ -50,7 +50,6 @@ def test_the_main_table_of_a_study_half_done(record: Record) -> None:
         with_ranks(record("without_mm", None, seed=1), [0, 0]),
         with_ranks(record("global", "lora", seed=0), [2, 0]),
         with_ranks(record("perpeft", "lora", seed=0), [0, 0]),
-        with_ranks(record("perpeft", "lora", seed=0, mode="parallel"), [2, 2]),
         record("perpeft", "ia3", status="FAIL"),
     ]
     ndcg, hits = ablation_table(*frames_of(records), STUDY, ()).printed
@@ -62,7 +61,6 @@ def test_the_main_table_of_a_study_half_done(record: Record) -> None:
         ["without_mm", "75.00 ± 25.00", "**75.00 ± 25.00**"],
         ["global", "75.00 ± 25.00", "–"],
         ["perpeft", "**100.00 ± 0.00**", "–"],
-        ["perpeft (parallel)", "50.00 ± 0.00", "–"],
     ]
     assert caption == "mean ± standard error over users; seeds: 1; bold: best of the column."
     assert hits.title == "Test HR@20 × 100 on toyshop"
@@ -85,24 +83,6 @@ def test_methods_significantly_better_than_global_are_marked(record: Record) -> 
     assert ndcg.caption.endswith("; * better than global, p < 0.05 (Holm).")
 
 
-def test_a_study_in_parallel_mode_names_the_other_mode(record: Record) -> None:
-    study = StudyConfig(
-        methods=("perpeft",),
-        peft=PeftSettings(variant="lora"),
-        train=TrainSettings(mode="parallel"),
-        workers=2,
-    )
-    records = [
-        with_ranks(record("perpeft", "lora", mode="parallel"), [0, 0]),
-        with_ranks(record("perpeft", "lora", mode="sequential"), [2, 2]),
-    ]
-    table = ablation_table(*frames_of(records, "parallel"), study, ()).printed[0]
-    assert texts(table) == [
-        ["perpeft", "100.00 ± 0.00"],
-        ["perpeft (sequential)", "50.00 ± 0.00"],
-    ]
-
-
 def test_a_log_marks_the_cells_that_a_terminal_prints_bold(record: Record) -> None:
     records = [with_ranks(record(m, "lora"), [at]) for m, at in (("global", 2), ("perpeft", 0))]
     table = ablation_table(*frames_of(records), STUDY, ()).printed[0]
@@ -117,7 +97,7 @@ def test_any_method_of_the_paper_has_its_place_in_the_papers_order(record: Recor
     trials, users = frames_of([record(m, "lora") for m in ("random_grouping", "global")])
     others = [method for method in METHODS if method not in set(trials.method)]
     rows = [trials.iloc[[0]].assign(method=method) for method in reversed(others)]
-    study = StudyConfig(methods=("global",), parallel_workers=0, peft=PeftSettings(variant="lora"))
+    study = StudyConfig(methods=("global",), peft=PeftSettings(variant="lora"))
     table = ablation_table(pd.concat([*rows, trials]), users, study, ())
     assert [row[0] for row in texts(table.printed[0])] == list(METHODS)
     assert table.numbers.method.drop_duplicates().tolist() == list(METHODS)

@@ -131,12 +131,6 @@ def test_equal_methods_do_not_differ(write: Write) -> None:
     assert np.isnan(result.ratio)
 
 
-def test_the_other_training_mode_is_omitted(write: Write) -> None:
-    write("toyshop", {("perpeft", 0): [0], ("global", 0): [2]})
-    folder = write("toyshop", {("perpeft", 0): [20]}, mode="parallel")
-    assert against("global", folder).mean_a == 1.0
-
-
 def test_without_a_shared_seed_there_is_no_comparison(write: Write) -> None:
     folder = write("toyshop", {("perpeft", 0): [0, 1], ("global", 1): [2, 1]})
     assert compare(values_of(folder), "perpeft", "global", "lora", "ndcg@20") is None

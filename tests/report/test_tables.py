@@ -51,7 +51,6 @@ def half_done(record: Record) -> list[TrialRecord]:
         record("global", "lora", 0.10, seed=1),
         record("perpeft", "lora", 0.10, seed=0),
         record("perpeft", "lora", 0.12, seed=1),
-        record("perpeft", "lora", 0.115, seed=0, mode="parallel"),
         record("global", "ia3", 0.04, seed=0),
         record("perpeft", "ia3", 0.07, seed=0, status="FAIL"),
         record("perpeft", "lora", 0.50, seed=0, phase="search"),
@@ -62,17 +61,16 @@ def test_means_and_deviations_over_seeds(half_done: list[TrialRecord]) -> None:
     summary = ablation_summary(rows_of(half_done))
     assert set(summary.metric) == {f"{m}_at_{k}" for m in ("hr", "ndcg") for k in (10, 20, 30)}
     ndcg = summary[summary.metric == "ndcg_at_20"]
-    cells = zip(ndcg.method, ndcg.variant.fillna(""), ndcg["mode"], ndcg.seeds, strict=True)
+    cells = zip(ndcg.method, ndcg.variant.fillna(""), ndcg.seeds, strict=True)
     assert list(cells) == [
-        ("without_mm", "", "sequential", 2),
-        ("global", "lora", "sequential", 2),
-        ("global", "ia3", "sequential", 1),
-        ("perpeft", "lora", "sequential", 2),
-        ("perpeft", "lora", "parallel", 1),
+        ("without_mm", "", 2),
+        ("global", "lora", 2),
+        ("global", "ia3", 1),
+        ("perpeft", "lora", 2),
     ]
-    assert ndcg["mean"].tolist() == pytest.approx([0.05, 0.09, 0.04, 0.11, 0.115])
+    assert ndcg["mean"].tolist() == pytest.approx([0.05, 0.09, 0.04, 0.11])
     # Two values that are 0.02 apart: sqrt(2 × 0.01² / (2 - 1)).
-    deviations = [0, 0.014142136, np.nan, 0.014142136, np.nan]
+    deviations = [0, 0.014142136, np.nan, 0.014142136]
     assert ndcg["std"].tolist() == pytest.approx(deviations, nan_ok=True)
 
 
@@ -83,10 +81,9 @@ def test_of_a_seed_that_ran_again_the_later_trial_counts(record: Record) -> None
 
 
 def test_expected_trials() -> None:
-    # 2 without training; 2 without a variant, 4 × 3 with one, the best variant's other mode.
-    everything = StudyConfig(seeds=(0, 1, 2), parallel_workers=2)
-    assert expected_trials(everything) == 2 + 3 * (2 + 4 * 3 + 1)
-    fixed = StudyConfig(peft=PeftSettings(variant="lora"), parallel_workers=0)
+    # 2 without training; 2 without a variant, 4 × 3 with one.
+    assert expected_trials(StudyConfig(seeds=(0, 1, 2))) == 2 + 3 * (2 + 4 * 3)
+    fixed = StudyConfig(peft=PeftSettings(variant="lora"))
     assert expected_trials(fixed) == 8
     assert expected_trials(replace(fixed, methods=("without_mm", "global"))) == 2
 
@@ -142,10 +139,10 @@ def test_another_searched_setting_of_a_baseline_has_its_column(record: Record) -
 
 def test_costs_are_medians_over_seeds(half_done: list[TrialRecord]) -> None:
     numbers = costs(rows_of(half_done))
-    assert numbers.method.tolist() == ["without_mm", "global", "global", "perpeft", "perpeft"]
-    assert numbers.trials.tolist() == [2, 2, 1, 2, 1]
-    assert numbers.trainable_parameters.tolist() == [0, 60, 60, 60, 60]
-    assert numbers.stage1_seconds.tolist() == [3.5] * 5
+    assert numbers.method.tolist() == ["without_mm", "global", "global", "perpeft"]
+    assert numbers.trials.tolist() == [2, 2, 1, 2]
+    assert numbers.trainable_parameters.tolist() == [0, 60, 60, 60]
+    assert numbers.stage1_seconds.tolist() == [3.5] * 4
 
 
 def test_sensitivity_follows_one_setting_with_the_others_fixed(record: Record) -> None:
@@ -220,7 +217,6 @@ def test_every_table_fits_80_characters(record: Record, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     methods = ("without_group_negatives", "global", "perpeft")
     made = [record(method, v) for v in ("lora", "ia3", "iisan") for method in methods]
-    made += [record("perpeft", "lora", mode="parallel")]
     study = StudyConfig(storage=str(tmp_path), seeds=(0, 1, 2, 3, 4))
     folder = written(study, [with_ranks(one, rng.integers(0, 60, 50)) for one in made])
     console = Console(width=80, record=True, file=io.StringIO())

@@ -18,7 +18,6 @@ from tests.records import Record, frames_of, with_ranks
 USERS = 600
 STUDY = StudyConfig(
     methods=("popularity", "without_mm", "frozen_mm", "global", "perpeft"),
-    parallel_workers=0,
     peft=PeftSettings(variant="lora"),
     search=SearchSettings(learning_rates=(1e-3, 1e-2, 1e-1)),
 )
@@ -209,11 +208,6 @@ def test_a_study_without_perpeft_names_the_best_in_validation(judge: Judge) -> N
     study = replace(STUDY, methods=("without_mm", "global"))
     found = judge({"without_mm": 0.2, "global": 0.5}, study)
     assert (found.sentences, found.use) == ((), ("global", "lora"))
-
-
-def test_the_other_training_mode_is_ignored(judge: Judge, record: Record) -> None:
-    parallel = with_ranks(record("perpeft", "lora", mode="parallel", study=STUDY), ranks(0.9, 5))
-    assert judge({"global": 0.5, "perpeft": 0.2}, more=[parallel]).use == ("global", "lora")
 
 
 @pytest.mark.parametrize(("rates", "noted"), [((1e-3, 1e-2), True), ((1e-3, 1e-2, 0.1), False)])

@@ -312,3 +312,12 @@ def test_readme_documents_every_column() -> None:
             name.strip(" `"): kind.strip() for names, kind in rows for name in names.split(",")
         }
         assert documented == {field.name: str(field.type) for field in schema}
+
+
+def test_a_study_with_a_setting_that_this_version_lacks_is_refused(tmp_path: Path) -> None:
+    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
+    description = folder.description
+    description["config"]["train"]["warmth"] = 3
+    (folder.path / "study.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match="those of this version, but `warmth` is not"):
+        _ = StudyFolder.open(folder.path).config

@@ -105,7 +105,6 @@ def small_study(**changes: Any) -> StudyConfig:
     The first values are perpeft's best (`score_of`), so ASHA stops what is tried after them.
     """
     config = StudyConfig(
-        parallel_workers=0,
         train=TrainSettings(epochs=2, personal_epochs=6, validate_every=2),
         search=SearchSettings(
             trials=6,

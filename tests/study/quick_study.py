@@ -124,7 +124,7 @@ def start(arguments: list[str]) -> None:
     study_run.repeat_shares = lambda *_: RepeatShares(0.0, 0.0)  # type: ignore[attr-defined]
     study_run.fingerprints = lambda *_: Fingerprints("tables", "images", "encoder")  # type: ignore[attr-defined]
     small = (
-        "--train.epochs 1 --train.personal-epochs 4 --train.validate-every 1 --parallel-workers 0 "
+        "--train.epochs 1 --train.personal-epochs 4 --train.validate-every 1 "
         "--search.grace-epochs 1 --search.trials 9 --search.max-concurrent 1 "
         "--search.learning-rates 5e-3 --search.groups 4 8 --search.ranks 2 4 "
         "--methods global perpeft"

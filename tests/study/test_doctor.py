@@ -41,7 +41,7 @@ HEALTHY: NodeReport = {"versions": None, "storage": None, "catalogue": None, "en
 
 def study(at_a_time: int = 1, **changes: Any) -> StudyConfig:
     search = SearchSettings(max_concurrent=at_a_time)
-    return replace(StudyConfig(search=search, parallel_workers=0), **changes)
+    return replace(StudyConfig(search=search), **changes)
 
 
 def test_a_node_that_does_not_answer_is_named() -> None:
@@ -70,7 +70,6 @@ def test_a_report_names_each_node_with_something_wrong() -> None:
     [
         (study(2), {"a": {"CPU": 2.0}}, None),
         (study(2, workers=2), {"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}, None),
-        (study(1, parallel_workers=2), {"a": {"CPU": 2.0}}, None),
         (
             study(2, workers=2),
             {"a": {"CPU": 3.0}},
@@ -88,12 +87,6 @@ def test_a_report_names_each_node_with_something_wrong() -> None:
             {"a": {"CPU": 3.0}},
             "1 trial at a time of 4 workers need 4 places: add nodes with 1 place of 1 CPU, "
             "or fewer workers per trial: --workers 3",
-        ),
-        (
-            study(1, parallel_workers=4),
-            {"a": {"CPU": 3.0}},
-            "4 parallel workers need 4 places: add nodes with 1 place of 1 CPU, "
-            "or --parallel-workers 3",
         ),
         # Three thirds of a GPU are one GPU, whatever floating point says.
         (study(3, gpus_per_worker=1 / 3), {"a": {"CPU": 8.0, "GPU": 1.0}}, None),
@@ -114,7 +107,7 @@ def test_a_study_that_starts_ray_itself_needs_room_for_one_trial() -> None:
     one = {"a": {"CPU": 1.0}}
     assert check_resources(study(2), one, joined=False).ok
     assert not check_resources(study(2), one, joined=True).ok
-    assert not check_resources(study(2, parallel_workers=2), one, joined=False).ok
+    assert not check_resources(study(2, workers=2), one, joined=False).ok
 
 
 def test_torch_must_see_gpus_where_ray_has_them() -> None:

@@ -177,7 +177,7 @@ def test_a_real_study_that_was_killed_has_the_metrics_of_the_unbroken_one(tmp_pa
     line = (
         "--peft.variant iisan --methods global perpeft --search.trials 3 --search.groups 4 8 "
         "--search.max-concurrent 1 --search.grace-epochs 1 --search.learning-rates 5e-3 "
-        "--train.epochs 1 --train.personal-epochs 3 --train.validate-every 1 --parallel-workers 0"
+        "--train.epochs 1 --train.personal-epochs 3 --train.validate-every 1"
     )
     script = SCRIPT.parents[2] / "studies" / "ablation_peft.py"
     command = [sys.executable, str(script), *line.split()]

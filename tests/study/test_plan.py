@@ -23,7 +23,6 @@ from perpeft_ray.study.plan import (
     all_settings,
     best_configs,
     count_trials,
-    other_mode_trials,
     ready_trials,
     search_budget,
     search_trial,
@@ -149,10 +148,10 @@ def test_large_global_has_the_size_of_all_groups() -> None:
 
 
 def test_the_number_of_trials_is_known_before_the_search() -> None:
-    study = StudyConfig(seeds=(0, 1), parallel_workers=2, search=TWO_RATES)
-    # Search: 6 of PerPEFT, 2 for each of 3 + 1 + 1 cells. Ablation: 2 + 4 · 3 cells, two seeds; one
-    # cell in the other mode, two seeds; 2 methods without training.
-    assert count_trials(study) == 6 + 2 * (3 + 1 + 1) + 2 * (2 + 4 * 3) + 2 + 2
+    study = StudyConfig(seeds=(0, 1), search=TWO_RATES)
+    # Search: 6 of PerPEFT, 2 for each of 3 + 1 + 1 cells. Ablation: 2 + 4 · 3 cells, two seeds; 2
+    # methods without training.
+    assert count_trials(study) == 6 + 2 * (3 + 1 + 1) + 2 * (2 + 4 * 3) + 2
 
 
 def test_every_method_can_have_its_own_search() -> None:
@@ -193,21 +192,3 @@ def test_neighbours_seldom_need_the_same_stage_one() -> None:
         return spec.config.variant, spec.config.seed, spec.config.learning_rate
 
     assert not any(stage_one(a) == stage_one(b) for a, b in pairwise(specs))
-
-
-def test_the_other_mode_is_parallel() -> None:
-    study = StudyConfig(seeds=(0, 1), parallel_workers=2)
-    config = search_trials(study)[0].config
-    specs = other_mode_trials(study, config)
-    assert [(s.config.mode, s.config.seed) for s in specs] == [("parallel", 0), ("parallel", 1)]
-    assert {s.config.step_batches for s in specs} == {config.groups}
-    assert not other_mode_trials(replace(study, parallel_workers=0), config)
-    assert not other_mode_trials(replace(study, methods=("global",)), config)
-
-
-def test_parallel_studies_run_perpeft_sequentially_as_the_other_mode() -> None:
-    study = StudyConfig(workers=2, parallel_workers=2)
-    config = search_trials(study)[0].config
-    assert config.mode == "parallel"
-    [spec] = other_mode_trials(study, config)
-    assert (spec.config.mode, spec.config.step_batches) == ("sequential", 1)

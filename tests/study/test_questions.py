@@ -48,10 +48,10 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """A method of each kind, and PerPEFT in parallel mode too."""
+    """A method of each kind."""
     methods = ("popularity", "without_mm", "global", "perpeft", "random_grouping")
     storage = tmp_path_factory.mktemp("questions")
-    return Ran(new_study(storage, small_study(methods=methods, parallel_workers=2)))
+    return Ran(new_study(storage, small_study(methods=methods)))
 
 
 def test_the_journal_knows_how_every_trial_of_the_search_ended(ran: Ran) -> None:
@@ -77,11 +77,7 @@ def test_the_ablation_runs_each_variants_best_by_validation(ran: Ran) -> None:
     for variant in ("lora", "ia3", "iisan"):
         searched = [row for row in complete if row["variant"] == variant]
         best = max(searched, key=lambda row: row["valid_ndcg_at_20"])
-        again = [
-            row
-            for row in ran.of("ablation", "perpeft")
-            if (row["variant"], row["mode"]) == (variant, "sequential")
-        ]
+        again = [row for row in ran.of("ablation", "perpeft") if row["variant"] == variant]
         assert len(again) == 1
         for name in NAMES:
             assert again[0][name] == best[name]
@@ -98,17 +94,11 @@ def test_baselines_choose_among_the_same_learning_rates(ran: Ran) -> None:
     assert chosen == {("without_mm", 5e-3), ("global", 5e-3), ("perpeft", 1e-2)}
 
 
-def test_the_ablation_is_methods_by_variants_and_the_other_mode(ran: Ran) -> None:
+def test_the_ablation_is_methods_by_variants(ran: Ran) -> None:
     ablation = ran.of("ablation")
-    # 2 without a variant, 3 with three, and the best in parallel mode.
-    assert len(ablation) == 2 + 3 * 3 + 1
+    # 2 without a variant, 3 with three.
+    assert len(ablation) == 2 + 3 * 3
     assert {row["status"] for row in ablation} == {"COMPLETE"}
-    [parallel] = [row for row in ablation if row["mode"] == "parallel"]
-    assert [parallel[name] for name in ("method", "variant", "world_size")] == [
-        "perpeft",
-        "lora",
-        2,
-    ]
 
 
 def test_every_trial_has_a_line_and_is_counted(ran: Ran) -> None:

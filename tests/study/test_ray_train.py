@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return prepare(f"parquet:{shop}", "toyshop-clip", folder / "cache")
 
 
-TRAIN = TrainSettings(epochs=1, batch_size=8, validate_every=1, dtype="float32")
+TRAIN = TrainSettings(epochs=1, batch_size=8, validate_every=1, dtype="float32", mode="parallel")
 
 
 def _config(personal_epochs: int, learning_rate: float = 1e-3) -> TrialConfig:
@@ -46,7 +46,6 @@ def _config(personal_epochs: int, learning_rate: float = 1e-3) -> TrialConfig:
         groups=3,
         conditioning_weight=0.5,
         learning_rate=learning_rate,
-        mode="parallel",
     )
 
 

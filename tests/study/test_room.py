@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,19 +17,19 @@ from perpeft_ray.study.room import wait_for_room
 
 @pytest.mark.usefixtures("ray_runtime")
 def test_what_a_cluster_has_no_room_for_is_named() -> None:
-    config = StudyConfig(cpus_per_worker=2, start_timeout_s=1.0)
+    config = StudyConfig(workers=500, cpus_per_worker=2, start_timeout_s=1.0)
     there = ray.cluster_resources()["CPU"]
     while ray.available_resources().get("CPU") != there:  # an earlier test's actors may still end
         time.sleep(0.1)
     began = time.monotonic()
     with pytest.raises(StudyStoppedError) as error:
-        wait_for_room(config, 500)
+        wait_for_room(config)
     assert time.monotonic() - began < 30
     text = str(error.value)
     assert text.startswith("Ray has had no room for a trial for 1 s: it needs 500 x (2 CPU); the")
     assert f"the nodes have {there:g} CPU, of which {there:g} CPU are free" in text
     assert "`start_timeout_s`" in text
-    wait_for_room(config, 1)
+    wait_for_room(replace(config, workers=1))
 
 
 SMALL = [{"CPU": 1.0, "GPU": 1.0}] * 2

@@ -27,9 +27,8 @@ from tests.study.fakes import small_study
     ("change", "words"),
     [
         ({"workers": 999}, "`workers` x `cpus_per_worker`"),
-        ({"parallel_workers": 999}, "`parallel_workers` x `cpus_per_worker`"),
-        ({"cpus_per_worker": 999, "parallel_workers": 0}, "`workers` x `cpus_per_worker`"),
-        ({"gpus_per_worker": 999.0, "parallel_workers": 0}, "`workers` x `gpus_per_worker`"),
+        ({"cpus_per_worker": 999}, "`workers` x `cpus_per_worker`"),
+        ({"gpus_per_worker": 999.0}, "`workers` x `gpus_per_worker`"),
     ],
 )
 def test_more_workers_than_processors_are_refused_at_once(

@@ -16,20 +16,15 @@ VALID = RankingMetrics(*[0.1] * 6)
 
 
 @pytest.mark.parametrize(
-    ("given", "uri", "place"),
+    ("uri", "place"),
     [
-        ("", "", Path("/results/ablation_peft/checkpoints")),
-        ("", "s3://bucket/results/ablation_peft", "s3://bucket/results/ablation_peft/checkpoints"),
-        ("/shared", "", Path("/shared/ablation_peft")),
-        ("s3://other/", "s3://bucket/results/ablation_peft", "s3://other/ablation_peft"),
+        ("", Path("/results/ablation_peft/checkpoints")),
+        ("s3://bucket/results/ablation_peft", "s3://bucket/results/ablation_peft/checkpoints"),
     ],
 )
-def test_checkpoints_are_in_the_study_unless_they_have_a_place_of_their_own(
-    given: str, uri: str, place: Path | str
-) -> None:
-    config = StudyConfig(checkpoints=given)
+def test_checkpoints_are_in_the_study(uri: str, place: Path | str) -> None:
     folder = StudyFolder(Path("/results/ablation_peft"), uri)
-    assert Study(config, folder, workspace=None, run=None).checkpoints == place
+    assert Study(StudyConfig(), folder, workspace=None, run=None).checkpoints == place
 
 
 def test_an_epoch_is_reported_with_its_record_and_the_best_so_far() -> None:

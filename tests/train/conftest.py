@@ -53,6 +53,7 @@ def make_trial():
         settings = TrainSettings(
             **{"epochs": 1, "personal_epochs": 1, "validate_every": 1, "batch_size": 8, **train},
             dtype="float32",
+            mode=mode,
         )
         return StudyConfig(train=settings, peft=PeftSettings(last_layers=None)).trial(
             method,
@@ -62,7 +63,6 @@ def make_trial():
             conditioning_weight=conditioning_weight,
             seed=seed,
             learning_rate=learning_rate,
-            mode=mode,
         )
 
     return make

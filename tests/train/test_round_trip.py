@@ -81,7 +81,7 @@ def test_a_study_on_the_archive_as_typed(archive, tmp_path):
     settings = (
         "--search.trials 1 --search.no-asha --train.epochs 1 --train.personal-epochs 1 "
         "--train.lr 1e-3 --train.batch-size 8 --peft.variant iisan --grouping.groups 2 "
-        "--loss.conditioning-weight 0.5 --methods without_mm perpeft --parallel-workers 0"
+        "--loss.conditioning-weight 0.5 --methods without_mm perpeft"
     )
     for dataset in ("parquet:data/arts", f"release:{archive}#arts"):
         study = ["study", "--dataset", dataset, "--study", dataset.partition(":")[0]]
