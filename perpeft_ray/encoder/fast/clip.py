@@ -93,7 +93,7 @@ class _QuickGelu(torch.autograd.Function):
             from perpeft_ray.encoder.fast import kernels
 
             return kernels.quick_gelu(x)
-        return x * (x * _SLOPE).sigmoid_()
+        return (x * _SLOPE).sigmoid_().mul_(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
