@@ -112,11 +112,15 @@ def worker_groups(
         trainer = _trainer(slot, groups, run, workspace, files, workers.broker)
         threads.append(threading.Thread(target=workers.fit, args=(trainer,), daemon=True))
         threads[-1].start()
+    end_s = _END_S
     try:
         yield workers
+    except StudyStoppedError:  # for want of room: groups that never started end with the Ray job
+        end_s = 0.0
+        raise
     finally:
         ray.get(workers.broker.close.remote())
-        deadline = time.monotonic() + _END_S
+        deadline = time.monotonic() + end_s
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if not any(thread.is_alive() for thread in threads):  # else it must still end them

@@ -28,6 +28,7 @@ from perpeft_ray.data.places import subfolder, write_file
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec, all_settings, search_trial
 from perpeft_ray.study.progress import Progress
+from perpeft_ray.train.broker import MAX_LOSSES, Broker
 from perpeft_ray.train.collective import Collective
 from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from tests.records import metrics, outcome
@@ -125,9 +126,15 @@ def fake_run_failing(
     report: Callable[[EpochRecord], None],
     **more: Any,
 ) -> TrialOutcome:
-    """ia3 raises; lora with four groups has a score that is not a number."""
+    """Three ways to fail; 8 groups are tried first.
+
+    The process of ia3 is killed, as by a system without memory; iisan cannot have its memory. The
+    score of lora with 4 groups is not a number.
+    """
     if config.variant == "ia3":
-        raise ValueError("ia3 is broken\nand here is more of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.variant == "iisan":
+        raise MemoryError("8 TB\nand here is more of it")
     diverges = config.variant == "lora" and config.groups == 4
 
     def score(config: TrialConfig) -> float:
@@ -136,18 +143,15 @@ def fake_run_failing(
     return fake_run(config, workspace, report, score=score, **more)
 
 
-def fake_run_out_of_memory(
-    config: TrialConfig,
-    workspace: object,
-    report: Callable[[EpochRecord], None],
-    **more: Any,
-) -> TrialOutcome:
-    """ia3's process is killed, as by a system without memory; iisan's cannot have its memory."""
-    if config.variant == "ia3":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if config.variant == "iisan":
-        raise MemoryError("8 TB")
-    return fake_run(config, workspace, report, **more)
+class HastyBroker(Broker):
+    """Counts each loss of workers as the last that a trial may have.
+
+    Workers take seconds to start again; tests/train/test_broker.py has the number.
+    """
+
+    async def lost(self, slot: int, how: str, *, for_want_of_memory: bool) -> None:
+        for _ in range(MAX_LOSSES + 1):
+            await super().lost(slot, how, for_want_of_memory=for_want_of_memory)
 
 
 def fake_run_killing_tune(
@@ -182,6 +186,30 @@ def printed(run: Callable[[Study, Progress], None], study: Study) -> str:
     with Progress(out) as progress:
         run(study, progress)
     return out.getvalue()
+
+
+def take_all_processors() -> Any:
+    """An actor that holds every CPU of Ray until it is killed."""
+    import ray
+
+    @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    other = Other.remote()  # type: ignore[attr-defined]  # Ray adds it
+    ray.get(other.here.remote())
+    return other
+
+
+def pids_of(class_name: str, **wanted: str) -> list[int]:
+    """Of Ray's actors of a class, with these fields."""
+    import ray
+    from ray.util.state import list_actors
+
+    filters: list[Any] = [(k, "=", v) for k, v in {"class_name": class_name, **wanted}.items()]
+    address = ray.get_runtime_context().gcs_address
+    return [actor.pid or 0 for actor in list_actors(address, filters=filters, limit=1000)]
 
 
 def search_trials(study: StudyConfig, method: Method = "perpeft") -> list[TrialSpec]:

@@ -1,12 +1,12 @@
-"""Whole studies under Tune, with a runner that does not train."""
+"""What a study runs for its question, with a runner that does not train, in this process."""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -19,39 +19,22 @@ from perpeft_ray.study.questions import (
     run_sensitivity,
 )
 from perpeft_ray.study.trainable import Study
-from tests.study.fakes import (
-    fake_run_failing,
-    journal_of,
-    new_study,
-    printed,
-    rows_of,
-    small_study,
-    states,
-)
+from tests.study.fakes import journal_of, new_study, printed, rows_of, small_study, states
+from tests.study.run_here import Ran, run_here, whole_study
 
-pytestmark = pytest.mark.usefixtures("ray_runtime")
 NAMES = ("groups", "rank", "conditioning_weight", "learning_rate")
 
 
-class Ran:
-    """A study that has run."""
-
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self.printed = printed(run_ablation, study)
-        self.rows = rows_of(study)
-
-    def of(self, phase: str, method: str | None = None) -> list[dict[str, Any]]:
-        rows = [row for row in self.rows if row["phase"] == phase]
-        return [row for row in rows if method in (None, row["method"])]
+@pytest.fixture(scope="module", autouse=True)
+def _without_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("perpeft_ray.study.questions.run_tune", run_here)
+        yield
 
 
 @pytest.fixture(scope="module")
-def ran(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """A method of each kind."""
-    methods = ("popularity", "without_mm", "global", "perpeft", "random_grouping")
-    storage = tmp_path_factory.mktemp("questions")
-    return Ran(new_study(storage, small_study(methods=methods)))
+def ran(_without_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return Ran(whole_study(tmp_path_factory.mktemp("questions")))
 
 
 def test_the_journal_knows_how_every_trial_of_the_search_ended(ran: Ran) -> None:
@@ -61,10 +44,9 @@ def test_the_journal_knows_how_every_trial_of_the_search_ended(ran: Ran) -> None
     assert states(ran.study.folder.path) == {TrialState[s]: n for s, n in statuses.items()}
 
 
-def test_pruned_trials_had_stage_one_and_grace_and_leave_no_checkpoint(ran: Ran) -> None:
+def test_pruned_trials_had_stage_one_and_grace(ran: Ran) -> None:
     pruned = [row for row in ran.rows if row["status"] == "PRUNED"]
     assert all(2 + 2 <= row["epochs"] < 8 for row in pruned)
-    assert list(Path(ran.study.checkpoints).iterdir()) == []
 
 
 def test_only_trials_after_the_search_read_test(ran: Ran) -> None:
@@ -77,10 +59,9 @@ def test_the_ablation_runs_each_variants_best_by_validation(ran: Ran) -> None:
     for variant in ("lora", "ia3", "iisan"):
         searched = [row for row in complete if row["variant"] == variant]
         best = max(searched, key=lambda row: row["valid_ndcg_at_20"])
-        again = [row for row in ran.of("ablation", "perpeft") if row["variant"] == variant]
-        assert len(again) == 1
+        [again] = [row for row in ran.of("ablation", "perpeft") if row["variant"] == variant]
         for name in NAMES:
-            assert again[0][name] == best[name]
+            assert again[name] == best[name]
 
 
 def test_baselines_choose_among_the_same_learning_rates(ran: Ran) -> None:
@@ -96,42 +77,8 @@ def test_baselines_choose_among_the_same_learning_rates(ran: Ran) -> None:
 
 def test_the_ablation_is_methods_by_variants(ran: Ran) -> None:
     ablation = ran.of("ablation")
-    # 2 without a variant, 3 with three.
-    assert len(ablation) == 2 + 3 * 3
+    assert len(ablation) == 2 + 3 * 3  # 2 without a variant, 3 with three
     assert {row["status"] for row in ablation} == {"COMPLETE"}
-
-
-def test_every_trial_has_a_line_and_is_counted(ran: Ran) -> None:
-    assert ran.printed.count("COMPLETE") + ran.printed.count("PRUNED") == len(ran.rows)
-    assert f"[{len(ran.rows)}/{len(ran.rows)}]" in ran.printed
-
-
-def test_every_trial_of_a_study_is_in_tensorboard(ran: Ran) -> None:
-    folders = {folder.name for folder in (ran.study.folder.path / "tensorboard").iterdir()}
-    assert folders == {row["trial_id"] for row in ran.rows}
-
-
-def test_the_same_command_again_finds_nothing_to_do(ran: Ran) -> None:
-    assert "COMPLETE" not in printed(run_ablation, ran.study)
-    assert rows_of(ran.study) == ran.rows
-
-
-def test_failed_trials_are_rows_and_the_study_continues(tmp_path: Path) -> None:
-    config = small_study(methods=("global", "perpeft"))
-    ran = Ran(new_study(tmp_path, config, fake_run_failing))
-    failed = [row for row in ran.rows if row["status"] == "FAIL"]
-    assert {(row["variant"], row["error"]) for row in failed} == {
-        ("ia3", "ValueError: ia3 is broken"),
-        ("lora", "FloatingPointError: validation NDCG@20 is nan in epoch 2"),
-    }
-    assert all(row["valid_ndcg_at_20"] is None for row in failed)
-    found = states(ran.study.folder.path)
-    assert found[TrialState.RUNNING] == 0
-    assert found[TrialState.FAIL] >= 1
-    # The variant that always fails is left out with a line; the others are compared.
-    assert "left out: perpeft ia3 has no finished trial" in ran.printed
-    ablation = {(row["method"], row["variant"]) for row in ran.of("ablation")}
-    assert ablation == {(m, v) for m in ("global", "perpeft") for v in ("lora", "iisan")}
 
 
 def copy_of(ran: Ran, storage: Path) -> Study:
@@ -159,9 +106,7 @@ def test_an_interrupted_study_does_only_what_is_missing(ran: Ran, tmp_path: Path
     }
 
 
-def test_without_a_search_seeds_run_and_patience_ends_a_trial_as_complete(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_search_seeds_run_and_patience_ends_a_trial_as_complete(tmp_path: Path) -> None:
     config = small_study(methods=("popularity", "without_mm"), seeds=(0, 1))
     config = replace(config, train=replace(config.train, lr=5e-3, patience=1))
     ran = Ran(new_study(tmp_path, config))
@@ -171,7 +116,6 @@ def test_without_a_search_seeds_run_and_patience_ends_a_trial_as_complete(
         ("without_mm", "ablation", 1, "COMPLETE"),
     ]
     assert ran.printed.count("COMPLETE") == 3
-    assert "Last result" not in capfd.readouterr().out  # Tune's own
 
 
 def test_sensitivity_varies_one_setting_about_each_variants_best(ran: Ran, tmp_path: Path) -> None:

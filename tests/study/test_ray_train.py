@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import ray
-from ray.util.state import list_actors
 
 from perpeft_ray.config import StudyConfig, TrainSettings, TrialConfig
 from perpeft_ray.train.broker import Task
-from perpeft_ray.train.outcome import EpochRecord
+from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
 from perpeft_ray.train.ray_train import Groups, Workers, worker_groups
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace, prepare
 from tests.on_workers import train
 from tests.small_shop import write_small_shop
+from tests.study.fakes import pids_of
 
 pytestmark = [pytest.mark.usefixtures("ray_runtime"), pytest.mark.timeout(500)]
 
@@ -60,65 +58,87 @@ def _task(config: TrialConfig, folder: Path) -> Task:
     return Task(config.config_hash, config, True, folder / "checkpoints" / config.config_hash)
 
 
-def _pids(**wanted: str) -> list[int]:
-    """Of Ray Train's workers."""
-    filters: list[Any] = [("class_name", "=", "RayTrainWorker")]
-    filters += [(name, "=", value) for name, value in wanted.items()]
-    address = ray.get_runtime_context().gcs_address
-    return [actor.pid or 0 for actor in list_actors(address, filters=filters, limit=1000)]
+QUICK = StudyConfig(train=replace(TRAIN, personal_epochs=1)).trial("without_mm", seed=0)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_workers_agree_with_this_process_though_one_of_two_is_killed(
-    tmp_path: Path, workspace: Workspace, workers: int
-) -> None:
+@pytest.fixture(scope="module")
+def two(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """Two workers, which have trained a trial."""
+    folder = tmp_path_factory.mktemp("two")
+    with _workers(2, workspace.with_nothing_trained(folder), folder) as workers:
+        train(workers.broker, _task(QUICK, folder), lambda record: None)
+        yield workers
+
+
+def _check_against_this_process(
+    workers: Workers,
+    workspace: Workspace,
+    folder: Path,
+    told: Callable[[EpochRecord], None] = lambda record: None,
+) -> TrialOutcome:
     """Every user's rank and every epoch's loss; parameters are compared in tests/train."""
     config = _config(personal_epochs=8)
     alone: list[EpochRecord] = []
-    fresh = workspace.with_nothing_trained(tmp_path / "alone")
+    fresh = workspace.with_nothing_trained(folder / "alone")
     expected = run_trial(config, fresh, alone.append, test=True)
     records: list[EpochRecord] = []
 
     def report(record: EpochRecord) -> None:
         records.append(record)
-        if workers == 2 and record.epoch == 3:
-            os.kill(_pids(state="ALIVE")[-1], signal.SIGKILL)
+        told(record)
 
-    before = len(_pids())
-    with _workers(workers, workspace.with_nothing_trained(tmp_path / "own"), tmp_path) as running:
-        outcome = train(running.broker, _task(config, tmp_path), report)
-    assert outcome.world_size == workers
-    assert not list((tmp_path / "checkpoints").glob("*/*/epoch-*"))
-    assert not (tmp_path / "ray_train").exists()
-    started = len(_pids()) - before
-    assert started == (4 if workers == 2 else 1)  # a lost worker takes its group with it
+    outcome = train(workers.broker, _task(config, folder), report)
+    assert not list((folder / "checkpoints").glob("*/*/epoch-*"))
     assert [record.epoch for record in records] == list(range(1, 10))  # no epoch is reported twice
     np.testing.assert_allclose(
         [record.loss for record in records], [record.loss for record in alone], rtol=1e-5
     )
     assert np.array_equal(outcome.users.group, expected.users.group)
     assert np.array_equal(outcome.users.test_rank, expected.users.test_rank)
+    return outcome
+
+
+def test_two_workers_agree_with_this_process_though_one_is_killed(
+    two: Workers, tmp_path: Path, workspace: Workspace
+) -> None:
+    before = set(pids_of("RayTrainWorker"))
+
+    def kill(record: EpochRecord) -> None:
+        if record.epoch == 3:
+            os.kill(pids_of("RayTrainWorker", state="ALIVE")[-1], signal.SIGKILL)
+
+    outcome = _check_against_this_process(two, workspace, tmp_path, kill)
+    assert outcome.world_size == 2
+    assert (
+        len(set(pids_of("RayTrainWorker")) - before) == 2
+    )  # a lost worker takes its group with it
 
 
 def test_the_same_processes_take_the_next_trial_also_after_one_that_fails(
-    tmp_path: Path, workspace: Workspace
+    two: Workers, tmp_path: Path
 ) -> None:
     """A loss that is not finite would come again, so no worker starts again for it."""
-    before = set(_pids())
-    with _workers(2, workspace.with_nothing_trained(tmp_path), tmp_path) as running:
-        with pytest.raises(FloatingPointError, match="must be finite, but is nan in stage") as told:
-            train(running.broker, _task(_config(3, 1e18), tmp_path), lambda record: None)
-        assert "train_epoch" in "".join(told.value.__notes__)  # where it was raised
-        quick = StudyConfig(train=replace(TRAIN, personal_epochs=1)).trial("without_mm", seed=0)
-        train(running.broker, _task(quick, tmp_path), lambda record: None)
-    assert len(set(_pids()) - before) == 2
+    before = set(pids_of("RayTrainWorker"))
+    with pytest.raises(FloatingPointError, match="must be finite, but is nan in stage") as told:
+        train(two.broker, _task(_config(3, 1e18), tmp_path), lambda record: None)
+    assert "train_epoch" in "".join(told.value.__notes__)  # where it was raised
+    train(two.broker, _task(replace(QUICK, seed=1), tmp_path), lambda record: None)
+    assert set(pids_of("RayTrainWorker")) == before
+
+
+@pytest.mark.slow
+def test_one_worker_agrees_with_this_process(tmp_path: Path, workspace: Workspace) -> None:
+    before = len(pids_of("RayTrainWorker"))
+    with _workers(1, workspace.with_nothing_trained(tmp_path / "own"), tmp_path) as one:
+        _check_against_this_process(one, workspace, tmp_path)
+        assert len(pids_of("RayTrainWorker")) - before == 1
 
 
 @pytest.mark.slow
 def test_processes_end_with_a_trial_that_asks_for_it(tmp_path: Path, workspace: Workspace) -> None:
-    before = set(_pids())
+    before = set(pids_of("RayTrainWorker"))
     with _workers(1, workspace.with_nothing_trained(tmp_path), tmp_path) as running:
         for rate in (1e-3, 2e-3):
             task = replace(_task(_config(1, rate), tmp_path), fresh_process=True)
             train(running.broker, task, lambda record: None)
-    assert len(set(_pids()) - before) >= 2
+    assert len(set(pids_of("RayTrainWorker")) - before) >= 2

@@ -1,0 +1,67 @@
+"""A whole study under Ray and Tune, with a runner that does not train, against the stand-in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from perpeft_ray.study import room
+from perpeft_ray.study.questions import run_ablation
+from tests.study.fakes import printed, rows_of, states, take_all_processors
+from tests.study.run_here import Ran, run_here, whole_study
+
+pytestmark = pytest.mark.usefixtures("ray_runtime")
+
+
+@pytest.fixture(scope="module")
+def ran(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """It begins while others hold the processors, and waits until they are free."""
+    other = take_all_processors()
+
+    def free() -> None:
+        while not room._waiting():
+            time.sleep(0.1)
+        ray.kill(other)
+
+    freeing = threading.Thread(target=free, daemon=True)
+    freeing.start()
+    ran = Ran(whole_study(tmp_path_factory.mktemp("tuning")))
+    assert not freeing.is_alive()
+    return ran
+
+
+def test_rows_and_journal_are_those_of_the_stand_in(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perpeft_ray.study.questions.run_tune", run_here)
+    here = Ran(whole_study(tmp_path))
+
+    def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in row.items() if not k.endswith("ed_at")} for row in rows]
+
+    assert timeless(ran.rows) == timeless(here.rows)
+    assert states(ran.study.folder.path) == states(here.study.folder.path)
+
+
+def test_no_checkpoint_is_left(ran: Ran) -> None:
+    assert list(Path(ran.study.checkpoints).iterdir()) == []
+
+
+def test_every_trial_has_a_line_and_is_counted(ran: Ran) -> None:
+    assert ran.printed.count("COMPLETE") + ran.printed.count("PRUNED") == len(ran.rows)
+    assert f"[{len(ran.rows)}/{len(ran.rows)}]" in ran.printed
+
+
+def test_every_trial_of_a_study_is_in_tensorboard(ran: Ran) -> None:
+    folders = {folder.name for folder in (ran.study.folder.path / "tensorboard").iterdir()}
+    assert folders == {row["trial_id"] for row in ran.rows}
+
+
+def test_the_same_command_again_finds_nothing_to_do(ran: Ran) -> None:
+    assert "COMPLETE" not in printed(run_ablation, ran.study)
+    assert rows_of(ran.study) == ran.rows
