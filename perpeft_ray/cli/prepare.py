@@ -19,7 +19,7 @@ from perpeft_ray.data.prepare.amazon2023 import Selection, prepare_amazon2023
 from perpeft_ray.data.prepare.images import FAILURES_FILE, Limits, read_failures
 from perpeft_ray.data.prepare.normalise import prepare_parquet
 from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
-from perpeft_ray.data.prepare.report import PAPER_DATASETS, findings, report_on, table_1
+from perpeft_ray.data.prepare.report import findings, report_on, table_1
 from perpeft_ray.data.prepare.table import TableSource, prepare_table
 from perpeft_ray.data.split import MIN_INTERACTIONS
 from perpeft_ray.errors import InputError
@@ -154,7 +154,7 @@ def _printing(out: Path, memory_gb: float = 1.0, paper: str | None = None) -> It
     for line in lines:
         console.print(line, highlight=False, markup=False)
     if paper is not None:
-        console.print(table_1(report, paper, PAPER_DATASETS.get(paper)))
+        console.print(table_1(report, paper))
     uri = f"parquet:{out}"
     print(uri)
     seconds = time.perf_counter() - started

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
+from perpeft_ray.config.rules import positive
 from perpeft_ray.errors import InputError
 from perpeft_ray.screen import console as console_on
 
@@ -83,8 +84,7 @@ class Power:
         from perpeft_ray.api.study import open_study
         from perpeft_ray.report.power import power_table
 
-        if not self.effect > 0:
-            raise InputError(f"`effect` must be above 0, but is {self.effect}")
+        positive("effect", self.effect)
         results = open_study(self.study).results()
         own = [c for c in results.compared if (c.method_a, c.method_b) == ("perpeft", "global")]
         if not own:

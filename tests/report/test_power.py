@@ -124,5 +124,5 @@ def test_the_command_prints_the_table_of_a_study(
         folder.write_trial(with_ranks(record(method, study=study), rng.integers(0, 40, 300)))
     perpeft(["power", str(folder.path), "--effect", "0.5"])
     assert "What shows an effect of 50 % in NDCG@20 over global" in capsys.readouterr().out
-    with pytest.raises(InputError, match="`effect` must be above 0, but is -1"):
+    with pytest.raises(InputError, match="`effect` must be a positive number, but is -1"):
         perpeft(["power", str(folder.path), "--effect", "-1"])

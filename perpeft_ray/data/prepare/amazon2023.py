@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perpeft_ray.config.rules import at_least
 from perpeft_ray.data.interactions import ITEMS_FILE
 from perpeft_ray.data.prepare.database import Database, clean_text, quoted
 from perpeft_ray.data.prepare.images import (
@@ -135,8 +136,7 @@ def _check(category: str, selection: Selection) -> None:
     fraction = _fraction(category, selection)
     if not 0 < fraction <= 1:
         raise InputError(f"`user_fraction` must be above 0 and at most 1, but is {fraction}")
-    if selection.core < 1:
-        raise InputError(f"`core` must be at least 1, but is {selection.core}")
+    at_least("core", selection.core, 1)
     if selection.since and selection.until and selection.since >= selection.until:
         raise InputError(
             f"`since` must be before `until` ({selection.until}), but is {selection.since}"

@@ -109,14 +109,14 @@ def report_on(folder: Path, *, memory_gb: float = 1.0) -> Report:
     )
 
 
-def table_1(report: Report, name: str, paper: PaperDataset | None) -> Table:
-    """Users, items, average length and density as in the paper's Table 1, beside its figures."""
+def table_1(report: Report, name: str) -> Table:
+    """Users, items, average length and density of a data set, beside the paper's Table 1."""
     table = Table(title=f"Table 1: {name}")
     table.add_column("")
     for column in ("users", "items", "average length", "density"):
         table.add_column(column, justify="right")
     table.add_row("here", *_row(report.users, report.items, report.average_length, report.density))
-    if paper is not None:
+    if paper := PAPER_DATASETS.get(name):
         figures = _row(paper.users, paper.items, paper.average_length, paper.density)
         table.add_row("paper", *figures)
     return table

@@ -239,7 +239,7 @@ def test_same_command_does_nothing_and_another_is_refused(tmp_path, shelf):
     [
         ("Nothing", Selection(), "`raw` must be a folder with Nothing.jsonl or Nothing.jsonl.gz"),
         ("../up", Selection(), "`category` must be a plain file name, but is '../up'"),
-        (CATEGORY, Selection(core=0), "`core` must be at least 1, but is 0"),
+        (CATEGORY, Selection(core=0), "`core` must be a whole number of at least 1, but is 0"),
         (CATEGORY, Selection(user_fraction=0.0), "`user_fraction` must be above 0 and at most 1"),
         (
             CATEGORY,
