@@ -61,6 +61,7 @@ def test_all_settings_are_counted_and_distinct() -> None:
 
 def test_paper_preset_searches_only_the_variant() -> None:
     trials = search_trials(preset("paper"))
+    assert not any(spec.test for spec in trials)
     assert [spec.config.variant for spec in trials] == ["lora", "ia3", "iisan"]
     config = trials[0].config
     assert (config.learning_rate, config.batch_size, config.groups) == (1e-4, 16, 8)
