@@ -215,7 +215,7 @@ def test_a_bad_command_line_is_reported_in_one_line(call, arguments, words):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_small_study_from_another_folder(tmp_path):
-    """The real thing: toyshop, one variant, few epochs, both modes; then the tables again."""
+    """The real thing: toyshop, one variant, few epochs; then the tables again."""
     line = (
         "--peft.variant iisan --search.trials 3 --search.grace-epochs 1 --train.lr 0.005 "
         "--train.epochs 1 --train.personal-epochs 3 --train.validate-every 1 "
@@ -225,13 +225,11 @@ def test_a_small_study_from_another_folder(tmp_path):
     assert ended.returncode == 0, ended.stderr
     study = tmp_path / "results" / "ablation_peft"
     trials = pd.read_parquet(study / "trials")
-    assert len(trials) == 3 + 3 + 1
+    assert len(trials) == 3 + 3
     assert set(trials.status) <= {"COMPLETE", "PRUNED"}
     ablation = trials[trials.phase == "ablation"]
     assert ablation.test_ndcg_at_20.notna().all()
     assert trials[trials.phase == "search"].test_ndcg_at_20.isna().all()
-    parallel = ablation[ablation["mode"] == "parallel"]
-    assert list(parallel.world_size) == [2]
 
     again = run(str(SCRIPT), *line.split(), cwd=tmp_path)
     assert again.returncode == 0

@@ -75,12 +75,6 @@ def test_baselines_choose_among_the_same_learning_rates(ran: Ran) -> None:
     assert chosen == {("without_mm", 5e-3), ("global", 5e-3), ("perpeft", 1e-2)}
 
 
-def test_the_ablation_is_methods_by_variants(ran: Ran) -> None:
-    ablation = ran.of("ablation")
-    assert len(ablation) == 2 + 3 * 3  # 2 without a variant, 3 with three
-    assert {row["status"] for row in ablation} == {"COMPLETE"}
-
-
 def copy_of(ran: Ran, storage: Path) -> Study:
     """The study that has run, to be continued elsewhere."""
     shutil.copytree(ran.study.folder.path, storage / ran.study.config.study)

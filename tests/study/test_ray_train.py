@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 
 from perpeft_ray.config import StudyConfig, TrainSettings, TrialConfig
 from perpeft_ray.train.broker import Task
-from perpeft_ray.train.outcome import EpochRecord, TrialOutcome
+from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.ray_train import Groups, Workers, worker_groups
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace, prepare
@@ -70,48 +70,32 @@ def two(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield workers
 
 
-def _check_against_this_process(
-    workers: Workers,
-    workspace: Workspace,
-    folder: Path,
-    told: Callable[[EpochRecord], None] = lambda record: None,
-) -> TrialOutcome:
+def test_two_workers_agree_with_this_process_though_one_is_killed(
+    two: Workers, tmp_path: Path, workspace: Workspace
+) -> None:
     """Every user's rank and every epoch's loss; parameters are compared in tests/train."""
     config = _config(personal_epochs=8)
     alone: list[EpochRecord] = []
-    fresh = workspace.with_nothing_trained(folder / "alone")
+    fresh = workspace.with_nothing_trained(tmp_path / "alone")
     expected = run_trial(config, fresh, alone.append, test=True)
     records: list[EpochRecord] = []
 
     def report(record: EpochRecord) -> None:
         records.append(record)
-        told(record)
+        if record.epoch == 3:
+            os.kill(pids_of("RayTrainWorker", state="ALIVE")[-1], signal.SIGKILL)
 
-    outcome = train(workers.broker, _task(config, folder), report)
-    assert not list((folder / "checkpoints").glob("*/*/epoch-*"))
+    before = set(pids_of("RayTrainWorker"))
+    outcome = train(two.broker, _task(config, tmp_path), report)
+    # A lost worker takes its group with it.
+    assert len(set(pids_of("RayTrainWorker")) - before) == outcome.world_size == 2
+    assert not list((tmp_path / "checkpoints").glob("*/*/epoch-*"))
     assert [record.epoch for record in records] == list(range(1, 10))  # no epoch is reported twice
     np.testing.assert_allclose(
         [record.loss for record in records], [record.loss for record in alone], rtol=1e-5
     )
     assert np.array_equal(outcome.users.group, expected.users.group)
     assert np.array_equal(outcome.users.test_rank, expected.users.test_rank)
-    return outcome
-
-
-def test_two_workers_agree_with_this_process_though_one_is_killed(
-    two: Workers, tmp_path: Path, workspace: Workspace
-) -> None:
-    before = set(pids_of("RayTrainWorker"))
-
-    def kill(record: EpochRecord) -> None:
-        if record.epoch == 3:
-            os.kill(pids_of("RayTrainWorker", state="ALIVE")[-1], signal.SIGKILL)
-
-    outcome = _check_against_this_process(two, workspace, tmp_path, kill)
-    assert outcome.world_size == 2
-    assert (
-        len(set(pids_of("RayTrainWorker")) - before) == 2
-    )  # a lost worker takes its group with it
 
 
 def test_the_same_processes_take_the_next_trial_also_after_one_that_fails(
@@ -124,14 +108,6 @@ def test_the_same_processes_take_the_next_trial_also_after_one_that_fails(
     assert "train_epoch" in "".join(told.value.__notes__)  # where it was raised
     train(two.broker, _task(replace(QUICK, seed=1), tmp_path), lambda record: None)
     assert set(pids_of("RayTrainWorker")) == before
-
-
-@pytest.mark.slow
-def test_one_worker_agrees_with_this_process(tmp_path: Path, workspace: Workspace) -> None:
-    before = len(pids_of("RayTrainWorker"))
-    with _workers(1, workspace.with_nothing_trained(tmp_path / "own"), tmp_path) as one:
-        _check_against_this_process(one, workspace, tmp_path)
-        assert len(pids_of("RayTrainWorker")) - before == 1
 
 
 @pytest.mark.slow

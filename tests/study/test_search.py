@@ -12,7 +12,6 @@ import pytest
 from optuna.trial import TrialState
 
 from perpeft_ray.config import LossSettings, SearchSettings, StudyConfig, TrainSettings, TrialConfig
-from perpeft_ray.metrics import on_front
 from perpeft_ray.store.record import Searched
 from perpeft_ray.study.plan import TrialSpec, all_settings
 from perpeft_ray.study.search import (
@@ -146,22 +145,6 @@ def test_the_journal_has_how_each_trial_ended(tmp_path: Path) -> None:
     assert runs.states() == states
     assert [trial.value for trial in runs.trials[:2]] == [0.3, 0.2]
     assert runs.trials[1].intermediate_values == {3: 0.1, 4: 0.2}
-
-
-def test_optuna_gets_both_objectives(tmp_path: Path) -> None:
-    runs = Runs(tmp_path, StudyConfig(search=SearchSettings(pareto=True, trials=8)))
-    search = runs.open()
-    given = []
-    for index in range(8):
-        config = search.ask(str(index)).config
-        given.append((0.01 * index, float((config.groups or 1) * (config.rank or 1))))
-        assert not search.report(str(index), 4, given[-1][0])
-        search.tell(str(index), "COMPLETE", given[-1][0], int(given[-1][1]))
-    found = journal_of(tmp_path)
-    assert [tuple(trial.values) for trial in found.trials] == given
-    scores, sizes = zip(*given, strict=True)
-    front = {pair for pair, on in zip(given, on_front(sizes, scores), strict=True) if on}
-    assert {tuple(trial.values) for trial in found.best_trials} == front
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from perpeft_ray.train.epoch import ID_NORM_WEIGHT, StageData, steps_of, train_e
 from perpeft_ray.train.grouping import group_items
 from perpeft_ray.train.state import (
     TrainState,
-    load_optimizers,
     load_weights,
     new_state,
     optimizer_tensors,
@@ -126,22 +125,6 @@ def test_a_parallel_step_is_gradient_accumulation_over_its_batches(workspace, ma
     (torch.stack(losses).sum() / positions + ID_NORM_WEIGHT * table.norm()).backward()
     for name, parameter in state.model.backbone.named_parameters():
         torch.testing.assert_close(seen[name], parameter.grad, atol=1e-7, rtol=1e-4)
-
-
-def test_saved_weights_and_moments_go_on_as_if_nothing_had_happened(workspace, make_trial):
-    config = make_trial()
-    data = _data(workspace, 0.5)
-    unbroken = _state(workspace, make_trial)
-    train_epoch(unbroken, data, 1, config, Alone())
-    saved, moments = weights(unbroken), optimizer_tensors(unbroken)
-    train_epoch(unbroken, data, 2, config, Alone())
-
-    resumed = _state(workspace, make_trial, seed=0)
-    load_weights(resumed, saved)
-    load_optimizers(resumed, moments)
-    train_epoch(resumed, data, 2, config, Alone())
-    for name, value in weights(unbroken).items():
-        assert torch.equal(value, weights(resumed)[name]), name
 
 
 def test_a_loss_that_is_not_finite_stops_training(workspace, make_trial):
