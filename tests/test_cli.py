@@ -234,7 +234,7 @@ def test_a_small_study_from_another_folder(tmp_path):
     again = run(str(SCRIPT), *line.split(), cwd=tmp_path)
     assert again.returncode == 0
     assert "COMPLETE" not in again.stderr
-    tables = run("-m", "perpeft_ray", "tables", str(study), cwd=ROOT)
+    tables = run("-m", "perpeft_ray", "tables", "results/ablation_peft", cwd=tmp_path)
     assert tables.returncode == 0
     assert again.stdout.startswith(tables.stdout)  # without a word of progress
 
