@@ -1,17 +1,14 @@
-"""What goes wrong around a study: killed processes, full disks, no room on Ray."""
+"""What goes wrong around a study: trials that fail, killed processes, full disks."""
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from optuna.trial import TrialState
 from ray.exceptions import RayTaskError
 
@@ -25,12 +22,10 @@ from tests.study.fakes import (
     fake_run_failing,
     fake_run_killing_tune,
     new_study,
-    pids_of,
     printed,
     rows_of,
     small_study,
     states,
-    take_all_processors,
 )
 from tests.study.run_here import Ran, run_here
 
@@ -152,20 +147,3 @@ def test_a_full_disk_is_recognised_in_every_form(tmp_path: Path) -> None:
     assert not is_full_disk(MemoryError())
     with pytest.raises(ValueError, match="other"), stopping_on_full_disk(tmp_path / "none"):
         raise ValueError("other")
-
-
-@pytest.mark.usefixtures("ray_runtime")
-def test_the_study_stops_where_others_hold_the_processors(tmp_path: Path) -> None:
-    """tests/study/test_tuning.py has one that waits until they are free."""
-    other = take_all_processors()
-    study = new_study(tmp_path, replace(FEW, start_timeout_s=2.0))
-    began = time.monotonic()
-    with pytest.raises(StudyStoppedError, match=r"it needs 1 CPU; .* of which 0 CPU are free"):
-        printed(run_ablation, study)
-    assert time.monotonic() - began < 30  # 2 s, on a machine that may be busy
-    assert rows_of(study) == []
-    ray.kill(other)
-    for pid in pids_of(
-        "TrainController", state="ALIVE"
-    ):  # else its workers start now that there is room
-        os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A whole study under Ray and Tune, with a runner that does not train, against the stand-in."""
+"""A study under Ray and Tune, with a runner that does not train: against the stand-in, and room."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from typing import Any
 import pytest
 import ray
 
+from perpeft_ray.errors import StudyStoppedError
 from perpeft_ray.study import room
 from perpeft_ray.study.questions import run_ablation
-from tests.study.fakes import printed, rows_of, states, take_all_processors
+from tests.study.fakes import (
+    new_study,
+    printed,
+    rows_of,
+    small_study,
+    states,
+    take_all_processors,
+)
 from tests.study.run_here import Ran, run_here, whole_study
 
 pytestmark = pytest.mark.usefixtures("ray_runtime")
@@ -65,3 +73,18 @@ def test_every_trial_of_a_study_is_in_tensorboard(ran: Ran) -> None:
 def test_the_same_command_again_finds_nothing_to_do(ran: Ran) -> None:
     assert "COMPLETE" not in printed(run_ablation, ran.study)
     assert rows_of(ran.study) == ran.rows
+
+
+def test_a_study_stops_where_others_hold_the_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test here: its workers start once there is room, and take a processor to end."""
+    monkeypatch.setattr("perpeft_ray.train.ray_train._END_S", 200.0)  # not for those workers
+    other = take_all_processors()
+    study = new_study(tmp_path, small_study(methods=("popularity",), start_timeout_s=2.0))
+    began = time.monotonic()
+    with pytest.raises(StudyStoppedError, match=r"it needs 1 CPU; .* of which 0 CPU are free"):
+        printed(run_ablation, study)
+    assert time.monotonic() - began < 100  # 2 s, on a machine that may be busy
+    assert rows_of(study) == []
+    ray.kill(other)
