@@ -258,19 +258,6 @@ def test_in_parallel_mode_every_method_sees_as_many_users_a_step():
     assert StudyConfig().trial("global", **given).step_batches == 1  # sequential
 
 
-def test_a_given_setting_leaves_the_search():
-    study = StudyConfig(
-        peft=PeftSettings(variant="lora", rank=4),
-        loss=LossSettings(conditioning_weight=1.0),
-        search=SearchSettings(groups=(2, 3)),
-    )
-    assert study.values("variant") == ("lora",)
-    assert study.values("rank") == (4,)
-    assert study.values("conditioning_weight") == (1.0,)
-    assert study.values("groups") == (2, 3)
-    assert study.values("learning_rate") == SearchSettings().learning_rates
-
-
 def test_every_field_is_in_the_hash():
     other: dict[str, Any] = {
         "method": "random_grouping",

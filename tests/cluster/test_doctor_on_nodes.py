@@ -119,9 +119,3 @@ def test_a_wrong_token_is_told_and_nothing_hangs(nodes, tmp_path):
     assert "not reached" in row(ended.stdout, "Ray")
     assert "the same RAY_AUTH_MODE and token as there" in row(ended.stdout, "Ray")
     assert "InvalidAuthToken" in ended.stderr  # in Ray's own words
-
-
-def test_bad_input_needs_no_cluster(nodes, tmp_path):
-    ended = doctor(nodes, tmp_path, "--workers -1")
-    assert ended.returncode == 2
-    assert "`workers` must be a whole number of at least 1, but is -1" in ended.stderr

@@ -105,15 +105,24 @@ def test_half_precision_is_half_as_large_and_close(exported, export):
     assert same.score == pytest.approx(best.score, rel=1e-2)
 
 
-@pytest.mark.parametrize("family", ["toyshop-clip", "text", "siglip", "pair"])
-def test_a_folder_with_its_encoder_works_alone(shop, tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        ("toyshop-clip", "lora"),
+        ("text", "vera"),
+        ("siglip", "iisan"),
+        ("align", "bitfit"),
+        ("pair", "oft"),
+    ],
+)
+def test_a_folder_with_its_encoder_works_alone(shop, tmp_path, family, variant):
     """Study, data, cache and encoder are gone; the folder was moved."""
     encoder = family
     if family != "toyshop-clip":
         encoder = write_tiny_model(family, tmp_path / "machine" / "encoder")
     data = Path(shutil.copytree(shop, tmp_path / "machine" / "data"))
     folder = new_study(data, tmp_path / "machine" / "results", encoder)
-    trial = open_trained(folder, trials_of(folder)())
+    trial = open_trained(folder, trials_of(folder)("perpeft", variant))
     export_trial(folder, trial.trial_id, tmp_path / "model", with_encoder=True)
     module = tmp_path / "model" / "groups" / "1"
     if family in ("text", "pair"):

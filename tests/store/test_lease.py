@@ -104,13 +104,6 @@ def test_a_holder_that_was_killed_is_replaced_at_once(
         pass
 
 
-def test_an_error_frees_the_study_too(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="broken"), leased(tmp_path / "new", silent):
-        raise ValueError("broken")
-    with leased(tmp_path / "new", silent):
-        pass
-
-
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "SETTLE_S", 0.0)

@@ -188,30 +188,6 @@ def printed(run: Callable[[Study, Progress], None], study: Study) -> str:
     return out.getvalue()
 
 
-def take_all_processors() -> Any:
-    """An actor that holds every CPU of Ray until it is killed."""
-    import ray
-
-    @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
-    class Other:
-        def here(self) -> bool:
-            return True
-
-    other = Other.remote()  # type: ignore[attr-defined]  # Ray adds it
-    ray.get(other.here.remote())
-    return other
-
-
-def pids_of(class_name: str, **wanted: str) -> list[int]:
-    """Of Ray's actors of a class, with these fields."""
-    import ray
-    from ray.util.state import list_actors
-
-    filters: list[Any] = [(k, "=", v) for k, v in {"class_name": class_name, **wanted}.items()]
-    address = ray.get_runtime_context().gcs_address
-    return [actor.pid or 0 for actor in list_actors(address, filters=filters, limit=1000)]
-
-
 def search_trials(study: StudyConfig, method: Method = "perpeft") -> list[TrialSpec]:
     """Every trial that the search of a method can choose from."""
     return [search_trial(study, method, setting) for setting in all_settings(study, method) or []]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+from ray.util.state import list_actors
 
 from perpeft_ray.config import StudyConfig, TrainSettings, TrialConfig
 from perpeft_ray.train.broker import Task
@@ -20,7 +22,6 @@ from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import Workspace, prepare
 from tests.on_workers import train
 from tests.small_shop import write_small_shop
-from tests.study.fakes import pids_of
 
 pytestmark = [pytest.mark.usefixtures("ray_runtime"), pytest.mark.timeout(500)]
 
@@ -58,6 +59,13 @@ def _task(config: TrialConfig, folder: Path) -> Task:
     return Task(config.config_hash, config, True, folder / "checkpoints" / config.config_hash)
 
 
+def _pids(**wanted: str) -> list[int]:
+    """Of Ray Train's workers."""
+    filters = [(k, "=", v) for k, v in {"class_name": "RayTrainWorker", **wanted}.items()]
+    address = ray.get_runtime_context().gcs_address
+    return [actor.pid or 0 for actor in list_actors(address, filters=filters, limit=1000)]
+
+
 QUICK = StudyConfig(train=replace(TRAIN, personal_epochs=1)).trial("without_mm", seed=0)
 
 
@@ -83,12 +91,12 @@ def test_two_workers_agree_with_this_process_though_one_is_killed(
     def report(record: EpochRecord) -> None:
         records.append(record)
         if record.epoch == 3:
-            os.kill(pids_of("RayTrainWorker", state="ALIVE")[-1], signal.SIGKILL)
+            os.kill(_pids(state="ALIVE")[-1], signal.SIGKILL)
 
-    before = set(pids_of("RayTrainWorker"))
+    before = set(_pids())
     outcome = train(two.broker, _task(config, tmp_path), report)
     # A lost worker takes its group with it.
-    assert len(set(pids_of("RayTrainWorker")) - before) == outcome.world_size == 2
+    assert len(set(_pids()) - before) == outcome.world_size == 2
     assert not list((tmp_path / "checkpoints").glob("*/*/epoch-*"))
     assert [record.epoch for record in records] == list(range(1, 10))  # no epoch is reported twice
     np.testing.assert_allclose(
@@ -102,19 +110,19 @@ def test_the_same_processes_take_the_next_trial_also_after_one_that_fails(
     two: Workers, tmp_path: Path
 ) -> None:
     """A loss that is not finite would come again, so no worker starts again for it."""
-    before = set(pids_of("RayTrainWorker"))
+    before = set(_pids())
     with pytest.raises(FloatingPointError, match="must be finite, but is nan in stage") as told:
         train(two.broker, _task(_config(3, 1e18), tmp_path), lambda record: None)
     assert "train_epoch" in "".join(told.value.__notes__)  # where it was raised
     train(two.broker, _task(replace(QUICK, seed=1), tmp_path), lambda record: None)
-    assert set(pids_of("RayTrainWorker")) == before
+    assert set(_pids()) == before
 
 
 @pytest.mark.slow
 def test_processes_end_with_a_trial_that_asks_for_it(tmp_path: Path, workspace: Workspace) -> None:
-    before = set(pids_of("RayTrainWorker"))
+    before = set(_pids())
     with _workers(1, workspace.with_nothing_trained(tmp_path), tmp_path) as running:
         for rate in (1e-3, 2e-3):
             task = replace(_task(_config(1, rate), tmp_path), fresh_process=True)
             train(running.broker, task, lambda record: None)
-    assert len(set(pids_of("RayTrainWorker")) - before) >= 2
+    assert len(set(_pids()) - before) >= 2

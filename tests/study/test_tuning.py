@@ -19,11 +19,23 @@ from tests.study.fakes import (
     rows_of,
     small_study,
     states,
-    take_all_processors,
 )
 from tests.study.run_here import Ran, run_here, whole_study
 
 pytestmark = pytest.mark.usefixtures("ray_runtime")
+
+
+def take_all_processors() -> Any:
+    """An actor that holds every CPU of Ray until it is killed."""
+
+    @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    other = Other.remote()  # type: ignore[attr-defined]  # Ray adds it
+    ray.get(other.here.remote())
+    return other
 
 
 @pytest.fixture(scope="module")
