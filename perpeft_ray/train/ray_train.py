@@ -115,7 +115,7 @@ def worker_groups(
     end_s = _END_S
     try:
         yield workers
-    except StudyStoppedError:  # for want of room: groups that never started end with the Ray job
+    except StudyStoppedError:  # no room or memory: the groups end with the study's Ray job
         end_s = 0.0
         raise
     finally:
