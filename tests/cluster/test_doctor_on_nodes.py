@@ -118,4 +118,3 @@ def test_a_wrong_token_is_told_and_nothing_hangs(nodes, tmp_path):
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "not reached" in row(ended.stdout, "Ray")
     assert "the same RAY_AUTH_MODE and token as there" in row(ended.stdout, "Ray")
-    assert "InvalidAuthToken" in ended.stderr  # in Ray's own words

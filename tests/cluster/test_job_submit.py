@@ -34,7 +34,7 @@ def test_a_study_as_a_job(nodes, tmp_path):
     ablation = trials[trials.phase == "ablation"]
     assert sorted(ablation.method) == ["perpeft", "without_mm"]
     assert ablation.test_ndcg_at_20.notna().all()
-    assert "Test NDCG@20 on toyshop" in ended.stdout
+    assert "Test NDCG@20 × 100 on toyshop" in ended.stdout
     # Of the uploaded copy, which has no .git; the clone that the test runs in may have one.
     assert json.loads((study / "study.json").read_text())["git_revision"] is None
 
