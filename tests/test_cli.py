@@ -116,6 +116,7 @@ def test_every_dotted_name_sets_its_field():
 
 def test_presets_can_be_overridden():
     assert parse_study([]) == StudyConfig() == parse_study(["--preset", "toyshop"])
+    assert parse_study(["--parallel-workers", "0"]) == StudyConfig()  # of earlier versions
     paper = parse_study(["--train.batch-size", "32", "--preset=paper", "--peft.rank", "search"])
     assert (paper.train.lr, paper.train.batch_size, paper.peft.rank) == (1e-4, 32, "search")
 
@@ -143,6 +144,7 @@ def test_bad_fields_are_reported_in_one_line(arguments, message):
         ("--methods perpft", "one of popularity, item_knn, ", "; did you mean `perpeft`?"),
         ("--search.variants ia", "one of lora, ia3, ", "; did you mean `ia3`?"),
         ("--preset p", "one of toyshop, full, paper", ""),
+        ("--parallel-workers 2", "0", ""),
         ("--preset ---------", "one of toyshop, full, paper", ""),
         ("--search.trials x", "a whole number", ""),
         ("--peft.rank four", "a whole number or search", ""),
@@ -223,6 +225,7 @@ def test_a_small_study_from_another_folder(tmp_path):
     )
     ended = run(str(SCRIPT), *line.split(), cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
+    assert "raylet" not in ended.stdout + ended.stderr  # Ray's warnings of many processes
     study = tmp_path / "results" / "ablation_peft"
     trials = pd.read_parquet(study / "trials")
     assert len(trials) == 3 + 3

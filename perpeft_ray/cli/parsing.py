@@ -106,7 +106,7 @@ def _message(box: str) -> str:
         return f"`{found[1]}` must be followed by a value"
     if message.startswith("invalid choice") and len(values) > 2:
         value, option, *choices = values
-        rule = f"one of {', '.join(choices)}"
+        rule = f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
         return f"`{option}` must be {rule}, but is {value!r}{nearest(value, choices)}"
     option = re.match(r"Error parsing (?:\S+/)?(--\S+): ", message)
     kind = option and re.search(rf"{option[1]} (.*?)[ │|]*$", box, flags=re.MULTILINE)

@@ -6,7 +6,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import tyro
 
@@ -38,6 +38,9 @@ class StudyOptions:
     config: Annotated[StudyConfig, tyro.conf.arg(name="")]
     preset: Preset = "toyshop"
     """Defaults: sized for toyshop on two cores, toyshop in full, or the paper's constants."""
+    parallel_workers: Literal[0] = 0
+    """Only 0, for command lines of earlier versions, whose studies could have rows in a second
+    training mode; compare modes with two studies."""
     given: tyro.conf.Suppress[tuple[str, ...]] = ()
     """Names of the options on the command line."""
 
@@ -56,7 +59,8 @@ class StudyOptions:
                 given[name.replace("-", "_")] = value if equals else following
         presets: tuple[Preset, ...] = get_args(Preset)  # the full parser refuses others
         chosen = next((name for name in presets if name == given.get("preset")), presets[0])
-        return cls((question or Question()).defaults(preset(chosen)), chosen, tuple(given))
+        config = (question or Question()).defaults(preset(chosen))
+        return cls(config, chosen, given=tuple(given))
 
 
 @dataclass(frozen=True)

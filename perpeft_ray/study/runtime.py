@@ -29,6 +29,9 @@ _ENVIRONMENT = {
     # applies the level to Ray's servers too, so their log files lack these errors. Set the variable
     # to look for a fault in Ray.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Ray warns on the terminal of four times as many processes as it starts at once: by default
+    # eight on two CPUs, which is what a study of two trials at a time has.
+    "RAY_worker_maximum_startup_concurrency": str(max(8, os.cpu_count() or 1)),
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of encoders stay valid in trials
     # Trials keep a step's memory for the next one: returning it to the system and asking for it
     # again took a fifth of their time (sys 20 % -> 4 %, see results/findings/cpu_speed.md).
