@@ -119,7 +119,8 @@ def plan_study(
 def chosen(config: StudyConfig, given: Collection[str], users: int) -> StudyConfig:
     """The settings for `users` evaluated users of a real catalogue, except the `given` ones."""
     groups = tuple(g for g in (4, 8) if users >= g * GROUP_USERS) or (2,)
-    most = max(groups if "search.groups" not in given else config.values("groups"))
+    are_given = {"search.groups", "grouping.groups"} & set(given)
+    most = max(config.values("groups") if are_given else groups)
     per_step = users // (8 * most)  # at least 8 steps per epoch for a group's module
     wanted: dict[str, Any] = {
         **REAL_DATA,

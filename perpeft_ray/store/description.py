@@ -61,6 +61,11 @@ def check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
     old, new = dotted(there), dotted(here)
     for name in sorted(old.keys() | new.keys(), key=[*new, *old].index):
         if name not in NO_PART and old.get(name) != new.get(name):
+            if name not in old or name not in new:
+                raise InputError(
+                    f"`{name}` must be a setting of both the study that {path} holds and this "
+                    "version, but another version wrote the study; choose another `study` name"
+                )
             raise InputError(
                 f"`{name}` must be {old.get(name)} as in the study that {path} holds, but is "
                 f"{new.get(name)}; another `study` name keeps both"

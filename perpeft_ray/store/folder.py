@@ -140,8 +140,12 @@ class StudyFolder:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The content of `study.json`."""
-        return json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]  # json says Any
+        """The content of `study.json`. Raises InputError if it is damaged."""
+        file = self.path / DESCRIPTION
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]  # json says Any
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file} must be JSON, but is damaged: {error}") from error
 
     @property
     def config(self) -> StudyConfig:

@@ -151,7 +151,7 @@ def _read(file: Path | str) -> Holder | None:
     try:
         content = read_file(file)
         return None if content is None else Holder(**json.loads(content))
-    except json.JSONDecodeError:  # truncated when the machine went down
+    except (json.JSONDecodeError, TypeError):  # truncated, or of another version
         return None
 
 

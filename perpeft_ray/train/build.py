@@ -30,8 +30,9 @@ _MODALITY: dict[Method, Modality] = {"without_text": "image", "without_image": "
 
 def computed_with(encoder: str, dtype: Dtype, device: torch.device) -> str:
     """What results depend on besides settings, data and encoder: the dtype that a setting means on
-    a device, and the kind of device."""
-    return f"{resolved_dtype(encoder, dtype, device)}-{device.type}"
+    a device, the kind of device, and whether fast paths are off."""
+    plain = "" if fast.enabled() else "-plain"
+    return f"{resolved_dtype(encoder, dtype, device)}-{device.type}{plain}"
 
 
 def build_model(config: TrialConfig, workspace: Workspace, device: torch.device) -> Recommender:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from perpeft_ray.api import plan as plan_module
 from perpeft_ray.api.plan import Cost, chosen, estimated, plan_study, seconds_of, within
 from perpeft_ray.cli.parsing import parse
 from perpeft_ray.cli.study import StudyCommand
-from perpeft_ray.config import AUTO, SearchSettings, StudyConfig, TrainSettings
+from perpeft_ray.config import AUTO, GroupingSettings, SearchSettings, StudyConfig, TrainSettings
 from perpeft_ray.encoder import source
 from perpeft_ray.errors import InputError
 from perpeft_ray.store.folder import StudyFolder
@@ -51,6 +52,17 @@ def test_what_is_given_stays() -> None:
     assert study.train.batch_size == 7
     assert study.values("variant") == ("lora", "ia3")
     assert study.search.trials == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("grouping.groups", {"grouping": GroupingSettings(groups=32)}),
+        ("search.groups", {"search": SearchSettings(groups=(32, 16))}),
+    ],
+)
+def test_more_groups_have_smaller_batches(name: str, setting: dict[str, Any]) -> None:
+    assert chosen(replace(OWN, **setting), {name}, 12_000).train.batch_size == 32
 
 
 def test_the_estimate_by_hand() -> None:

@@ -321,3 +321,12 @@ def test_a_study_with_a_setting_that_this_version_lacks_is_refused(tmp_path: Pat
     (folder.path / "study.json").write_text(json.dumps(description))
     with pytest.raises(InputError, match="those of this version, but `warmth` is not"):
         _ = StudyFolder.open(folder.path).config
+    with pytest.raises(InputError, match=r"`train\.warmth` .* another version wrote the study"):
+        StudyFolder.create(StudyConfig(storage=str(tmp_path)))
+
+
+def test_a_damaged_description_is_told(tmp_path: Path) -> None:
+    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
+    (folder.path / "study.json").write_text('{"config": ')
+    with pytest.raises(InputError, match=r"study\.json must be JSON, but is damaged"):
+        _ = StudyFolder.open(folder.path).config

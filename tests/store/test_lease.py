@@ -191,3 +191,9 @@ def test_at_a_uri_an_ended_process_of_this_machine_is_replaced_at_once(tmp_path:
     leave(tmp_path, host=me["host"], machine=me["machine"], pid=int(gone.stdout))
     with leased(tmp_path.as_uri(), silent):
         pass
+
+
+def test_a_holder_file_of_another_version_holds_nothing(tmp_path: Path) -> None:
+    (tmp_path / lease.HOLDER).write_text('{"host": "x", "pid": 1}')
+    with leased(tmp_path, lambda _: None):
+        assert json.loads((tmp_path / lease.HOLDER).read_text())["pid"] == os.getpid()

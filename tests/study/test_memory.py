@@ -66,21 +66,27 @@ def test_the_killed_trial_is_a_row_and_the_same_command_repeats_it(
     # A trial needs all processors: the next one shows that those of the killed one are free again.
     eat = ("--eat", "search:3", "--cpus-per-worker", str(os.cpu_count()))
     ended = run_quick_study(tmp_path, *eat, RAY_memory_usage_threshold=f"{threshold:.4f}")
-    assert ended.returncode == 0, ended.stderr
+    # Ray may kill Ray Train's own process beside the trial's, and so end the study.
+    stopped = ended.returncode == 1
+    if stopped:
+        assert "free memory, then rerun the same command to resume" in ended.stderr
+    else:
+        assert ended.returncode == 0, ended.stderr
     trials = rows_in(tmp_path)
     [killed] = trials[trials.status == "FAIL"].to_dict("records")
     assert re.match(r"MemoryError: .*[Mm]emory.* used / .* limit", killed["error"])
     assert killed["phase"] == "search"
-    assert set(trials.status) == {"COMPLETE", "PRUNED", "FAIL"}
-    assert (trials.started_at > killed["finished_at"]).sum() >= 6
+    assert set(trials.status) <= {"COMPLETE", "PRUNED", "FAIL"}
     # Its process is gone: one that lives is given the next trials, and no other began after.
     runs = tmp_path / "runs"
     [eater] = [file.name.split("-")[1] for file in runs.glob("eats-*")]
     assert list(runs.glob(f"began-search-{killed['config_hash']}-{eater}-*"))
     assert len(list(runs.glob(f"began-*-{eater}-*"))) == 4
+    if not stopped:
+        assert (trials.started_at > killed["finished_at"]).sum() >= 6
 
     again = run_quick_study(tmp_path, *eat)
     assert again.returncode == 0, again.stderr
-    assert f"continuing: {len(trials) - 1} of {len(trials)} trials are done" in again.stderr
+    assert f"continuing: {len(trials) - 1} of " in again.stderr
     trials = rows_in(tmp_path)
     assert set(trials.status) == {"COMPLETE", "PRUNED"}

@@ -97,3 +97,10 @@ def test_auto_is_the_dtype_that_it_means_here(native, dtype, monkeypatch):
     cpu = torch.device("cpu")
     found = computed_with("toyshop-clip", "auto", cpu)
     assert found == computed_with("toyshop-clip", dtype, cpu) == f"{dtype}-cpu"
+
+
+def test_plain_and_fast_results_are_kept_apart(monkeypatch):
+    cpu = torch.device("cpu")
+    by_fast = computed_with("toyshop-clip", "float32", cpu)
+    monkeypatch.setenv("PERPEFT_FAST", "0")
+    assert computed_with("toyshop-clip", "float32", cpu) != by_fast

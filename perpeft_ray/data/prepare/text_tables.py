@@ -209,7 +209,8 @@ def _json_lines(database: Database, path: Path, encoding: str, text: str, file: 
         "escape='', header=false, columns={'line': 'VARCHAR'}, auto_detect=false, "
         "max_line_size=16000000) WHERE trim(line) <> '')"
     )
-    object_ = "(json_valid(line) AND json_type(line) = 'OBJECT')"
+    # AND would evaluate both sides, and the type of a line that is no JSON is an error.
+    object_ = "CASE WHEN json_valid(line) THEN json_type(line) = 'OBJECT' ELSE false END"
     with database.reading(f"{str(path)!r}"):
         keys = database.rows(
             f"SELECT unnest(json_keys(line)) AS key FROM (FROM {lines} LIMIT 1000) WHERE {object_}"

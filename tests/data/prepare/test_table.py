@@ -198,6 +198,14 @@ def test_json_numbers_are_exact(tmp_path):
     assert rows(tmp_path) == [("9007199254740993", "12345678901234567890123", 1_700_000_000)]
 
 
+@pytest.mark.parametrize("broken", ["{broken", '{"user": "u", "it'])
+def test_a_line_that_is_no_json_is_left_out(tmp_path, broken):
+    lines = [json.dumps({"user": "u", "item": "a", "time": at}) for at in range(20)]
+    repairs = prepare(tmp_path, "\n".join([*lines[:10], broken, *lines[10:]]), "orders.jsonl")
+    assert len(rows(tmp_path)) == 20
+    assert any(note.startswith("1 line of orders.jsonl left out") for note in repairs.notes)
+
+
 ROWS = "".join(f"u,a,{at}\n" for at in range(20))
 LEFT_OUT = {
     "too few": ("u,a\n", "1 line of orders.csv left out: missing columns (line 2: 'u,a')"),
