@@ -37,11 +37,18 @@ def check_inputs(
     study keeps the data that it started with.
     """
     dataset = open_dataset(config.dataset, cache, config.data, again=again)
+    warn_of_empty_items(dataset)
     config = with_encoder(config, has_images=bool(dataset.items["image"].notna().any()))
     split = split_dataset(dataset, config.data)
     check_settings(config, split.num_users)
     check_histories(split, config.dataset)
     return config, dataset
+
+
+def warn_of_empty_items(dataset: Dataset) -> None:
+    """Say so if no item has a title or an image: all items then look the same to the encoder."""
+    if not dataset.items["title"].fillna("").any() and not dataset.items["image"].notna().any():
+        note("warning: no item has a title or an image, so the encoder has nothing to read")
 
 
 def with_encoder(config: StudyConfig, *, has_images: bool) -> StudyConfig:

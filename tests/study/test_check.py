@@ -22,9 +22,23 @@ from perpeft_ray.study.check import (
     check_storage_outlives_job,
     check_study,
     check_trackers,
+    warn_of_empty_items,
 )
 
 ROOT = Path(__file__).parents[2]
+
+
+def of_items(**columns: list[str | None]) -> Dataset:
+    """A data set with these items, of no interactions."""
+    return Dataset("parquet:shop", Path(), pd.DataFrame(), pd.DataFrame(columns), "", "")
+
+
+def test_items_without_title_and_image_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_empty_items(of_items(title=[None, "lamp"], image=[None, None]))
+    warn_of_empty_items(of_items(title=[None, ""], image=[None, "a.jpg"]))
+    assert capsys.readouterr().err == ""
+    warn_of_empty_items(of_items(title=[None, ""], image=[None, None]))
+    assert "no item has a title or an image" in capsys.readouterr().err
 
 
 def split(**histories: str) -> Split:
