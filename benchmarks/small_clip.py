@@ -63,7 +63,7 @@ def measure() -> dict[str, dict[str, float]]:
             works.append(partial(plain.step, exact.stage_data(stage)))
             times[name] = seconds_in_turn(works, repeats=3)
         works = [*(bench.evaluation() for bench in benches.values()), plain.evaluate]  # type: ignore[list-item]  # only its seconds count
-        times[EVALUATION] = seconds_in_turn(works, repeats=2, warm_up=0)
+        times[EVALUATION] = seconds_in_turn(works, repeats=3)
         found = {
             case: {name: taken[place] for name, taken in times.items()}
             for place, case in enumerate([*benches, PLAIN])

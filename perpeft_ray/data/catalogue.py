@@ -62,6 +62,8 @@ class ItemBatch:
     """bool [n]."""
     parts: Parts | None = None
     """The titles by length; None: encode all together."""
+    patches: torch.Tensor | None = None
+    """[n, T, W]: the images as they enter the layers, if embedded before; else None."""
 
 
 @dataclass(frozen=True, eq=False)

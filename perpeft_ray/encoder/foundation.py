@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -112,9 +113,22 @@ class Towers(nn.Module):
 
     def forward(self, batch: ItemBatch) -> Tensor:
         """Features, float32 [n, out_features]."""
-        image = self.image.features(self.pixels(batch)) if self.image else None
+        image = self.images(batch) if self.image else None
         text = by_length(batch, self.text.features) if self.text else None
         return self.joined(batch, image, text)
+
+    def images(self, batch: ItemBatch) -> Tensor:
+        """The image half's features, [n, image_features]."""
+        assert self.image is not None
+        if batch.patches is not None:
+            return self.image.features_of_patches(batch.patches)
+        return self.image.features(self.pixels(batch))
+
+    def embedded(self, batch: ItemBatch) -> ItemBatch:
+        """The batch with its images embedded, where that is the same under all modules."""
+        if self.image is None or batch.pixels is None or not self.image.has_patches:
+            return batch
+        return replace(batch, patches=self.image.patches(self.pixels(batch)))
 
     def joined(self, batch: ItemBatch, image: Tensor | None, text: Tensor | None) -> Tensor:
         """`forward`'s output from the features of the present halves, [n, ...] each."""

@@ -144,8 +144,8 @@ class ImageHalf:
 
     def features(self, pixels: Tensor) -> Tensor:
         """The projected features, or the pooled last state, [n, out_features]."""
-        if self.fast and clip.runs(self.model):
-            return clip.image_features(self.model, pixels)
+        if self.has_patches:
+            return clip.image_features(self.model, self.patches(pixels))
         out = self._output(pixels)
         if self._dual:
             return out.pooler_output  # type: ignore[no-any-return]  # nn.Module's call is untyped
@@ -153,6 +153,19 @@ class ImageHalf:
         if state.dim() == 4:  # a convolutional model: [n, W, rows, columns]
             return state.float().mean(dim=(2, 3))  # type: ignore[no-any-return]  # nn.Module's call is untyped
         return self._pooled(state, pixels).float()
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether `features` can be computed from `patches`."""
+        return self.fast and clip.runs(self.model)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """The images as they enter the layers, [n, T, W], the same under all modules."""
+        return clip.patches(self.model, pixels)
+
+    def features_of_patches(self, patches: Tensor) -> Tensor:
+        """`features` of the images that `patches` embedded."""
+        return clip.image_features(self.model, patches)
 
     def states(self, pixels: Tensor) -> Tensor:
         """States at the class token, or their mean over patches, [n, layers + 1, W]."""

@@ -39,6 +39,10 @@ class ItemEncoder(nn.Module):
         """The arguments of `forward` for these items, on its device."""
         raise NotImplementedError
 
+    def shared(self, inputs: Inputs) -> Inputs:
+        """These inputs with everything computed that is the same under all modules."""
+        return inputs
+
     def order(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """These items in the best order to encode them in batches."""
         return items
@@ -69,6 +73,11 @@ class TowerItemEncoder(ItemEncoder):
         """An `ItemBatch`."""
         items = self._rows.padded(items, self._device)
         return (self._rows.batch(items, self._device),)
+
+    def shared(self, inputs: Inputs) -> Inputs:
+        """With embedded images."""
+        batch, *rest = inputs
+        return (self.towers.embedded(batch), *rest)
 
     def order(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """By title length, longest first."""

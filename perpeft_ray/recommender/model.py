@@ -8,7 +8,7 @@ Letters: I items (0 is padding), n items asked for, D hidden units, B users, T p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,6 +60,14 @@ class ItemTower(nn.Module):
             return self._graphs(module, inputs, len(items))
         return functional_call(self, dict(module), inputs)[: len(items)]  # type: ignore[no-any-return]  # torch says Any
 
+    def contents(
+        self, items: NDArray[np.int64], modules: Iterable[Mapping[str, Tensor]]
+    ) -> Iterator[Tensor]:
+        """`content` under each module; what modules do not change is computed once."""
+        inputs = self.encoder.shared(self.inputs(items))
+        for module in modules:
+            yield functional_call(self, dict(module), inputs)[: len(items)]
+
 
 class Recommender(nn.Module):
     """SASRec over items embedded with a group's module.
@@ -106,6 +114,14 @@ class Recommender(nn.Module):
             table = self.backbone.item_embedding.weight
             return table.new_zeros(len(items), table.shape[1])
         return self.tower.content(items, _own(module))
+
+    def contents(
+        self, items: NDArray[np.int64], modules: Sequence[GroupParameters]
+    ) -> Iterator[Tensor]:
+        """`content` under each of these modules."""
+        if self.tower is None:
+            return (self.content(items, module) for module in modules)
+        return self.tower.contents(items, map(_own, modules))
 
     def look_up(
         self,

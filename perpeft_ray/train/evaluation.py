@@ -45,9 +45,13 @@ class CatalogueContents:
         table = model.backbone.item_embedding.weight
         changed = [g for g in wanted if not self._is_known(g, modules[g])]
         fresh = torch.zeros(len(changed), *table.shape, device=table.device)
-        parts = [(place, items) for place in range(len(changed)) for items in model.chunks()]
-        for place, items in parts[collective.rank :: collective.world_size]:
-            fresh[place, torch.from_numpy(items)] = model.content(items, modules[changed[place]])
+        # Chunks by groups; every worker takes every n-th pair.
+        for number, items in enumerate(model.chunks()):
+            pairs = number * len(changed) + np.arange(len(changed))
+            own = np.flatnonzero(pairs % collective.world_size == collective.rank)
+            found = model.contents(items, [modules[changed[place]] for place in own])
+            for place, content in zip(own, found, strict=True):
+                fresh[place, torch.from_numpy(items)] = content
         if changed:
             collective.sum_(fresh)
         for group, content in zip(changed, fresh, strict=True):

@@ -70,7 +70,8 @@ def features_and_gradients(
     gradients = torch.autograd.grad(found.square().mean(), list(module.values()))
     with torch.no_grad():
         alone = functional_call(encoder.eval(), module, inputs)
-    return [found.detach(), alone, *gradients]
+        shared = functional_call(encoder, module, encoder.shared(inputs))
+    return [found.detach(), alone, shared, *gradients]
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,18 @@ def text_features(model: Any, ids: Tensor, place: Tensor) -> Tensor:
     return model.text_projection(tower.final_layer_norm(state))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
-def image_features(model: Any, pixels: Tensor) -> Tensor:
-    """`get_image_features` of normalised pixels [n, 3, S, S], read at the class token."""
+def patches(model: Any, pixels: Tensor) -> Tensor:
+    """Normalised pixels [n, 3, S, S] -> embedded class token and patches [n, T, W].
+
+    No adapter changes this part of the tower.
+    """
+    return model.vision_model.embeddings(pixels)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+def image_features(model: Any, patches: Tensor) -> Tensor:
+    """`get_image_features` of the images that `patches` embedded, read at the class token."""
     tower = model.vision_model
-    embedded = tower.pre_layrnorm(tower.embeddings(pixels))
-    state = _layers(tower.encoder.layers, embedded, None)
+    state = _layers(tower.encoder.layers, tower.pre_layrnorm(patches), None)
     return model.visual_projection(tower.post_layernorm(state))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 

@@ -73,7 +73,7 @@ class SuffixItemEncoder(TowerItemEncoder):
         towers, entries = self.towers, self._entries
         image = text = None
         if towers.image is not None and image_states is None:
-            image = towers.image.features(towers.pixels(batch))
+            image = towers.images(batch)
         elif towers.image is not None and image_states is not None:
             entry = entries["image"]
             blank = image_states.new_zeros(()).expand(len(image_states), *self._pixel_shape)
