@@ -276,7 +276,7 @@ def comparison(ranks: pd.DataFrame, variant: str, metric: str) -> pd.DataFrame:
     """One row per slice and method.
 
     Columns: slice, method, users, events, mean, and PerPEFT minus the method: difference, low and
-    high (of the interval; null if the method's mean is 0), p_value (null for PerPEFT itself).
+    high (of the interval; null with one user), p_value (null for PerPEFT itself).
     """
     from perpeft_ray.report.statistics import compare_users, user_metric
 

@@ -248,7 +248,9 @@ def _time(config: StudyConfig, cost: Cost | None, budget_s: float | None) -> str
     if cost is None:
         return "not known before the encoder's weights are on this machine"
     seconds = estimated(config, cost)
-    text = f"about {_duration(seconds)} at most, an estimate from a few users' training here"
+    text = (
+        f"about {_duration(seconds)} if no trial ends early, estimated from a short training here"
+    )
     if budget_s is not None and seconds > budget_s:
         text += f"; more than the budget of {_duration(budget_s)}: give fewer epochs or methods"
     return text
@@ -264,10 +266,12 @@ def _shows(config: StudyConfig, split: Split) -> str:
         ranks = simple_ranks(method, split, "valid")
         values[method] = ndcg(ranks[ranks >= 0], 20)
     best = max(values, key=lambda method: float(values[method].mean()))
-    mean, deviation = float(values[best].mean()), float(np.std(values[best], ddof=1))
-    users = len(split.evaluated("test"))
+    mean, users = float(values[best].mean()), len(split.evaluated("test"))
     if not mean:
         return "not known: counting finds nobody's next item, so the spread over users is unknown"
+    if np.ptp(values[best]) == 0:
+        return f"not known: not enough users in validation ({len(values[best])})"
+    deviation = float(np.std(values[best], ddof=1))
     effect = smallest_effect(users, deviation, LEVEL / len(config.values("variant")))
     return (
         f"a gain of {100 * effect / mean:.0f} % or more, in {POWER:.0%} of such studies, over a "

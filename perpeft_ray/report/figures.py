@@ -96,8 +96,8 @@ def effects(compared: Sequence[Comparison]) -> StudyFigure | None:
     return StudyFigure(
         "effects",
         "PerPEFT's gain over each method",
-        "Difference in test NDCG@20 × 100 with its 95 % bootstrap interval over users; filled "
-        "if significant (paired t, Holm-corrected, p < 0.05).",
+        "Difference in test NDCG@20 × 100 with its uncorrected 95 % bootstrap interval over "
+        "users; filled if significant (paired t, Holm-corrected, p < 0.05).",
         figure,
     )
 

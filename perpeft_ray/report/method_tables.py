@@ -116,8 +116,8 @@ def _against(rows: pd.DataFrame, variant: str) -> TextTable:
             "d": shown(rows.effect_size, "+.2f"),
             "p seeds": map(p_text, rows.p_seeds_holm),
         },
-        "perpeft minus the method, × 100, with its 95 % bootstrap interval; bold where better "
-        f"with p < 0.05. p: paired t over users ({_span(rows.users)}), whose values are "
+        "perpeft minus the method, × 100, with its uncorrected 95 % bootstrap interval; bold where "
+        f"better with p < 0.05. p: paired t over users ({_span(rows.users)}), whose values are "
         f"means over seeds; p seeds: paired t over seeds ({_span(rows.seeds)}); both "
         "Holm-corrected over all variants. d: Cohen's, over users.",
         {"difference": (rows.p_holm < LEVEL) & (rows.difference > 0)},

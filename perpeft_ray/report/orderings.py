@@ -158,8 +158,8 @@ def _text(rows: pd.DataFrame, dataset: str, metric: str) -> TextTable:
             "finding": rows.finding,
         },
         f"Encoder {rows.encoder.iloc[0]}; {rows.seeds.max()} seeds, {rows.users.max()} users. "
-        "× 100 with 95 % bootstrap intervals over users; p: paired t over users, Holm-corrected "
-        "over the data set; p seeds: paired t over seeds, not corrected.",
+        "× 100 with 95 % bootstrap intervals over users, not corrected; p: paired t over users, "
+        "Holm-corrected over the data set; p seeds: paired t over seeds, not corrected.",
         {"finding": rows.finding != "undecided"},
     )
 

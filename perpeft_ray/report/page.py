@@ -23,6 +23,7 @@ from perpeft_ray.report.tables import (
     write_tables,
 )
 from perpeft_ray.report.text import MISSING, StudyTable, write_page
+from perpeft_ray.screen import counted
 from perpeft_ray.store.description import repeat_warnings
 
 TRIAL_HEADER = (
@@ -161,7 +162,7 @@ def empty_groups(results: StudyResults) -> Iterator[str]:
     if len(empty):
         worst = empty.idxmax()
         yield (
-            f"{len(empty)} of the compared trials have groups without users, such as {worst} "
+            f"Groups without users in {counted(len(empty), 'compared trial')}, such as {worst} "
             f"({empty[worst]:.0f} of {trials.groups[worst]:.0f} groups): too many users are alike; "
             "ask for fewer groups."
         )

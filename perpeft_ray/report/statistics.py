@@ -11,10 +11,9 @@ same, from few seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +29,8 @@ from perpeft_ray.store.schema import USERS
 LEVEL = 0.05
 """Significance level of corrected tests."""
 _RESAMPLES = 2000
+_ROUNDING = 1e-12
+"""Equal differences of metrics vary by less, from rounding."""
 _PAIR = ["dataset", "seed"]
 
 
@@ -46,11 +47,12 @@ class Comparison:
     difference: float
     """mean_a - mean_b."""
     interval: tuple[float, float]
-    """95 % bootstrap interval of the difference, over users; not a number if mean_b is 0."""
+    """95 % bootstrap interval of the difference, over users; not a number for one user."""
     ratio: float
     """mean_a / mean_b; not a number if mean_b is 0."""
     ratio_interval: tuple[float, float]
-    """95 % bootstrap interval of the ratio, over users."""
+    """95 % bootstrap interval of the ratio, over users; not a number if so few users have a value
+    above 0 that a resample has none, whose ratio is no number."""
     p_value: float
     """Two-sided p value of the primary test, paired t over users."""
     p_seeds: float
@@ -124,30 +126,29 @@ def compare_users(
 
     `values`: columns dataset, seed, user_id, a, b. `names`: method a, method b and variant.
     """
-    from scipy import stats
-
     users = [values.dataset, values.user_id]
     of_seeds = values.groupby(_PAIR)[["a", "b"]].mean()
     of_users = values.groupby(users)[["a", "b"]].mean()
     a, b = of_users.a.to_numpy(), of_users.b.to_numpy()
     differences = a - b
-    spread = float(np.std(differences, ddof=1)) if len(a) > 1 else 0.0
-    low = high = np.full(2, np.nan)
-    if len(a) > 1 and b.any():
-        low, high = _bootstrap(_difference_and_ratio, a, b)
+    spread = _spread(differences)
+    interval = ratio_interval = math.nan, math.nan
+    if len(a) > 1:
+        of_a, of_b = _resampled_means(a, b)
+        interval = _middle(of_a - of_b)
+        if of_a.all() and of_b.all():
+            ratio_interval = _middle(of_a / of_b)
     return Comparison(
         *names,
         metric=metric,
         mean_a=float(a.mean()),
         mean_b=float(b.mean()),
         difference=float(differences.mean()),
-        interval=(float(low[0]), float(high[0])),
+        interval=interval,
         ratio=float(a.mean() / b.mean()) if b.any() else math.nan,
-        ratio_interval=(float(low[1]), float(high[1])),
-        p_value=float(stats.ttest_rel(a, b).pvalue) if spread else 1.0,
-        p_seeds=(
-            float(stats.ttest_rel(of_seeds.a, of_seeds.b).pvalue) if len(of_seeds) > 1 else math.nan
-        ),
+        ratio_interval=ratio_interval,
+        p_value=_p_value(differences),
+        p_seeds=(_p_value((of_seeds.a - of_seeds.b).to_numpy()) if len(of_seeds) > 1 else math.nan),
         deviation=spread,
         seed_deviation=float(np.sqrt((values.a - values.b).groupby(users).var(ddof=1).mean())),
         effect_size=float(differences.mean() / spread) if spread else 0.0,
@@ -281,33 +282,39 @@ def mean_and_interval(values: NDArray[np.float64]) -> tuple[float, float, float]
     mean = float(values.mean())
     if len(values) < 2 or values.min() == values.max():
         return mean, mean, mean
-    low, high = _bootstrap(np.mean, values)
-    return mean, float(low), float(high)
+    return mean, *_middle(_resampled_means(values)[0])
 
 
-def _difference_and_ratio(
-    a: NDArray[np.float64], b: NDArray[np.float64], axis: int = -1
-) -> NDArray[np.float64]:
-    """Of the means of a and b: [2, ...]."""
-    of_a, of_b = a.mean(axis=axis), b.mean(axis=axis)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.stack([of_a - of_b, of_a / of_b])
+def _spread(values: NDArray[np.float64]) -> float:
+    """Standard deviation (ddof 1); 0 for one value, and for equal ones but for rounding."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return spread if spread > _ROUNDING else 0.0
 
 
-def _bootstrap(
-    statistic: Callable[..., Any], *samples: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Low and high end of a statistic's 95 % percentile interval; several samples are paired."""
+def _p_value(differences: NDArray[np.float64]) -> float:
+    """Of the two-sided paired t test; 1 if the differences do not vary."""
     from scipy import stats
 
-    interval = stats.bootstrap(
+    return float(stats.ttest_1samp(differences, 0.0).pvalue) if _spread(differences) else 1.0
+
+
+def _resampled_means(*samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of paired samples over the same resampled users: [samples, resamples]."""
+    from scipy import stats
+
+    return stats.bootstrap(  # type: ignore[no-any-return]  # scipy is untyped
         samples,
-        statistic,
-        paired=len(samples) > 1,
+        lambda *resampled, axis: np.stack([sample.mean(axis=axis) for sample in resampled]),
+        paired=True,
         vectorized=True,
         n_resamples=_RESAMPLES,
         batch=100,
         method="percentile",
         rng=np.random.default_rng(0),
-    ).confidence_interval
-    return interval.low, interval.high
+    ).bootstrap_distribution
+
+
+def _middle(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the middle 95 % of bootstrapped values."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -131,9 +131,9 @@ def with_error(means: Iterable[float], errors: Iterable[float]) -> list[str]:
 def with_interval(
     values: Iterable[float], lows: Iterable[float], highs: Iterable[float], form: str = "+.2f"
 ) -> list[str]:
-    """`+4.82 [4.70, 4.94]` from values in [0, 1]."""
+    """`+4.82 [4.70, 4.94]` from values in [0, 1]; only the value without an interval."""
     return [
-        f"{100 * value:{form}} [{100 * low:.2f}, {100 * high:.2f}]"
+        f"{100 * value:{form}}" + ("" if pd.isna(low) else f" [{100 * low:.2f}, {100 * high:.2f}]")
         for value, low, high in zip(values, lows, highs, strict=True)
     ]
 

@@ -9,16 +9,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from perpeft_ray.config import (
-    PERSONAL_METHODS,
-    SIMPLE_METHODS,
-    VARIED,
-    VECTOR_METHODS,
-    StudyConfig,
-)
+from perpeft_ray.config import SIMPLE_METHODS, VARIED, VECTOR_METHODS, StudyConfig
 from perpeft_ray.report.power import rounded, seeds_needed, users_needed
 from perpeft_ray.report.statistics import LEVEL, Comparison
-from perpeft_ray.report.summary import SELECTION, expected_trials, final_trials
+from perpeft_ray.report.summary import CELL, SELECTION, expected_trials, final_trials
+from perpeft_ray.report.text import with_interval
 
 TITLES = {"lora": "LoRA", "ia3": "(IA)³", "iisan": "IISAN"}
 ADVICE = {
@@ -91,7 +86,7 @@ def verdict(study: StudyConfig, trials: pd.DataFrame, compared: Sequence[Compari
     better.sort(key=lambda comparison: comparison.difference)
     sentences += [
         f"`{comparison.method_b}` is better than PerPEFT ({_title(comparison.variant)}) by "
-        f"{_percent(comparison, loss=True)}, {_p(comparison.p_holm)}: "
+        f"{_effect(comparison, loss=True)}, {_p(comparison.p_holm)}: "
         f"{ADVICE.get(comparison.method_b, 'prefer it here')}."
         for comparison in better
         if comparison.method_b not in ("global", "frozen_mm")  # said already
@@ -129,37 +124,55 @@ def _of_variant(variant: str, trials: pd.DataFrame, compared: Sequence[Compariso
     if "global" not in own:
         return f"{title}: {_why_not(variant, trials)}."
     first = own["global"]
-    if math.isnan(first.ratio):
-        return f"{title}: one global module has NDCG@20 0, so there is no effect in percent."
+    if first.users == 1:
+        return f"{title}: not compared, one user is not enough."
     sample = f"{_p(first.p_holm)}, {first.users:,} users, {_seeds(first.seeds)}"
     if first.significant and first.difference > 0:
-        text = f"PerPEFT beats one global module by {_percent(first)} ({sample})"
+        text = f"PerPEFT beats one global module by {_effect(first)} ({sample})"
     elif first.significant:
-        text = (
-            f"one global module is better than PerPEFT by {_percent(first, loss=True)} ({sample})"
-        )
+        text = f"one global module is better than PerPEFT by {_effect(first, loss=True)} ({sample})"
     else:
-        effect = f"{_percent(first, plus=True)} over global, not significant"
+        effect = f"{_effect(first, plus=True)} over global, {_not_significant(first, compared)}"
         text = f"{effect} ({sample}); {_needed(first, compared)}"
     frozen = own.get("frozen_mm")
-    if frozen is None or math.isnan(frozen.ratio):
+    if frozen is None:
         return f"{title}: {text}."
     if not frozen.significant:
-        text += f"; {_percent(frozen, plus=True)} over frozen, not significant"
+        text += f"; {_effect(frozen, plus=True)} over frozen, {_not_significant(frozen, compared)}"
     elif frozen.difference < 0:
-        text += f"; the frozen encoder is better than PerPEFT by {_percent(frozen, loss=True)}"
+        text += f"; the frozen encoder is better than PerPEFT by {_effect(frozen, loss=True)}"
     elif first.significant and first.difference > 0:
-        text += f", and the frozen encoder by {_percent(frozen)}"
+        text += f", and the frozen encoder by {_effect(frozen)}"
     else:
-        text += f"; PerPEFT beats the frozen encoder by {_percent(frozen)}"
+        text += f"; PerPEFT beats the frozen encoder by {_effect(frozen)}"
     return f"{title}: {text}."
 
 
-def _percent(comparison: Comparison, *, loss: bool = False, plus: bool = False) -> str:
-    """The effect with its interval, such as `58 % [41, 77]`; `loss`: of the other over PerPEFT."""
+def _not_significant(comparison: Comparison, compared: Sequence[Comparison]) -> str:
+    """Says by what, where the uncorrected interval, which excludes 0, lets expect otherwise."""
+    low, high = comparison.interval
+    if low <= 0 <= high:
+        return "not significant"
+    if comparison.p_value >= LEVEL:
+        return "not significant in a t test"
+    count = len(_of_perpeft(compared))
+    return f"not significant after Holm's correction for {count} comparisons"
+
+
+def _effect(comparison: Comparison, *, loss: bool = False, plus: bool = False) -> str:
+    """The effect with its interval, such as `58 % [41, 77]`; `loss`: of the other over PerPEFT.
+
+    Where too few users have a hit for a ratio's interval, in NDCG@20.
+    """
     value, ends = comparison.ratio, comparison.ratio_interval
+    if math.isnan(ends[0]):
+        value, ends = comparison.difference, comparison.interval
+        if loss:
+            value, ends = -value, (-ends[1], -ends[0])
+        [text] = with_interval([value], ends[:1], ends[1:], "+.2f" if plus else ".2f")
+        return f"{text} in NDCG@20 × 100"
     if loss:
-        value, ends = _inverse(value), (_inverse(ends[1]), _inverse(ends[0]))
+        value, ends = 1 / value, (1 / ends[1], 1 / ends[0])
     effects = [100 * (ratio - 1) for ratio in (value, *ends)]
     digits = 0 if abs(effects[2] - effects[1]) >= 10 else 1
     rounded_effects = [round(effect, digits) + 0.0 for effect in effects]  # no -0
@@ -168,15 +181,13 @@ def _percent(comparison: Comparison, *, loss: bool = False, plus: bool = False) 
     return f"{sign}{value_text} % [{low}, {high}]"
 
 
-def _inverse(ratio: float) -> float:
-    return 1 / ratio if ratio else math.inf
-
-
 def _needed(comparison: Comparison, compared: Sequence[Comparison]) -> str:
     """Users or seeds that would show the observed difference, at the level of Holm's next step."""
     open_ones = sum(not other.significant for other in _of_perpeft(compared))
     alpha = LEVEL / open_ones
     users = users_needed(comparison.difference, comparison.deviation, alpha)
+    if users <= comparison.users:  # all differ by the same
+        return "more users would show it"
     if users > 1000 * comparison.users:
         return "no study could show so small a difference"
     seeds = seeds_needed(comparison, comparison.difference, alpha)
@@ -208,7 +219,9 @@ def _notes(
         failed = int((ablation.status == "FAIL").sum())
         yield f"{done} of {expected} compared trials are complete, {failed} failed", ""
     rates = study.values("learning_rate")
-    own_rate = final[~final.method.isin(PERSONAL_METHODS - {"perpeft"} | SIMPLE_METHODS)]
+    searched = trials[(trials.phase == "search") & (trials.status != "FAIL")]
+    tried = searched.groupby(CELL, dropna=False).learning_rate.transform("nunique")
+    own_rate = final.merge(searched.loc[tried > 1, CELL].drop_duplicates(), on=CELL)
     highest, lowest = own_rate.learning_rate >= max(rates), own_rate.learning_rate <= min(rates)
     edges = [
         f"{name} ({rate:g}) for {_cells(own_rate[at_edge])}"
@@ -218,7 +231,7 @@ def _notes(
         )
         if at_edge.any()
     ]
-    if len(rates) > 1 and edges:
+    if edges:
         low, high = (
             min(rates) / (2 if lowest.any() else 1),
             max(rates) * (2 if highest.any() else 1),
@@ -229,7 +242,7 @@ def _notes(
     if len(rising):
         option = f"--train.personal-epochs {2 * study.train.personal_epochs}"
         yield f"still improving at the last epoch: {_cells(rising)}: train longer", option
-    searched = trials[(trials.phase == "search") & (trials.method == "perpeft")]
+    searched = searched[searched.method == "perpeft"]
     counts = searched[searched.status == "COMPLETE"].variant.value_counts()
     settings = math.prod(len(study.values(name)) for name in VARIED)
     least = min(MIN_TRIALS, settings)

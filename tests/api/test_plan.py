@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from perpeft_ray.api import plan as plan_module
 from perpeft_ray.api.plan import Cost, chosen, estimated, plan_study, seconds_of, within
 from perpeft_ray.cli.parsing import parse
 from perpeft_ray.cli.study import StudyCommand
-from perpeft_ray.config import AUTO, GroupingSettings, SearchSettings, StudyConfig, TrainSettings
+from perpeft_ray.config import (
+    AUTO,
+    DataSettings,
+    GroupingSettings,
+    SearchSettings,
+    StudyConfig,
+    TrainSettings,
+)
+from perpeft_ray.data.interactions import Dataset
+from perpeft_ray.data.split import split_dataset
 from perpeft_ray.encoder import source
 from perpeft_ray.errors import InputError
 from perpeft_ray.store.folder import StudyFolder
@@ -147,6 +157,20 @@ def test_the_smallest_effect_is_that_of_the_counted_spread(shop: Path) -> None:
     effect = (two_sided + power) * values.std(ddof=1) / np.sqrt(users) / values.mean()
     study = chosen(OWN, (), len(values))
     assert f"a gain of {100 * effect:.0f} % or more" in plan_module._shows(study, split)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_user_in_validation_shows_no_effect() -> None:
+    """By time: `a` is in the validation span, `a` and `b` are in the test span."""
+    rows = [("a", "x"), ("b", "x"), ("b", "y"), ("c", "y"), ("c", "x"), ("d", "y"), ("a", "y")]
+    rows += [("b", "z")]
+    table = pd.DataFrame(rows, columns=["user_id", "item_id"]).assign(timestamp=range(len(rows)))
+    items = pd.DataFrame({"item_id": ["x", "y", "z"]})
+    dataset = Dataset("parquet:x", Path(), table, items, "", "")
+    split = split_dataset(dataset, DataSettings(split="time", test_share=0.125))
+    assert len(split.evaluated("valid")) == 1
+    shows = plan_module._shows(chosen(OWN, (), 2), split)
+    assert shows == "not known: not enough users in validation (1)"
 
 
 def test_a_step_is_measured_on_a_few_users(shop: Path, tmp_path: Path) -> None:

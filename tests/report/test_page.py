@@ -21,7 +21,7 @@ from perpeft_ray.report.summary import best_settings
 from perpeft_ray.report.tables import StudyResults
 from perpeft_ray.store.description import repeat_warnings
 from perpeft_ray.store.folder import StudyFolder
-from tests.records import frames_of, written
+from tests.records import frames_of, with_ranks, written
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -183,12 +183,29 @@ def test_groups_without_users_and_repeats_are_on_the_page(tmp_path: Path, record
     page, _ = write_report(StudyResults.read(folder))
     text = html.unescape(page.read_text())
     for warning in (
-        f"1 of the compared trials have groups without users, such as {own.trial_id} "
+        f"Groups without users in 1 compared trial, such as {own.trial_id} "
         "(4 of 6 groups): too many users are alike; ask for fewer groups.",
         "25.0% of the test targets are already in the user's history",
         "50.0% of the interactions are repeated rows",
     ):
         assert warning in text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("ranks", [[0], [0, 40], [0, 40, 3]])
+def test_few_users_give_neither_warnings_nor_infinite_numbers(
+    tmp_path: Path, record, ranks: list[int]
+) -> None:
+    none = [40] * len(ranks)
+    records = [
+        with_ranks(record(method, variant, seed=seed), ranks if method == "perpeft" else none)
+        for method, variant in (("perpeft", "lora"), ("global", "lora"), ("frozen_mm", None))
+        for seed in (0, 1)
+    ]
+    study = StudyConfig(storage=str(tmp_path), seeds=(0, 1))
+    page, tables = write_report(StudyResults.read(written(study, records)))
+    printed = " ".join(text.markdown() for table in tables.values() for text in table.printed)
+    assert not re.search(r"\b(nan|inf)\b", printed + html.unescape(page.read_text()))
 
 
 def test_data_without_repeats_have_no_warning() -> None:

@@ -30,7 +30,9 @@ def ranks() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def frames(record: Record, ranks: tuple[np.ndarray, np.ndarray]) -> Frames:
     before, after = ranks
-    return frames_of([with_ranks(record("perpeft"), after), with_ranks(record("global"), before)])
+    searched = [record(phase="search", learning_rate=rate) for rate in (6e-3, 1e-2)]
+    compared = [with_ranks(record("perpeft"), after), with_ranks(record("global"), before)]
+    return frames_of([*searched, *compared])
 
 
 def test_a_groups_gain_is_the_mean_difference_of_its_users(
@@ -61,7 +63,8 @@ def test_sentences_name_the_groups_that_gain_the_cost_and_the_next_study(frames:
     assert "encoder of 4,000 parameters and 6 adapters of 10 each" in cost
     assert "encoded 6 times" in cost
     assert following == (
-        "To try next, under another --study: --search.learning-rate 0.006 0.02 --seeds 0 1 2"
+        "To try next, under another --study: --search.learning-rate 0.006 0.02 --search.trials 15 "
+        "--seeds 0 1 2"
     )
 
 

@@ -131,6 +131,29 @@ def test_equal_methods_do_not_differ(write: Write) -> None:
     assert np.isnan(result.ratio)
 
 
+def test_a_ratio_has_no_interval_where_few_users_have_a_hit(write: Write) -> None:
+    """Of nine users, a third or so of the resamples leave out the one with a hit."""
+    ranks = {("perpeft", 0): [2] * 9, ("global", 0): [0, *[40] * 8]}
+    result = against("global", write("toyshop", ranks))
+    assert result.ratio == pytest.approx(4.5)
+    assert np.isnan(result.ratio_interval).all()
+    assert result.interval[0] < result.difference < result.interval[1] == 0.5
+
+
+def test_one_user_has_no_interval(write: Write) -> None:
+    folder = write("toyshop", {("perpeft", 0): [0], ("global", 0): [2]})
+    result = against("global", folder)
+    assert np.isnan([*result.interval, *result.ratio_interval]).all()
+    (text,) = comparisons_table(compare_all(values_of(folder))).printed
+    assert text.texts.difference.tolist() == ["+50.00"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_that_differ_by_the_same_have_no_p_value_below_1(write: Write) -> None:
+    ranks = {("perpeft", s): [0, 1, 2] for s in (0, 1)} | {("global", s): [0, 2, 5] for s in (0, 1)}
+    assert against("global", write("toyshop", ranks)).p_seeds == 1.0
+
+
 def test_without_a_shared_seed_there_is_no_comparison(write: Write) -> None:
     folder = write("toyshop", {("perpeft", 0): [0, 1], ("global", 1): [2, 1]})
     assert compare(values_of(folder), "perpeft", "global", "lora", "ndcg@20") is None

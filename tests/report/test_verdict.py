@@ -21,7 +21,7 @@ STUDY = StudyConfig(
     peft=PeftSettings(variant="lora"),
     search=SearchSettings(learning_rates=(1e-3, 1e-2, 1e-1)),
 )
-Hits = float | np.ndarray | tuple[float, ...]
+Hits = float | np.ndarray | list[int] | tuple[float, ...]
 Judge = Callable[..., Verdict]
 
 
@@ -61,7 +61,9 @@ def judge(record: Record) -> Judge:
             own = variant if method in ("global", "perpeft") else None
             for seed, hits in enumerate(given if isinstance(given, tuple) else (given,)):
                 made = record(method, own, seed=seed, study=study, minute=number)
-                values = hits if isinstance(hits, np.ndarray) else ranks(hits, 10 * number + seed)
+                values = (
+                    hits if isinstance(hits, np.ndarray | list) else ranks(hits, 10 * number + seed)
+                )
                 records.append(with_ranks(made, values, (valid or {}).get(method)))
         return judged(study, records)
 
@@ -115,9 +117,36 @@ UNKNOWN = np.where(np.arange(USERS) < 100, -1, ranks(0.3, 0))
         ),
         pytest.param(
             {"perpeft": 0.3, "global": np.full(USERS, 40)},
-            "LoRA: one global module has NDCG@20 0, so there is no effect in percent.",
+            r"LoRA: PerPEFT beats one global module by 30.17 \[\d+.\d+, \d+.\d+\] in NDCG@20 × 100 "
+            r"\(p < 0.001, 600 users, 1 seed\)\.",
             *(("perpeft", "lora"), True),
             id="global module without hits",
+        ),
+        pytest.param(
+            {"perpeft": np.full(USERS, 40), "global": QUARTER},
+            r"LoRA: one global module is better than PerPEFT by 25.00 \[.*\] in NDCG@20 × 100 .*",
+            *(("global", "lora"), True),
+            id="PerPEFT without hits",
+        ),
+        pytest.param(
+            {"perpeft": [0, 40, 0, 40, 40], "global": [0, 40, 2, 40, 40]},  # one gains 0.5
+            r"LoRA: \+10.00 \[0.00, 30.00\] in NDCG@20 × 100 over global, not significant "
+            r"\(p = 0.37, 5 users, 1 seed\); about \d+ users .*",
+            *(("perpeft", "lora"), False),
+            id="few users with hits",
+        ),
+        pytest.param(
+            {"perpeft": [0, 0], "global": [2, 2]},
+            r"LoRA: \+100.0 % \[100.0, 100.0\] over global, not significant in a t test "
+            r"\(p = 1.00, 2 users, 1 seed\); more users would show it\.",
+            *(("perpeft", "lora"), False),
+            id="two equal users",
+        ),
+        pytest.param(
+            {"perpeft": [0], "global": [2]},
+            "LoRA: not compared, one user is not enough.",
+            *(("perpeft", "lora"), False),
+            id="one user",
         ),
         pytest.param(
             {"perpeft": UNKNOWN, "global": ranks(0.3, 1)},
@@ -133,7 +162,21 @@ def test_perpeft_against_a_global_module(
     found = judge(methods)
     assert re.fullmatch(sentence, found.sentences[0]), found.sentences[0]
     assert (found.use, found.decided) == (use, decided)
-    assert "nan" not in " ".join(found.lines("x"))
+    assert not re.search("nan|inf", " ".join(found.lines("x")))
+
+
+def test_an_interval_without_0_that_is_not_significant_names_the_correction(judge: Judge) -> None:
+    """40 of 600 users gain and 22 lose: p is 0.02 alone, and three times that among three."""
+    changed = np.arange(USERS) % 2 * 40
+    changed[:80:2], changed[101:145:2] = 40, 0
+    half = np.arange(USERS) % 2 * 40
+    found = judge({"perpeft": half, "global": changed, "frozen_mm": changed, "popularity": half})
+    assert re.match(
+        r"LoRA: \+\d % \[[1-9], \d+\] over global, not significant after Holm's "
+        r"correction for 3 comparisons \(p = 0.06\d, .* over frozen, not significant after Holm's "
+        "correction for 3 comparisons.",
+        found.sentences[0],
+    ), found.sentences[0]
 
 
 def test_the_line_that_says_what_to_use_is_for_a_shell(judge: Judge) -> None:
@@ -210,12 +253,24 @@ def test_a_study_without_perpeft_names_the_best_in_validation(judge: Judge) -> N
     assert (found.sentences, found.use) == ((), ("global", "lora"))
 
 
-@pytest.mark.parametrize(("rates", "noted"), [((1e-3, 1e-2), True), ((1e-3, 1e-2, 0.1), False)])
+@pytest.mark.parametrize(
+    ("rates", "tried", "noted"),
+    [
+        pytest.param((1e-3, 1e-2), (1e-3, 1e-2), True, id="edge"),
+        pytest.param((1e-3, 1e-2, 0.1), (1e-3, 1e-2), False, id="middle"),
+        pytest.param((1e-3, 1e-2), (1e-2,), False, id="only one was tried"),
+    ],
+)
 def test_a_learning_rate_at_the_edge_of_its_choices_is_noted(
-    judge: Judge, rates: tuple[float, ...], noted: bool
+    judge: Judge, record: Record, rates: tuple[float, ...], tried: tuple[float, ...], noted: bool
 ) -> None:
     study = replace(STUDY, search=SearchSettings(learning_rates=rates))
-    notes = " ".join(judge({"global": 0.2, "perpeft": 0.5}, study).notes)
+    searched = [
+        record(method, phase="search", study=study, learning_rate=rate)
+        for method in ("global", "perpeft")
+        for rate in tried
+    ]
+    notes = " ".join(judge({"global": 0.2, "perpeft": 0.5}, study, more=searched).notes)
     edge = "the best learning rate was the highest (0.01) for global LoRA, perpeft LoRA: search"
     assert (edge in notes) == noted == ("learning rate" in notes)
 
