@@ -32,6 +32,7 @@ class Progress:
         self._shown: Collection[str] = VARIED
         self._done = self._before = 0
         self._preparing = ""
+        self._starting = False  # workers, before the first trial
         self._epochs: dict[str, tuple[int, int]] = {}  # of running trials: epochs done, in all
         self._first_trial: float | None = None
         self._best: float | None = None
@@ -75,13 +76,15 @@ class Progress:
             self.say(f"continuing: {done} of {trials} trials are done")
 
     def extend(self, trials: int, done: int) -> None:
-        """Add trials to the plan, some of which an earlier run has done."""
+        """Add trials to the plan, some of which an earlier run has done, and start workers."""
+        self._starting = True
         self._planned = (self._planned or 0) + trials
         self._done += done
         self._before += done
 
     def start(self, spec: TrialSpec) -> None:
-        """A trial began."""
+        """Workers have begun a trial."""
+        self._starting = False
         if self._first_trial is None:
             self._first_trial = time.monotonic()
         self._epochs[spec.trial_id] = (0, spec.config.stage1_epochs + spec.config.stage3_epochs)
@@ -122,6 +125,7 @@ class Progress:
         best = "-" if self._best is None else f"{100 * self._best:.2f}"
         epochs = ", ".join(f"{done}/{of}" for done, of in self._epochs.values())
         running = f"{len(self._epochs)} running" + (f" (epochs {epochs})" if epochs else "")
+        running = "starting workers" if self._starting else running
         left = self._seconds_left()
         return (
             f"{self._done}/{self._planned} trials, {running}, "

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,6 @@ def make_trainable(
     def trial(values: dict[str, Any]) -> None:
         spec = TrialSpec.from_tune(values)
         own = subfolder(checkpoints, spec.trial_id)
-        started_at = datetime.now(UTC)
         epochs: list[EpochRecord] = []
         task = Task(spec.trial_id, spec.config, spec.test, own, fresh_processes)
         ray.get(broker.submit.remote(task))
@@ -82,6 +80,7 @@ def make_trainable(
                         tune.report(to_result(epochs))
                     else:
                         outcome = news
+            started_at = ray.get(broker.begun.remote(task.trial_id))
         finally:  # also where Tune stops the trial, by SystemExit in `report`
             ray.get(broker.drop.remote(task.trial_id))
         if not epochs:  # Tune prints a line for a trial that has reported nothing

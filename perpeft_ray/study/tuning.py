@@ -93,9 +93,13 @@ def run_tune(
 
 @dataclass
 class _Running:
-    """A trial that has begun."""
+    """A trial that Tune has started."""
 
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    spec: TrialSpec
+    begun: Any
+    """Reference to the time when workers took it."""
+    started_at: datetime | None = None
+    """That time, once it is here."""
     epochs: list[EpochRecord] = field(default_factory=list)
 
 
@@ -121,9 +125,10 @@ class Watch(tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """Note the time."""
-        self._running[trial.trial_id] = _Running()
-        self._progress.start(TrialSpec.from_tune(trial.config))
+        """Ask when workers take it, which may have to start first."""
+        spec = TrialSpec.from_tune(trial.config)
+        begun = self._workers.broker.begun.remote(spec.trial_id)
+        self._running[trial.trial_id] = _Running(spec, begun)
 
     def on_trial_result(
         self,
@@ -134,10 +139,12 @@ class Watch(tune.Callback):
         **info: object,
     ) -> None:
         """Keep the epoch; a trial without epochs reports once, without one."""
+        running = self._running[trial.trial_id]
+        self._begin(running)
         if "record" in result:
             record = from_result(result)
-            self._running[trial.trial_id].epochs.append(record)
-            self._progress.epoch(TrialSpec.from_tune(trial.config), record)
+            running.epochs.append(record)
+            self._progress.epoch(running.spec, record)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
@@ -170,18 +177,28 @@ class Watch(tune.Callback):
 
         What is raised here, unlike in the other methods, ends Tune as it is.
         """
+        for running in self._running.values():
+            if running.started_at is None and ray.wait([running.begun], timeout=0)[0]:
+                self._begin(running)
         self._progress.tick()
         if self._stopped_by is not None:
             raise self._stopped_by
         self._workers.look()
         self._patience.look()
 
+    def _begin(self, running: _Running) -> None:
+        """Note when workers took a trial, and show it as running."""
+        if running.started_at is None:
+            running.started_at = ray.get(running.begun)
+            self._progress.start(running.spec)
+
     def _end(self, trial: Trial, status: Status, error: str | None = None) -> None:
         """Show the end of a trial, and write its row unless it has done so itself."""
         spec = TrialSpec.from_tune(trial.config)
-        ran = self._running.pop(trial.trial_id, None) or _Running()  # it may never have begun
+        ran = self._running.pop(trial.trial_id, None) or _Running(spec, None)  # or never started
+        started_at = ran.started_at or datetime.now(UTC)
         study = self._study.config.study
-        record = spec.record(study, status, ran.epochs, ran.started_at, error=error)
+        record = spec.record(study, status, ran.epochs, started_at, error=error)
         if status != "COMPLETE":
             self._study.folder.write_trial(record)
         self._progress.finish(record)

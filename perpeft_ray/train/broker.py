@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from perpeft_ray.config import TrialConfig
@@ -67,6 +68,7 @@ class Broker:
         self._waiting: deque[_Trial] = deque()
         self._trials: dict[str, _Trial] = {}
         self._slots: dict[int, _Slot] = {}
+        self._begun: dict[str, datetime] = {}
         self._closed = False
         self._changed = asyncio.Condition()
 
@@ -76,6 +78,11 @@ class Broker:
         self._trials[task.trial_id] = trial
         self._waiting.append(trial)
         await self._tell()
+
+    async def begun(self, trial_id: str) -> datetime:
+        """When workers took a trial first; waits for it."""
+        await self._until(lambda: trial_id in self._begun)
+        return self._begun[trial_id]
 
     async def news(self, trial_id: str) -> list[News]:
         """A trial's reports since the last call; waits for the first one.
@@ -112,7 +119,11 @@ class Broker:
         await self._until(ready)
         if self._closed or of_slot.trial is None:
             return None
-        return of_slot.serial, of_slot.trial.task
+        task = of_slot.trial.task
+        if task.trial_id not in self._begun:
+            self._begun[task.trial_id] = datetime.now(UTC)
+            await self._tell()
+        return of_slot.serial, task
 
     async def report(self, slot: int, serial: int, record: EpochRecord) -> bool:
         """Receive an epoch of a slot's task; returns whether its workers must stop."""

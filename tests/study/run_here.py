@@ -50,6 +50,9 @@ def run_here(study: Study, agenda: Agenda, progress: Progress, **more: object) -
 class Ran:
     """A study that has run."""
 
+    freed: datetime | None = None
+    """When it got processors that others had held."""
+
     def __init__(self, study: Study) -> None:
         self.study = study
         self.printed = printed(run_ablation, study)

@@ -36,6 +36,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     out = io.StringIO()
     with Progress(out, every=0.0) as progress:
         progress.plan(4, done=0, shown=("rank", "groups", "learning_rate"))
+        progress.tick()
         progress.start(SPEC)
         progress.epoch(SPEC, epoch(1))
         progress.epoch(SPEC, epoch(2, 0.25))
@@ -45,7 +46,8 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
         progress.finish(ended(SPEC, "FAIL", [], "ValueError: [no] markup"))
         time.sleep(0.01)
         progress.tick()
-    status, complete, failed, last = out.getvalue().splitlines()
+    starting, status, complete, failed, last = out.getvalue().splitlines()
+    assert starting.startswith("0/4 trials, starting workers, best validation NDCG@20 -, ")
     assert status.startswith("0/4 trials, 1 running (epochs 2/24), best validation NDCG@20 25.00, ")
     assert status.endswith(" left")
     assert complete == (

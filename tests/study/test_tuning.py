@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,19 @@ def take_all_processors() -> Any:
 def ran(ray_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """It begins while others hold the processors, and waits until they are free."""
     other = take_all_processors()
+    freed: list[datetime] = []
 
     def free() -> None:
         while not room._waiting():
             time.sleep(0.1)
+        freed.append(datetime.now(UTC))
         ray.kill(other)
 
     freeing = threading.Thread(target=free, daemon=True)
     freeing.start()
     ran = Ran(whole_study(tmp_path_factory.mktemp("tuning")))
     assert not freeing.is_alive()
+    ran.freed = freed[0]
     return ran
 
 
@@ -66,6 +70,13 @@ def test_rows_and_journal_are_those_of_the_stand_in(
 
     assert timeless(ran.rows) == timeless(here.rows)
     assert states(ran.study.folder.path) == states(here.study.folder.path)
+
+
+def test_the_wait_for_workers_is_no_trials_time(ran: Ran) -> None:
+    """Tune starts the first trial before there is room for its workers."""
+    assert ran.freed is not None
+    assert min(row["started_at"] for row in ran.rows) > ran.freed
+    assert any(row["status"] == "PRUNED" for row in ran.rows)  # their rows are written elsewhere
 
 
 def test_no_checkpoint_is_left(ran: Ran) -> None:

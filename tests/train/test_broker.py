@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -46,6 +47,22 @@ def test_every_worker_of_a_slot_gets_the_same_trials_in_their_order():
         assert await _is_waiting(broker.take(0, 1))  # which is done before the first
         await broker.end(0, 1, None)
         assert await broker.take(0, 1) == (2, _task("c"))
+
+    _tell(story)
+
+
+def test_a_trial_begins_when_workers_first_take_it():
+    async def story(broker: Broker) -> None:
+        begun = asyncio.ensure_future(broker.begun("a"))
+        await broker.submit(_task("a"))
+        await asyncio.sleep(0.05)
+        assert not begun.done()
+        before = datetime.now(UTC)
+        await broker.take(0, 0)
+        after = datetime.now(UTC)
+        await broker.lost(0, "ActorDiedError", for_want_of_memory=False)
+        await broker.take(0, 0)
+        assert before <= await begun == await broker.begun("a") <= after
 
     _tell(story)
 
