@@ -130,6 +130,8 @@ def test_presets_can_be_overridden():
         ("--encoder", "`--encoder` must be followed by a value"),
         ("--peft.rank 0", "`peft.rank` must be a whole number of at least 1, but is 0"),
         ("--metrics.k 0", "`metrics.k` must be between 1 and 100, but is 0"),
+        ("--seeds 0 -1", "`seeds` must be a whole number of at least 0, but is -1"),
+        ("--search.groups 2 0", "`search.groups` must be a whole number of at least 1, but is 0"),
     ],
 )
 def test_bad_fields_are_reported_in_one_line(arguments, message):

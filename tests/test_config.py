@@ -129,17 +129,20 @@ def test_a_bad_trial_is_refused_in_one_line(change, message):
         ({"study": ""}, "`study` must be a plain folder name, but is ''"),
         ({"seeds": ()}, "`seeds` must have at least one value, but is empty"),
         ({"seeds": (1, 1)}, r"`seeds` must not repeat a value, but is \(1, 1\)"),
-        ({"seeds": (0, -1)}, "`seed` must be a whole number of at least 0, but is -1"),
+        ({"seeds": (0, -1)}, "`seeds` must be a whole number of at least 0, but is -1"),
         ({"methods": ("global", "globl")}, "`method` must be one of .*, but is globl"),
         ({"search": SearchSettings(trials=0)}, "`search.trials` must be a whole number of at"),
-        ({"search": SearchSettings(ranks=(4, 0))}, "`peft.rank` must be .* at least 1, but is 0"),
+        (
+            {"search": SearchSettings(ranks=(4, 0))},
+            "`search.ranks` must be .* at least 1, but is 0",
+        ),
         (
             {"search": SearchSettings(conditioning_weights=(0.5, 2.0))},
-            "`loss.conditioning_weight` must be between 0 and 1, but is 2.0",
+            "`search.conditioning_weights` must be between 0 and 1, but is 2.0",
         ),
         (
             {"search": SearchSettings(learning_rates=(1e-3, -1e-3))},
-            "`train.lr` must be a positive number, but is -0.001",
+            "`search.learning_rates` must be a positive number, but is -0.001",
         ),
         (
             {"peft": PeftSettings(variant=cast(Variant, "adapter"))},

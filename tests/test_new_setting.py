@@ -55,7 +55,7 @@ assert "--train.warmth" in printed.getvalue() and "--search.warmths" in printed.
 
 assert error("--train.warmth", "-1") == "`train.warmth` must be a positive number, but is -1.0"
 assert error("--search.warmths", "1", "-2") == (
-    "`train.warmth` must be a positive number, but is -2.0"
+    "`search.warmths` must be a positive number, but is -2.0"
 )
 assert "`search.warmths` must not repeat a value" in error("--search.warmths", "1", "1")
 

@@ -99,13 +99,16 @@ def plan_study(
             encoder, weights = default_encoder(config.dataset, has_images=has_images)
             config = replace(config, encoder=encoder)
         split = split_dataset(dataset, config.data)
-        check_histories(split, config.dataset)
-        users = len(split.evaluated("test"))
+        users, sample = len(split.evaluated("test")), config.data.sample_users
         if users < 2:
             raise InputError(
                 f"`dataset` {config.dataset} must have at least 2 users with a test item, but has "
                 f"{users}"
+                if sample is None
+                else "`data.sample_users` must be enough for 2 users with a test item, but "
+                f"{sample} has {users}"
             )
+        check_histories(split, config.dataset)
         config = chosen(config, given, users)
         cost = None
         if fetch or is_fetched(config.encoder):

@@ -114,6 +114,11 @@ class StudyConfig:
         at_least("search.trials", self.search.trials, 1)
         at_least("search.max_concurrent", self.search.max_concurrent, 1)
         at_least("search.grace_epochs", self.search.grace_epochs, 1)
+        for seed in self.seeds:
+            at_least("seeds", seed, 0)
+        for setting in SEARCHABLE:
+            for value in self.values(setting.name):
+                setting.rule(self.option(setting.name), value)
         self._try_every_value()
 
     @property
@@ -214,6 +219,12 @@ class StudyConfig:
             return (math.sqrt(ends[0] * ends[1]), *ends)
         return tuple(getattr(self.search, setting.choices))
 
+    def option(self, name: str) -> str:
+        """The dotted name of the option that a searchable setting's `values` come from."""
+        setting = _named(name)
+        searched = attrgetter(setting.given)(self) == SEARCH
+        return f"search.{setting.choices}" if searched else setting.given
+
     def range_of(self, name: str) -> tuple[float, float] | None:
         """The log-uniform range of a searched setting; None if it has a list of values."""
         setting = _named(name)
@@ -236,9 +247,6 @@ class StudyConfig:
             for value in values[name]:
                 for variant in values["variant"]:
                     self.trial("perpeft", seed=0, **{**first, "variant": variant, name: value})
-        for setting in SEARCHABLE:
-            for value in values[setting.name]:
-                setting.rule(setting.given, value)
 
 
 def _named(name: str) -> Searchable:

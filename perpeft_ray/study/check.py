@@ -89,11 +89,11 @@ def check_histories(split: Split, dataset: str) -> None:
     distinct = np.bincount(pairs // items, minlength=split.num_users)
     (full,) = np.nonzero(distinct == split.num_items)
     if len(full):
-        others = f" and {len(full) - 1} more" if len(full) > 1 else ""
+        more = f" and {len(full) - 1} more have" if len(full) > 1 else " has"
         raise InputError(
             f"`dataset` {dataset} must leave every user an item without training interaction, but "
-            f"user {split.user_ids[full[0]]!r}{others} has all {split.num_items}; leave out their "
-            "interactions"
+            f"user {split.user_ids[full[0]]!r}{more} all items ({split.num_items}); leave out "
+            "their interactions"
         )
 
 
@@ -111,11 +111,17 @@ def check_study(study: StudyConfig, num_users: int | None, *, has_images: bool) 
                 f"{study.encoder}"
             )
     for groups in study.values("groups"):
-        if num_users is not None and groups > num_users:
+        if num_users is None or groups <= num_users:
+            continue
+        if (sample := study.data.sample_users) is not None and groups > sample:
             raise InputError(
-                f"`grouping.groups` must be between 1 and the number of users ({num_users}), "
-                f"but is {groups}"
+                f"`data.sample_users` must be at least the number of groups ({groups}), but is "
+                f"{sample}"
             )
+        raise InputError(
+            f"`{study.option('groups')}` must be between 1 and the number of users ({num_users}), "
+            f"but is {groups}"
+        )
     variants = study.values("variant")
     if study.search.trials < len(variants):
         raise InputError(

@@ -138,6 +138,12 @@ def test_one_user_to_test_is_too_few_also_without_the_encoder(tmp_path: Path) ->
         plan_study(StudyConfig(dataset=f"parquet:{shop}", encoder="someone/not-fetched"))
 
 
+def test_a_sample_without_users_to_test_is_blamed_itself(shop: Path) -> None:
+    config = replace(OWN, dataset=f"parquet:{shop}", data=DataSettings(sample_users=1))
+    with pytest.raises(InputError, match=r"`data\.sample_users` must be enough for 2 users"):
+        plan_study(config)
+
+
 def test_the_smallest_effect_is_that_of_the_counted_spread(shop: Path) -> None:
     from scipy import stats
 

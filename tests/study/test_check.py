@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from perpeft_ray.config import GroupingSettings, SearchSettings, StudyConfig
+from perpeft_ray.config import DataSettings, GroupingSettings, SearchSettings, StudyConfig
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.split import Split, split_dataset
 from perpeft_ray.errors import InputError
@@ -60,7 +60,7 @@ def split(**histories: str) -> Split:
     ("histories", "who"),
     [
         ({"anne": "abca", "bot": "abcab"}, "user 'bot' has"),
-        ({"x": "abcab", "y": "cbaab"}, "user 'x' and 1 more has"),
+        ({"x": "abcab", "y": "cbaab"}, "user 'x' and 1 more have"),
     ],
 )
 def test_users_who_have_trained_on_every_item_are_named(
@@ -70,7 +70,7 @@ def test_users_who_have_trained_on_every_item_are_named(
         check_histories(split(**histories), "D")
     assert str(error.value) == (
         "`dataset` D must leave every user an item without training interaction, but "
-        f"{who} all 3; leave out their interactions"
+        f"{who} all items (3); leave out their interactions"
     )
 
 
@@ -80,12 +80,15 @@ def test_every_item_with_validation_and_test_is_fine() -> None:
 
 WITHOUT_TEXT = StudyConfig(methods=("perpeft", "without_text"))
 MANY_GROUPS = StudyConfig(grouping=GroupingSettings(2000))
+ONE_USER = StudyConfig(data=DataSettings(sample_users=1))
 
 
 @pytest.mark.parametrize(
     ("study", "users", "has_images", "message"),
     [
         (MANY_GROUPS, 938, True, "`grouping.groups` must be between 1 and the number of users "),
+        (StudyConfig(), 1, True, "`search.groups` must be between 1 and the number of users (1), "),
+        (ONE_USER, 1, True, "`data.sample_users` must be at least the number of groups ("),
         (StudyConfig(search=SearchSettings(trials=2)), 9, True, "`search.trials` must be at least"),
         (WITHOUT_TEXT, 9, False, "`methods` without_text needs an encoder of titles and images"),
         (MANY_GROUPS, 2000, True, None),

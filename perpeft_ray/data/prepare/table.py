@@ -233,8 +233,9 @@ class _Columns:
     def description(self) -> str:
         """How the table was understood."""
         roles = ", ".join(
-            f"{role} = {', '.join(map(self.name, columns)) or 'none'}"
-            + (" (guessed)" if guessed else "")
+            f"{role} = {', '.join(map(self.name, columns))}" + (" (guessed)" if guessed else "")
+            if columns
+            else f"no {role}"
             for role, (columns, guessed) in self._chosen.items()
         )
         return f"{self.table.file.name}: {self.table.words}; {roles}"
