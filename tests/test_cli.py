@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import runpy
 import subprocess
@@ -265,6 +266,22 @@ def test_every_command_has_its_help(words, call):
     assert (shown.returncode, shown.stderr) == (0, "")
     assert " ".join(shown.stdout.split()).startswith(" ".join(["usage: perpeft", *words, "[-h]"]))
     assert "STR STR" not in shown.stdout
+
+
+@pytest.mark.parametrize("words", [["study"], ["recommend"], ["explain", "item"]], ids=" ".join)
+def test_lines_of_help_end_at_the_edge_or_with_a_sentence(words, call):
+    """tyro keeps a docstring's line ends."""
+    lines = re.findall(r"^\W {5,}(\S.*?) +\W$", call(main, *words, "--help").stdout, re.MULTILINE)
+    wide = max(map(len, lines))
+    for line, following in itertools.pairwise(lines):
+        room = wide - len(line) > len(following.split()[0])
+        own = line != "show this help message and exit"
+        assert not (own and room) or line[-1] in ".)", f"{line}\n{following}"
+
+
+def test_empty_defaults_are_not_shown(call):
+    for words in (["tables"], ["recommend"]):
+        assert not re.search(r"\(default: ?('')?\)", call(main, *words, "--help").stdout)
 
 
 def test_usage_names_the_positional_arguments(call):

@@ -30,8 +30,7 @@ class _Common:
     trial: str = "best"
     """A trial's id, or best: PerPEFT's highest validation NDCG@20 in the ablation."""
     out: Path | None = None
-    """The page; by default <study>/explain/<item or user>-<id>.html (an id that is not a
-    plain file name is shortened, with a hash)."""
+    """The page; by default <study>/explain/<item or user>-<id>.html, with an unusual id hashed."""
 
     def open(self, kind: str) -> tuple[StudyFolder, TrainedTrial, int]:
         """The study, the trial, and the place of the id among its items or users, from 0."""

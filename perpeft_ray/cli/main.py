@@ -43,7 +43,7 @@ COMMANDS: Mapping[str, Command] = {
         "perpeft_ray.cli.results:Tables",
     ),
     "power": Command(
-        "Say how many users or seeds would show an effect of PerPEFT, from a study's own spread.",
+        "Estimate from a study's own spread how many users or seeds would show an effect.",
         "perpeft_ray.cli.results:Power",
     ),
     "report": Command(
@@ -104,7 +104,7 @@ COMMANDS: Mapping[str, Command] = {
 }
 """In the order of `--help`."""
 
-_DESCRIPTION = """Which personalised PEFT set-up is best for a catalogue.
+_DESCRIPTION = """Find out which personalised PEFT set-up is best for a catalogue.
 
 perpeft COMMAND --help has the options of a command; perpeft --version prints versions."""
 

@@ -69,11 +69,10 @@ class Recommend:
 
     model: tyro.conf.Positional[Path]
     """Folder that `perpeft export` wrote."""
-    history: tuple[str, ...] = ()
+    history: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """Item ids of one user, oldest first; unknown ones are skipped."""
     users: Path | None = None
-    """Parquet file, or folder of its parts, with user_id, item_id and timestamp:
-    recommend to all its users."""
+    """Recommend to all users of a Parquet file or folder with user_id, item_id and timestamp."""
     out: Path | None = None
     """The new folder for the Parquet files of `users`."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10

@@ -31,7 +31,7 @@ class Tables:
     """Folder of the study, or its URI: <storage>/<study>."""
     all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print every table: HR, comparisons, best settings, learning rates and costs too."""
-    k: tuple[int, ...] = ()
+    k: Annotated[tuple[int, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """Lengths K of recommended lists in the table of metrics; default: the study's metrics.k."""
     paper: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print Tables 2 and 3 of the paper instead, with PerPEFT's wins counted."""

@@ -39,8 +39,7 @@ class StudyOptions:
     preset: Preset = "toyshop"
     """Defaults: sized for toyshop on two cores, toyshop in full, or the paper's constants."""
     parallel_workers: Literal[0] = 0
-    """Only 0, for command lines of earlier versions, whose studies could have rows in a second
-    training mode; compare modes with two studies."""
+    """Only 0, for command lines of earlier versions; compare modes with two studies."""
     given: tyro.conf.Suppress[tuple[str, ...]] = ()
     """Names of the options on the command line."""
 
@@ -67,7 +66,7 @@ class StudyOptions:
 class StudyCommand(StudyOptions):
     """`perpeft study`. Without --preset, a study of your own data chooses its settings."""
 
-    budget: str = ""
+    budget: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
     """Time for a study of your own data, such as 2h; it determines search.trials."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the plan of a study of your own data, and stop."""
@@ -77,10 +76,10 @@ class StudyCommand(StudyOptions):
         config = self.config
         if config.is_toyshop or "preset" in self.given:
             for name in {"budget", "dry_run"} & set(self.given):
+                fixed = "for the toyshop" if config.is_toyshop else f"with --preset {self.preset}"
                 raise InputError(
-                    f"`{name}` must be left out for the toyshop and with --preset, whose settings "
-                    f"are fixed, but `dataset` is {config.dataset} and `preset` {self.preset}; for "
-                    "your own data add --dataset parquet:FOLDER"
+                    f"`{name}` must be left out {fixed}, whose settings are fixed; it is for your "
+                    "own data: --dataset parquet:FOLDER, without --preset"
                 )
         else:
             from perpeft_ray.api.plan import plan_study

@@ -26,8 +26,7 @@ class DataSettings:
     """leave_one_out (the paper's): each user's last item is test, the one before it validation.
     time: train on everything before one point in time, the same for all users."""
     test_share: float = 0.1
-    """For the time split: the latest share of all interactions is test; the same share before it
-    is validation."""
+    """For the time split: the latest share of all interactions is test, as many before validate."""
     min_interactions: int = 1
     """Drop users with fewer interactions."""
     sample_users: int | None = None
@@ -103,18 +102,17 @@ class TrainSettings:
     epochs: int = 8
     """Epochs of stage 1, the global module. Paper: 10."""
     personal_epochs: int = 16
-    """Epochs of stage 3, the personalised modules; other methods train for as many more.
-    Paper: 20."""
+    """Epochs of stage 3, the personalised modules; other methods train as many more. Paper: 20."""
     validate_every: int = 2
     """Epochs between two validations (the last epoch is always validated). Paper: 1."""
     patience: int = 0
     """End a stage after this many validations in a row without a new best; 0: never."""
     mode: Mode | None = None
     """A step is one group's batch (sequential, the paper's) or one batch of every group (parallel).
-    None: sequential with up to one worker, parallel with more."""
+    None: sequential with one worker, parallel with more."""
     dtype: Dtype = "auto"
-    """Compute type of frozen weights; auto: bfloat16 if the device multiplies it natively and
-    the text tower is at least 128 wide."""
+    """Compute type of frozen weights.
+    auto: bfloat16 if the device multiplies it natively and the text tower is at least 128 wide."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +161,6 @@ class SearchSettings:
     pareto: bool = False
     """Search for accuracy and few trainable parameters together (without ASHA)."""
     asha: bool = True
-    """Stop poor trials early (ASHA); they are PRUNED rows."""
+    """Stop poor trials early (ASHA); their rows have status PRUNED."""
     grace_epochs: int = 3
     """Epochs of stage 3 before ASHA may stop a trial."""

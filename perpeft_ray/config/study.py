@@ -37,9 +37,9 @@ class StudyConfig:
     dataset: str = "toyshop"
     """toyshop[:SEED], parquet:PATH, release:PATH#NAME or amazon2023:RAW_DIR#CATEGORY."""
     encoder: str = AUTO
-    """toyshop-clip, a dual encoder's path or hub name, text:PATH, or pair:TEXT,IMAGE. auto:
-    toyshop-clip for the toyshop; for other data a CLIP, or a text encoder without images, and
-    toyshop-clip with a warning if their weights are unavailable."""
+    """toyshop-clip, a dual encoder's path or hub name, text:PATH, or pair:TEXT,IMAGE.
+    auto: toyshop-clip for the toyshop; for other data a CLIP, or a text encoder without images.
+    Where their weights are unavailable, auto takes toyshop-clip with a warning."""
     storage: str = "results"
     """Folder of studies, or its URI (s3://…); results go to <storage>/<study>/."""
     study: str = "ablation_peft"
@@ -49,15 +49,15 @@ class StudyConfig:
     cpus_per_worker: int = 1
     """CPU threads per worker."""
     gpus_per_worker: float | None = None
-    """GPUs per worker, also a fraction; 0: train on the CPU. None: 1 if Ray has GPUs (0.25 for
-    encoders under 50 million parameters), else 0."""
+    """GPUs per worker, also a fraction; 0: train on the CPU.
+    None: 1 if Ray has GPUs (0.25 for encoders under 50 million parameters), else 0."""
     memory_gb: float = 4.0
-    """Memory that a worker's training step may keep for its backward pass. The rest is computed
-    again, which takes longer but gives the same result."""
+    """Memory that a worker's training step may keep for its backward pass.
+    The rest is computed again, which takes longer but gives the same result."""
     log: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Trackers besides TensorBoard: mlflow, wandb; install each first."""
     start_timeout_s: float = 20.0
-    """Seconds to wait for Ray to have room for a trial; more on a cluster that grows on demand."""
+    """Seconds to wait for room on Ray for a trial; raise it on a cluster that grows on demand."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds of the ablation; the search uses the first."""
     methods: tuple[Method, ...] = (

@@ -244,6 +244,11 @@ def test_the_toyshops_study_has_no_plan(option: str) -> None:
         StudyCommand(StudyConfig(), given=(option,)).run()
 
 
+def test_a_preset_has_no_plan_either() -> None:
+    with pytest.raises(InputError, match="`dry_run` must be left out with --preset paper,"):
+        StudyCommand(OWN, preset="paper", given=("dataset", "preset", "dry_run")).run()
+
+
 def test_a_dry_run_prints_the_plan_and_stops(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
