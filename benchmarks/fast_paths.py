@@ -40,8 +40,8 @@ ALL_LAYERS: dict[str, Changes] = {
     "lora.py": [("perpeft_ray.encoder.fast.lora.compute_in_bfloat16", lambda model: None)],
     "clip.py": [("perpeft_ray.encoder.fast.clip.runs", lambda model: False)],
     "sdpa.py": [
-        ("perpeft_ray.encoder.fast.sdpa.attend_by_products", lambda model: None),
-        ("perpeft_ray.encoder.fast.sdpa._by_products", lambda q, k: False),
+        ("perpeft_ray.encoder.fast.sdpa.replace_attention", lambda model: None),
+        ("perpeft_ray.encoder.fast.sdpa._is_short", lambda q, k, mask: False),
     ],
     "dropout.py": [("perpeft_ray.encoder.fast.dropout.BitDropout.kept", _bernoulli)],
 }

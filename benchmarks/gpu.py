@@ -36,7 +36,7 @@ from _steps import Bench, matrix_flops, open_bench
 from perpeft_ray.config import Method, StudyConfig, TrainSettings, TrialConfig
 from perpeft_ray.data.split import Histories, Split
 from perpeft_ray.encoder import hardware
-from perpeft_ray.encoder.fast import clip, lora, patches
+from perpeft_ray.encoder.fast import clip, lora, patches, sdpa
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch
 from perpeft_ray.train.trial import run_trial
@@ -168,6 +168,7 @@ def without(table: Table, workspace: Workspace) -> None:
     changes: dict[str, tuple[Any, str, Any]] = {
         "without graphs": (hardware, "_CUDA", dataclasses.replace(sizes, graph_items=0)),
         "without lora.py": (lora, "compute_in_bfloat16", lambda model: None),
+        "without sdpa.py": (sdpa, "_is_short", lambda q, k, mask: False),
         "without clip.py": (clip, "runs", lambda model: False),
         "without patches.py": (patches, "embed_patches_by_product", lambda model: None),
         "without padding": (

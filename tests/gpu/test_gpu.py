@@ -23,7 +23,7 @@ from perpeft_ray.config import (
     Variant,
 )
 from perpeft_ray.encoder import hardware
-from perpeft_ray.encoder.fast import clip
+from perpeft_ray.encoder.fast import clip, sdpa
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch
@@ -152,6 +152,28 @@ def test_quick_gelu_is_that_of_a_cpu(dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("seen", ["all", "earlier", "own tokens"])
+@pytest.mark.parametrize(("length", "depth"), [(7, 32), (50, 64), (77, 64), (128, 32)])
+def test_short_attention_is_that_of_torch(seen, length, depth):
+    torch.manual_seed(0)
+    n, heads = 5, 3
+    q, k, v, gradient = (
+        torch.randn(n, length, heads, depth, device=GPU).bfloat16().transpose(1, 2)
+        for _ in range(4)
+    )
+    mask = None
+    if seen == "own tokens":
+        counts = torch.randint(1, length + 1, (n, 1), device=GPU)
+        mask = (torch.arange(length, device=GPU) < counts)[:, None, None]
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):  # float32 keeps torch's kernel
+        own = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        out = sdpa.attend(own[0], own[1], own[2], mask, 0.3, causal=seen == "earlier")
+        found.append([out, *torch.autograd.grad(out, own, gradient.to(dtype))])
+    for one, exact in zip(*found, strict=True):
+        assert (one.float() - exact).norm() <= 0.02 * exact.norm()
 
 
 class _StopError(Exception):

@@ -24,14 +24,14 @@ def speed_up_model(model: Any, dtype: torch.dtype, device: torch.device) -> None
     """Speed up a transformers model, in place; `dtype` and `device` are its own."""
     from perpeft_ray.encoder.fast.clip import replace_activation
     from perpeft_ray.encoder.fast.patches import embed_patches_by_product
-    from perpeft_ray.encoder.fast.sdpa import attend_by_products
+    from perpeft_ray.encoder.fast.sdpa import replace_attention
 
     if not enabled():
         return
     if device.type == "cuda":
         embed_patches_by_product(model)
-    elif dtype == torch.bfloat16:
-        attend_by_products(model)
+    if dtype == torch.bfloat16:
+        replace_attention(model)
     replace_activation(model)
 
 

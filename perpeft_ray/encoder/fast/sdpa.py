@@ -1,9 +1,9 @@
-"""Faster attention of bfloat16 towers on a CPU, by plain products.
+"""Faster attention of bfloat16 towers at the lengths of titles and patches.
 
-torch's fused kernel is slow there at the lengths of titles and patches. Milliseconds for 4,000
-tokens, 12 heads of 64, with a mask (torch 2.13, one Zen 4 core with avx512_bf16): forward and
-backward at 28 positions 123, here 23; at 50, 138 and 23; at 256, 149 and 55; forward alone 14 and
-8, 15 and 10, 41 and 24. float32 and GPUs keep torch's kernel.
+On a CPU by plain products. Milliseconds for 4,000 tokens, 12 heads of 64, with a mask (torch 2.13,
+one Zen 4 core with avx512_bf16): torch's forward and backward at 28 positions 123, here 23; at 50,
+138 and 23; at 256, 149 and 55; forward alone 14 and 8, 15 and 10, 41 and 24. On a GPU by a kernel
+that keeps the scores in registers; what that gains was not measured yet. float32 keeps torch's.
 Letters: n items, h heads, L positions, d units of a head.
 """
 
@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_NAME = "sdpa_by_products"
-_MOST = 512
-"""Maximum positions; beyond them the scores take too much memory."""
+_NAME = "sdpa_of_short_sequences"
+_MOST = {"cpu": 512, "cuda": 128}
+"""Maximum positions; beyond them the scores take too much memory, or too many registers."""
 _VECTOR = 16
 """Least numbers in a row for torch's softmax, which takes up to eight times as long below: filling
 up saves 9 to 14 % of encoding titles of 8 to 15 tokens with a MiniLM-shaped BERT."""
 
 
-def attend_by_products(model: Any) -> None:
+def replace_attention(model: Any) -> None:
     """Switch a transformers model with SDPA to this attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -34,20 +34,54 @@ def attend_by_products(model: Any) -> None:
         model.set_attn_implementation(_NAME)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool = False
+) -> Tensor:
     """softmax(q k^T * scale) v over the positions in `mask`, [n, h, Lq, d].
 
-    `mask`: bool, or float to add; broadcasts to [n, h, Lq, Lk]. Equals torch's
-    `scaled_dot_product_attention` up to rounding.
+    `mask`: bool, or float to add; broadcasts to [n, h, Lq, Lk]. `causal`, without a mask: no
+    position sees a later one. Equals torch's `scaled_dot_product_attention` up to rounding.
     """
-    if not _by_products(q, k):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if not _is_short(q, k, mask):
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=scale, is_causal=causal
+        )
+    if q.is_cuda:
+        return _InRegisters.apply(q, k, v, mask, scale, causal)  # type: ignore[no-any-return, no-untyped-call]  # torch leaves it untyped
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
     return _Products.apply(q, k, v, mask, scale)  # type: ignore[no-any-return, no-untyped-call]  # torch leaves it untyped
 
 
-def _by_products(q: Tensor, k: Tensor) -> bool:
-    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return narrow and k.shape[1] == q.shape[1] and k.shape[2] <= _MOST
+def _is_short(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """Whether this module computes the attention of q and k."""
+    (_, heads, length, depth), device = q.shape, q.device.type
+    if q.dtype != torch.bfloat16 or k.shape[1] != heads or k.shape[2] > _MOST.get(device, 0):
+        return False
+    simple = mask is None or (mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1] == 1)
+    return device == "cpu" or (simple and k.shape[2] == length and depth in (16, 32, 64, 128))
+
+
+class _InRegisters(torch.autograd.Function):
+    """`kernels.attention`. Keeps only q, k and v for the gradient, not the result."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool
+    ) -> Tensor:
+        from perpeft_ray.encoder.fast import kernels
+
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.scale, ctx.causal = scale, causal
+        return kernels.attention(q, k, v, mask, scale, causal)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        from perpeft_ray.encoder.fast import kernels
+
+        q, k, v, mask = ctx.saved_tensors
+        found = kernels.attention_backward(gradient, q, k, v, mask, ctx.scale, ctx.causal)
+        return *found, None, None, None
 
 
 class _Products(torch.autograd.Function):
@@ -102,14 +136,13 @@ def _attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     others = {"position_bias", "softcap"} & {name for name, x in options.items() if x is not None}
-    if not _by_products(q, k) or options.get("dropout") or others:
+    if not _is_short(q, k, mask) or options.get("dropout") or others:
         out, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
         return out, None
     causal = options.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", True)
-    if causal and mask is None:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     scale = options.get("scaling")
-    out = attend(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out = attend(q, k, v, mask, scale, causal=causal and mask is None)
     return out.transpose(1, 2).contiguous(), None
