@@ -1,7 +1,8 @@
 """Rows of a catalogue's arrays, read onto the device that encodes them; titles in parts by length.
 
 An array is copied to the GPU whole if it fits a quarter of the memory that is free at its first
-read; a step then copies only item indices. Otherwise its rows go through pinned memory.
+read; a step then copies only item indices. Otherwise its rows go through pinned memory, on a stream
+of their own: training runs ahead of the GPU, so the next step's rows arrive during this step.
 
 Titles of similar length are encoded together, to save padding. The parts are chosen on the CPU,
 where the catalogue's lengths are, to avoid waiting for a device.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,7 @@ class Rows:
             else:
                 _log.warning("%.1f GB are not kept on the GPU", self.array.nbytes / 1e9)
         if self._whole is None:
-            return sent(self._of(rows, columns), device)
+            return _sent_meanwhile(self._of(rows, columns), device)
         whole = self._whole if columns is None else self._whole[:, :columns]
         return whole.index_select(0, sent(rows, device))
 
@@ -60,6 +62,21 @@ def sent(array: NDArray[Any], device: torch.device) -> Tensor:
     """Copy an array to the device without waiting."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+@lru_cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def _sent_meanwhile(array: NDArray[Any], device: torch.device) -> Tensor:
+    """As `sent`, while the GPU computes what it was given before."""
+    stream, current = _copies(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        copied = sent(array, device)
+    current.wait_stream(stream)
+    copied.record_stream(current)
+    return copied
 
 
 class CatalogueRows:

@@ -24,6 +24,7 @@ from perpeft_ray.config import (
 )
 from perpeft_ray.encoder import hardware
 from perpeft_ray.encoder.fast import clip, sdpa
+from perpeft_ray.encoder.rows import Rows
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch
@@ -125,6 +126,16 @@ def test_graphs_train_as_without_them(workspace, monkeypatch, variant, dtype):
     difference = sum(float((with_graphs[name] - x).square().sum()) for name, x in without.items())
     size = sum(float(x.square().sum()) for x in without.values())
     assert difference**0.5 <= 1e-3 * size**0.5
+
+
+def test_rows_too_large_for_the_card_are_copied(monkeypatch):
+    array = np.random.default_rng(0).integers(0, 256, (500, 3, 32, 32), dtype=np.uint8)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    rows, order = Rows(array), np.random.default_rng(1)
+    for _ in range(20):
+        torch.randn(2000, 2000, device=GPU) @ torch.randn(2000, 2000, device=GPU)
+        wanted = order.integers(0, 500, 400)
+        assert np.array_equal(rows.read(wanted, GPU).cpu().numpy(), array[wanted])
 
 
 def test_padding_changes_only_rounding(workspace, monkeypatch):
