@@ -31,16 +31,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from _shops import clip_workspace, text_workspace
 from _steps import Bench, matrix_flops, open_bench
 
 from perpeft_ray.config import Method, StudyConfig, TrainSettings, TrialConfig
-from perpeft_ray.data.split import Histories, Split
 from perpeft_ray.encoder import hardware
 from perpeft_ray.encoder.fast import clip, lora, patches, sdpa
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch
 from perpeft_ray.train.trial import run_trial
-from perpeft_ray.train.workspace import Workspace, prepare, write_split
+from perpeft_ray.train.workspace import Workspace, prepare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 USERS, ITEMS = 12_000, 20_000
@@ -114,13 +114,13 @@ def main() -> None:
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
     table = Table(given.out, given.minutes)
-    of_clip = partial(clip_workspace, given.work, small=given.small)
+    of_clip = partial(clip_workspace, given.work, USERS, ITEMS, small=given.small)
     float32 = partial(step_row, table, users=16, dtype="float32")
     parts: dict[str, Callable[[], None]] = {
         "peak": lambda: peak(table, 256 if given.small else 8192),
         "steps": lambda: step_rows(table, of_clip()),
         "minilm": lambda: minilm_rows(
-            table, text_workspace(given.work, given.minilm, small=given.small)
+            table, text_workspace(given.work, given.minilm, USERS, ITEMS, small=given.small)
         ),
         "encode": lambda: encode_row(table, of_clip(), "ViT-B/32"),
         "epoch": lambda: epoch_rows(table, of_clip()),
@@ -345,115 +345,6 @@ def wait() -> None:
 def peak_gb() -> float | None:
     """The most memory of the card that was in use."""
     return torch.cuda.max_memory_allocated() / 1e9 if DEVICE == "cuda" else None
-
-
-def clip_workspace(work: Path, *, small: bool) -> Workspace:
-    """A random CLIP ViT-B/32 and a catalogue of random images and titles of 8 to 24 tokens."""
-    import transformers as tf
-
-    folder = work / f"clip-{ITEMS}"
-    if not (folder / "encoder" / "config.json").exists():
-        torch.manual_seed(0)
-        config = tf.CLIPConfig()
-        if small:
-            few = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-            few |= {"intermediate_size": 64}
-            config = tf.CLIPConfig(
-                text_config=few, vision_config={**few, "image_size": 64}, projection_dim=16
-            )
-        tf.CLIPModel(config).save_pretrained(folder / "encoder")
-        vision: Any = config.vision_config
-        side = vision.image_size
-        (folder / "encoder" / "preprocessor_config.json").write_text(
-            json.dumps(
-                {
-                    "image_processor_type": "CLIPImageProcessor",
-                    "size": {"shortest_edge": side},
-                    "crop_size": {"height": side, "width": side},
-                    "do_normalize": True,
-                    "do_rescale": True,
-                    "image_mean": [0.48, 0.46, 0.41],
-                    "image_std": [0.27, 0.26, 0.28],
-                }
-            )
-        )
-    side = json.loads((folder / "encoder" / "config.json").read_text())["vision_config"][
-        "image_size"
-    ]
-    return random_workspace(folder, str(folder / "encoder"), side, 49_407, 77, (8, 24))
-
-
-def text_workspace(work: Path, minilm: Path | None, *, small: bool) -> Workspace:
-    """MiniLM, or a random model of its shape, and titles as long as those of Amazon Scientific."""
-    import transformers as tf
-
-    folder = work / f"minilm-{ITEMS}"
-    encoder = minilm or folder / "encoder"
-    if not (encoder / "config.json").exists():
-        layers = 3 if small else 6
-        config = tf.BertConfig(
-            hidden_size=384,
-            num_hidden_layers=layers,
-            num_attention_heads=12,
-            intermediate_size=1536,
-        )
-        tf.BertModel(config).save_pretrained(encoder)
-    return random_workspace(folder, f"text:{encoder}", 0, 102, 128, (12, 44))
-
-
-def random_workspace(
-    folder: Path, encoder: str, side: int, end: int, most: int, lengths: tuple[int, int]
-) -> Workspace:
-    """Random users, titles and images of `side` pixels (0: none), written where missing."""
-    rng = np.random.default_rng(0)
-    split, catalogue = folder / "split", folder / "catalogue"
-    if not split.exists():
-        counts = rng.integers(lengths[0], lengths[1] + 1, ITEMS + 1).astype(np.int32)
-        ids = rng.integers(1000, 20_000, (ITEMS + 1, most)).astype(np.int32)
-        ids[np.arange(most) >= counts[:, None]] = 0
-        ids[np.arange(ITEMS + 1), counts - 1] = end
-        catalogue.mkdir(parents=True)
-        arrays: dict[str, Any] = {
-            "token_ids": ids,
-            "token_counts": counts,
-            "pixel_row": np.arange(ITEMS + 1, dtype=np.int32) * bool(side),
-            "has_title": np.arange(ITEMS + 1) > 0,
-        }
-        if side:
-            shape = (ITEMS + 1, 3, side, side)
-            arrays["pixels"] = np.frombuffer(rng.bytes(int(np.prod(shape))), np.uint8).reshape(
-                shape
-            )
-        for name, array in arrays.items():
-            np.save(catalogue / f"{name}.npy", array)
-        history = rng.integers(8, 20, USERS)
-        known = (1 + ITEMS * rng.random(int(history.sum())) ** 2).astype(np.int32)
-        one_each = np.arange(USERS + 1)
-        written = folder / "split.part"
-        written.mkdir()
-        write_split(
-            Split(
-                user_ids=np.array([f"u{number}" for number in range(USERS)], dtype=object),
-                item_ids=np.array([f"i{number}" for number in range(ITEMS)], dtype=object),
-                train=Histories(np.concatenate([[0], np.cumsum(history)]), known),
-                validation=Histories(one_each, rng.integers(1, ITEMS + 1, USERS, np.int32)),
-                test_item=rng.integers(1, ITEMS + 1, USERS, np.int32),
-            ),
-            written,
-        )
-        written.rename(split)
-    return Workspace(
-        encoder=encoder,
-        split=split,
-        catalogue=catalogue,
-        features=folder / "features",
-        unfinished=folder / "stage1",
-        stages=folder / "stage1",
-        trials=folder / "trials",
-        fingerprint=f"random {ITEMS}",
-        num_users=USERS,
-        num_items=ITEMS,
-    )
 
 
 if __name__ == "__main__":
