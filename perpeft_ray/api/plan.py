@@ -23,6 +23,7 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.metrics import ndcg
 from perpeft_ray.report.power import POWER, smallest_effect
 from perpeft_ray.report.statistics import LEVEL
+from perpeft_ray.screen import counted
 from perpeft_ray.store.description import dotted
 from perpeft_ray.store.folder import StudyFolder, study_place
 from perpeft_ray.study.check import check_histories, check_settings
@@ -238,7 +239,7 @@ def _lines(
         f"  encoder    {weights}",
         f"  trials     {count_trials(config)}, of them {searched} to search PerPEFT's "
         f"settings; {', '.join(config.values('variant'))}; {' or '.join(map(str, groups))} groups "
-        f"(of at least {of_group:,} users on average)",
+        f"(on average at least {counted(of_group, 'user')} each)",
         f"  training   {train.batch_size} users per batch; up to {train.epochs} + "
         f"{train.personal_epochs} epochs, ended by {train.patience or 'no'} validations "
         f"without a new best",
