@@ -77,7 +77,7 @@ def test_bad_input_of_a_script_exits_with_2(tmp_path):
         check=False,
     )
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: `peft.rank` must be")
+    assert ended.stderr.startswith("error: `search.ranks` must be")
     assert not list(tmp_path.iterdir())
 
 
