@@ -46,14 +46,10 @@ def scale_pixels(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtyp
     return out
 
 
-MOST_POSITIONS = 128
-"""For which `attention` keeps its scores in registers."""
-
-
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool
 ) -> Tensor:
-    """softmax(q k^T * scale) v, [n, h, L, d]; L up to `MOST_POSITIONS`, d a power of two from 16.
+    """softmax(q k^T * scale) v, [n, h, L, d]; L up to 128; d 16, 32 or 64.
 
     `mask`: bool [n or 1, 1, L or 1, L]. `causal`: a position sees none after it. Computed in
     float32 but for the operands of products, which are of the inputs' dtype.

@@ -59,7 +59,7 @@ def _is_short(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     if q.dtype != torch.bfloat16 or k.shape[1] != heads or k.shape[2] > _MOST.get(device, 0):
         return False
     simple = mask is None or (mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1] == 1)
-    return device == "cpu" or (simple and k.shape[2] == length and depth in (16, 32, 64, 128))
+    return device == "cpu" or (simple and k.shape[2] == length and depth in (16, 32, 64))
 
 
 class _InRegisters(torch.autograd.Function):
