@@ -205,8 +205,12 @@ class _Columns:
         return f"{str(self.table.file)!r} column {', '.join(map(self.name, columns))!r}"
 
     def one(self, role: str, given: str | None) -> int:
-        """The single column of a role, as `several`."""
+        """The single column of ids of a role, as `several`."""
         (column,) = self.several(role, given, join=False)
+        if found := self.table.nested.get(self.name(column)):
+            raise InputError(
+                f"{self.where([column])} must have texts or whole numbers for ids, but {found}"
+            )
         return column
 
     def several(

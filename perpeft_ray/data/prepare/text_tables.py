@@ -10,7 +10,8 @@ import json
 import re
 import shutil
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -41,6 +42,8 @@ _REJECTED = """
     FROM rejected GROUP BY line"""
 _CONTROLS = "[\0-\x08\x0b-\x1f\x7f-\x9f]"
 """Pattern of characters that no header has, besides tab and line end."""
+_NESTED = re.compile(r"^(STRUCT|MAP|UNION)\b|\]$")
+"""DuckDB's types of lists and objects."""
 _GZIP = b"\x1f\x8b"
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV",
@@ -66,6 +69,8 @@ class TextTable:
     bad_lines: str | None
     """SQL of (reason, line, text) of the lines that are not rows, after reading `source`; None if
     there cannot be any."""
+    nested: Mapping[str, str] = field(default_factory=dict)
+    """Columns with lists or objects, and what shows it."""
 
     def read(self, database: Database, name: str, columns: str) -> list[str]:
         """Make a table of SQL columns over c0, c1, …; returns report lines about broken lines.
@@ -218,16 +223,20 @@ def _json_lines(database: Database, path: Path, encoding: str, text: str, file: 
     columns = tuple(dict.fromkeys(key for (key,) in keys))
     if not columns:
         raise InputError(f"{str(path)!r} must have a JSON object in each line, but has none")
-    fields = ", ".join(
-        f"json_extract_string(line, {quoted('$.' + json.dumps(name, ensure_ascii=False))}) AS c{at}"
-        for at, name in enumerate(columns)
+    values = [f"line, {quoted('$.' + json.dumps(name, ensure_ascii=False))}" for name in columns]
+    fields = ", ".join(f"json_extract_string({value}) AS c{at}" for at, value in enumerate(values))
+    nested = ", ".join(
+        f"any_value(json_extract({value})[:60]) FILTER (json_type({value}) IN ('ARRAY', 'OBJECT'))"
+        for value in values
     )
+    found = database.row(f"SELECT {nested} FROM (FROM {lines} LIMIT 1000) WHERE {object_}")
+    has = {name: f"has {text}" for name, text in zip(columns, found, strict=True) if text}
     source = f"(SELECT {fields} FROM {lines} WHERE {object_})"
     bad = (
         "SELECT 'no JSON object' AS reason, number AS line, line AS text "
         f"FROM {lines} WHERE NOT {object_}"
     )
-    return TextTable(path, f"JSON lines in {encoding}", columns, source, bad)
+    return TextTable(path, f"JSON lines in {encoding}", columns, source, bad, has)
 
 
 def _parquet(database: Database, path: Path) -> TextTable:
@@ -239,14 +248,15 @@ def _parquet(database: Database, path: Path) -> TextTable:
         order = f' ORDER BY list_position([{listed}], "{_PART}"), file_row_number'
     source = f"read_parquet([{listed}], {options})"
     with database.reading(f"{str(path)!r}"):
-        names = [row[0] for row in database.rows(f"DESCRIBE FROM {source}")]
-    if order:
-        names = [name for name in names if name not in (_PART, "file_row_number")]
+        types = {row[0]: row[1] for row in database.rows(f"DESCRIBE FROM {source}")}
+    names = [name for name in types if not order or name not in (_PART, "file_row_number")]
+    nested = {name: f"is of type {types[name]}" for name in names if _NESTED.search(types[name])}
     fields = ", ".join(
         f'CAST("{name.replace(chr(34), 2 * chr(34))}" AS VARCHAR) AS c{at}'
         for at, name in enumerate(names)
     )
-    return TextTable(path, "Parquet", tuple(names), f"(SELECT {fields} FROM {source}{order})", None)
+    source = f"(SELECT {fields} FROM {source}{order})"
+    return TextTable(path, "Parquet", tuple(names), source, None, nested)
 
 
 def _start(path: Path) -> bytes:

@@ -8,8 +8,10 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from perpeft_ray.data.prepare.table import TableSource, prepare_table
 from perpeft_ray.errors import InputError
 from tests.data.prepare.conftest import jpeg
 from tests.data.prepare.tables import PLAIN, prepare, rows
@@ -105,6 +107,16 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {"date_format": "%d.%m.%Y"},
         "2 of 2 are not as %d.%m.%Y, such as '2024-01-02'",
     ),
+    "ids that are objects": (
+        '{"user": {"id": 1}, "item": "a", "time": 1}\n',
+        {},
+        "column 'user' must have texts or whole numbers for ids, but has {\"id\":1}",
+    ),
+    "ids that are lists in some rows": (
+        '{"user": 1, "item": "a", "time": 1}\n{"user": 1, "item": ["b"], "time": 2}\n',
+        {},
+        "column 'item' must have texts or whole numbers for ids, but has [\"b\"]",
+    ),
     "ids from a spreadsheet": (
         "user,item,time\n1.23457E+11,a,1\n",
         {},
@@ -139,3 +151,10 @@ def test_unusable_table_is_one_clear_line(tmp_path, data, options, message):
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 700
     assert [path.name for path in tmp_path.iterdir()] == ["orders.csv"]
+
+
+def test_lists_as_ids_are_refused_in_parquet(tmp_path):
+    frame = pd.DataFrame({"user": ["u"], "item": [["a", "b"]], "time": [1]})
+    frame.to_parquet(tmp_path / "orders.parquet")
+    with pytest.raises(InputError, match=r"'item' must have texts .* but is of type VARCHAR\[\]"):
+        prepare_table(TableSource(tmp_path / "orders.parquet"), tmp_path / "out")
