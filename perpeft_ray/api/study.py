@@ -132,4 +132,4 @@ def open_study(place: Path | str, k: tuple[int, ...] = ()) -> OpenedStudy:
 
     `k` as in `OpenedStudy`.
     """
-    return OpenedStudy(StudyFolder.open(place), k)
+    return OpenedStudy(StudyFolder.open(place), k and MetricsSettings(k).k)

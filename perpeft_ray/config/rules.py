@@ -42,6 +42,8 @@ def positive(name: str, value: float) -> None:
 
 def distinct(name: str, values: tuple[object, ...]) -> None:
     """There must be a value, and none twice."""
+    if not isinstance(values, tuple | list):
+        raise InputError(f"`{name}` must be a list of values, but is {values!r}")
     if not values:
         raise InputError(f"`{name}` must have at least one value, but is empty")
     if len(set(values)) != len(values):

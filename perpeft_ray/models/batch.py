@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from perpeft_ray.config.rules import at_least
 from perpeft_ray.data.folders import new_folder
 from perpeft_ray.data.prepare.database import Database
 from perpeft_ray.data.tables import INTERACTION_COLUMNS, ParquetTable, open_table
@@ -81,8 +82,7 @@ def recommend_all(
 
     out = out.absolute()
     for name, value in (("k", k), ("workers", workers)):
-        if value < 1:
-            raise InputError(f"`{name}` must be at least 1, but is {value}")
+        at_least(name, value, 1)
     if out.exists():
         raise InputError(
             f"the folder to write to must not exist yet, but {out} does; remove it or choose "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from perpeft_ray.config.rules import at_least
 from perpeft_ray.data.split import Histories
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.layout import (
@@ -207,8 +209,9 @@ class LoadedModel:
         self, histories: Sequence[NDArray[np.int64]], k: int, *, exclude_seen: bool = True
     ) -> TopItems:
         """The k best items for each history (item indices, oldest first). Errors as `recommend`."""
-        if not isinstance(k, int) or k < 1:
-            raise InputError(f"`k` must be a whole number of at least 1, but is {k}")
+        if isinstance(k, Integral) and not isinstance(k, bool):
+            k = int(k)  # of NumPy
+        at_least("k", k, 1)
         groups = self.assign(histories)
         kept = min(k, len(self.item_ids))
         items = np.zeros((len(histories), kept), dtype=np.int64)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -68,6 +69,17 @@ def test_a_notebook_shows_table_and_verdict(folder: StudyFolder, record) -> None
 def test_no_study_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must have study\.json"):
         perpeft_ray.open_study(tmp_path)
+    with pytest.raises(InputError, match="must be a path or a URI, but is None"):
+        perpeft_ray.open_study(None)
+
+
+@pytest.mark.parametrize(
+    ("k", "words"),
+    [(10, "must be a list of values, but is 10"), ((0,), "must be between 1 and 100, but is 0")],
+)
+def test_a_bad_k_is_refused_when_a_study_is_opened(folder: StudyFolder, k: Any, words: str) -> None:
+    with pytest.raises(InputError, match=rf"`metrics\.k` {words}"):
+        perpeft_ray.open_study(folder.path, k)
 
 
 @pytest.mark.slow

@@ -82,5 +82,5 @@ def test_a_bad_table_is_refused_and_leaves_nothing(exported, tmp_path, changes, 
 
 
 def test_k_below_one_is_refused(exported, shop, tmp_path):
-    with pytest.raises(InputError, match="`k` must be at least 1"):
+    with pytest.raises(InputError, match="`k` must be a whole number of at least 1"):
         recommend_all(exported, shop / "interactions.parquet", tmp_path / "out", k=0)

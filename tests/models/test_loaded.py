@@ -68,12 +68,17 @@ def test_many_histories_give_the_same_as_one_by_one(model):
         ("i3", 5, "`history` must be a list of item ids, but is the text 'i3'"),
         ([], 5, "`history` must have at least one item"),
         (["i3"], 0, "`k` must be a whole number of at least 1, but is 0"),
+        (["i3"], True, "`k` must be a whole number of at least 1, but is True"),
         (["i3"], 2.5, r"`k` must be a whole number of at least 1, but is 2\.5"),
     ],
 )
 def test_bad_input_is_refused(model, history, k, message):
     with pytest.raises(InputError, match=message):
         model.recommend(history, k)
+
+
+def test_k_may_be_a_whole_number_of_numpy(model):
+    assert model.recommend(["i3"], np.int64(2)) == model.recommend(["i3"], 2)
 
 
 @pytest.mark.parametrize("variant", ["lora", "iisan"])
