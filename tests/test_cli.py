@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +19,14 @@ import pytest
 
 from perpeft_ray import __version__
 from perpeft_ray.cli import main, parse_study
+from perpeft_ray.cli import run as run_command
 from perpeft_ray.cli.main import COMMANDS, Command
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data import toyshop
 from perpeft_ray.errors import InputError
+from tests.records import record, written
+
+__all__ = ["record"]
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "studies" / "ablation_peft.py"
@@ -215,6 +221,50 @@ def test_a_bad_command_line_is_reported_in_one_line(call, arguments, words):
     assert ended.returncode == 2
     assert words in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("study --storage {at}/file/x", "{at}/file/x/.cache"),
+        ("study --storage /proc/x", "/proc/x"),
+        ("tables {at}/results/own", "{at}/results/own/tables"),
+        ("report {at}/results/own", "{at}/results/own/figures"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path, call, monkeypatch, record, command, place
+):
+    monkeypatch.setattr(toyshop, "USERS", 50)
+    monkeypatch.setattr(toyshop, "ITEMS", 200)
+    study = written(StudyConfig(storage=f"{tmp_path}/results", study="own"), [record()])
+    for name in ("file", *[study.path / part for part in ("tables", "figures")]):
+        (tmp_path / name).touch()
+    if "report" in command:
+        (study.path / "tables").unlink()
+    ended = call(main, *command.format(at=tmp_path).split())
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"error: {place.format(at=tmp_path)} must be a place that")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["tables", "report", "power"])
+@pytest.mark.parametrize("damaged", ["study.json", "trials", "users"])
+def test_a_damaged_study_is_one_line(tmp_path, call, record, command, damaged):
+    study = written(StudyConfig(storage=str(tmp_path), study="own"), [record()])
+    file = study.path / damaged
+    file = next(file.iterdir()) if file.is_dir() else file
+    file.write_bytes(file.read_bytes()[:-9])
+    ended = call(main, command, str(study.path))
+    assert ended.returncode == 2, ended.stderr
+    assert str(file) in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(call):
+    ended = call(lambda: run_command(lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert ended.returncode == 143
+    assert ended.stderr == "interrupted; rerun the same command to resume\n"
 
 
 @pytest.mark.slow

@@ -24,10 +24,11 @@ from perpeft_ray.metrics import ndcg
 from perpeft_ray.report.power import POWER, smallest_effect
 from perpeft_ray.report.statistics import LEVEL
 from perpeft_ray.screen import counted
-from perpeft_ray.store.description import dotted
-from perpeft_ray.store.folder import StudyFolder, study_place
+from perpeft_ray.store.description import check_same, dotted, from_json
+from perpeft_ray.store.folder import described, study_place
 from perpeft_ray.study.check import check_histories, check_settings
 from perpeft_ray.study.plan import count_trials, search_budget, searching_methods, variants_of
+from perpeft_ray.study.run import anywhere
 
 if TYPE_CHECKING:
     from perpeft_ray.recommender.simple import SimpleMethod
@@ -76,7 +77,8 @@ def plan_study(
     `budget`: time for the study, such as `2h`; it determines `search.trials`. `given`: dotted names
     of settings of `config` to keep; None: those that differ from `StudyConfig`'s defaults. `cache`:
     keeps what is prepared from raw data; None: writes nothing. `fetch`: whether to download weights
-    to measure a step. A started study keeps its settings. Raises InputError for unusable data.
+    to measure a step. A started study keeps its settings. Raises InputError for unusable data, and
+    for a started study that cannot be resumed.
     """
     if given is None:
         defaults = dotted(asdict(StudyConfig(encoder=AUTO, dataset=config.dataset)))
@@ -86,10 +88,12 @@ def plan_study(
         raise InputError("either `budget` or `search.trials` must be given, but both are")
     if "study" not in given:
         config = replace(config, study=_name(config.dataset))
-    begun = _begun(config)
-    if begun is not None:
+    place = study_place(config.storage, config.study)
+    if begun := described(place):
         kept = {name: value for name, value in dotted(asdict(config)).items() if name in given}
-        resumed = with_settings(begun, kept)
+        was = from_json(StudyConfig, begun["config"], place)
+        resumed = anywhere(with_settings(was, kept))
+        check_same(begun["config"], resumed, place)
         line = f"Resumes {resumed.study} with the settings it began with."
         return StudyPlan(resumed, (line,), begun=True)
     with tempfile.TemporaryDirectory(prefix="perpeft-plan-") as scratch:
@@ -294,15 +298,6 @@ def _sample(dataset: Dataset) -> Dataset:
     interactions = rows[rows["user_id"].isin(few)].reset_index(drop=True)
     items = dataset.items[dataset.items["item_id"].isin(interactions["item_id"])]
     return replace(dataset, interactions=interactions, items=items.reset_index(drop=True))
-
-
-def _begun(config: StudyConfig) -> StudyConfig | None:
-    """The configuration of a started study; None if it has not started, or is out of reach, which
-    the study itself reports."""
-    try:
-        return StudyFolder.open(study_place(config.storage, config.study)).config
-    except InputError:
-        return None
 
 
 def _name(dataset: str) -> str:

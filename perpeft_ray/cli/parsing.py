@@ -8,30 +8,57 @@ import difflib
 import io
 import itertools
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
-from perpeft_ray.errors import InputError, StudyStoppedError
+from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
 
 T = TypeVar("T")
 
+_TEMPORARY = re.compile(r"\.([^/]+)\.(?:[0-9a-f]{32}|lock|unfinished)$")
+"""The name of a file or folder that is being written, which the user has called `\\1`."""
+
 
 def run(command: Callable[[], None]) -> None:
-    """Run a command and exit: 0 done, 2 bad input (one line on standard error), 1 anything else."""
+    """Run a command and exit: 0 done, 2 bad input (one line on standard error), 1 anything else.
+
+    SIGTERM ends it as Ctrl-C does, with exit status 143.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         command()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {error}")
     except StudyStoppedError as stopped:
-        print(f"error: {stopped}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; rerun the same command to resume", file=sys.stderr)
-        sys.exit(1)
+        _end(1, f"error: {stopped}")
+    except KeyboardInterrupt as interrupt:
+        status = 143 if isinstance(interrupt, _Terminated) else 1
+        _end(status, "interrupted; rerun the same command to resume")
+    except Exception as error:
+        if is_full_disk(error):
+            _end(1, "error: no room on the disk; make room, then rerun the same command to resume")
+        if not isinstance(error, OSError) or error.filename is None:
+            raise
+        place = _TEMPORARY.sub(r"\1", str(error.filename2 or error.filename))
+        rule = "must be a place that can be read and written"
+        _end(2, f"error: {place} {rule}, but: {error.strerror}")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _end(status: int, line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(status)
 
 
 def parse(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from perpeft_ray.data.prepare.release import MAX_BYTES, prepare_release
 from perpeft_ray.data.prepare.report import findings, report_on, table_1
 from perpeft_ray.data.prepare.table import TableSource, prepare_table
 from perpeft_ray.data.split import MIN_INTERACTIONS
-from perpeft_ray.errors import InputError
 from perpeft_ray.screen import console as console_on
 from perpeft_ray.screen import counted, note
 
@@ -110,18 +108,6 @@ class Table:
             notes += prepare_table(self.source, self.out, memory_gb=self.memory_gb).lines()
 
 
-def _check_writable(out: Path) -> None:
-    """Raise InputError if the new folder cannot be made; leaves nothing behind."""
-    there = next(parent for parent in out.absolute().parents if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"`out` must be in a folder that can be written, but {there} cannot: {error.strerror}"
-        ) from error
-
-
 @contextlib.contextmanager
 def _printing(out: Path, memory_gb: float = 1.0, paper: str | None = None) -> Iterator[list[str]]:
     """Show the log of a preparation, then print the content of `out` and what was noted.
@@ -129,7 +115,6 @@ def _printing(out: Path, memory_gb: float = 1.0, paper: str | None = None) -> It
     `paper` names the data set beside whose figures in the paper it is printed.
     """
     positive("memory_gb", memory_gb)
-    _check_writable(out)
     started, notes = time.perf_counter(), list[str]()
     # Our own modules' log, without urllib3's retries.
     logger, handler = logging.getLogger("perpeft_ray"), logging.StreamHandler()

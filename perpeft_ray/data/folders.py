@@ -73,6 +73,7 @@ def resumed_folder(folder: Path) -> Iterator[Path | None]:
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     working = folder.with_name(f".{folder.name}.unfinished")
     try:
+        Path(lock.lock_file).touch()  # raises where FileLock would wait forever
         with lock:
             if folder.is_dir():
                 yield None

@@ -62,7 +62,7 @@ def read_file(file: Path | str) -> bytes | None:
     try:
         with files.open_input_stream(path) as stream:
             return stream.read()  # type: ignore[no-any-return]  # pyarrow is untyped
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

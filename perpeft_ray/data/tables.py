@@ -68,7 +68,7 @@ class ParquetTable:
             name: _Column(self.where, name, kind, self.unit) for name, kind in self.columns.items()
         }
         for file in self.files:
-            with _readable(_part(self.where, self.files, file)), pq.ParquetFile(file) as parquet:
+            with readable(_part(self.where, self.files, file)), pq.ParquetFile(file) as parquet:
                 names = [name for name in columns if name in parquet.schema_arrow.names]
                 for batch in parquet.iter_batches(columns=names):
                     missing = pa.nulls(len(batch))
@@ -98,7 +98,7 @@ def open_table(
     forms: dict[str, Path] = {}
     for file in files:
         named = _part(where, files, file)
-        with _readable(named), pq.ParquetFile(file) as parquet:
+        with readable(named), pq.ParquetFile(file) as parquet:
             rows += parquet.metadata.num_rows
             schema = parquet.schema_arrow
         for name, kind in columns.items():
@@ -169,8 +169,8 @@ def _part(where: str, files: Sequence[Path], file: Path) -> str:
 
 
 @contextmanager
-def _readable(where: str) -> Iterator[None]:
-    """Turn Arrow's errors for unreadable files into an InputError."""
+def readable(where: str) -> Iterator[None]:
+    """Turn Arrow's errors for an unreadable file into an InputError that names it, `where`."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -68,8 +68,8 @@ def write_report(results: StudyResults) -> tuple[Path, dict[str, StudyTable]]:
         trial_header=TRIAL_HEADER,
         command=study_command(study),
         parameters=_parameters(trials, description["parameters"]),
-        machine=description["machine"] | {"created": description["created_at"]},
-        versions=description["versions"] | {"code": description["git_revision"] or "unknown"},
+        machine=description["machine"] | {"created": description.get("created_at")},
+        versions=description["versions"] | {"code": description.get("git_revision") or "unknown"},
         timings=_timings(trials),
     )
     return path, tables
@@ -146,7 +146,7 @@ def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[st
         yield f"{pruned} trials of the search were stopped early (ASHA); they are in no table."
     if len(results.study.seeds) == 1:
         yield "One seed: how much results change from seed to seed is unknown."
-    if str(description["git_revision"]).endswith("-dirty"):
+    if str(description.get("git_revision")).endswith("-dirty"):
         yield "The code had uncommitted changes."
     devices = sorted(trials.device.dropna().unique())
     if len(devices) > 1:

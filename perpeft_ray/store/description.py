@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import shutil
@@ -56,16 +57,16 @@ def declared_parameters(config: StudyConfig, scientific: tuple[str, ...]) -> dic
     }
 
 
-def check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
-    """Raise `InputError` for the first differing field that affects results."""
-    old, new = dotted(there), dotted(here)
+def check_same(there: dict[str, Any], config: StudyConfig, path: Path | str) -> None:
+    """Raise `InputError` for the first differing field that affects results.
+
+    `there`: the settings in the `study.json` of `path`.
+    """
+    old, new = dotted(there), dotted(as_json(config))
     for name in sorted(old.keys() | new.keys(), key=[*new, *old].index):
         if name not in NO_PART and old.get(name) != new.get(name):
             if name not in old or name not in new:
-                raise InputError(
-                    f"`{name}` must be a setting of both the study that {path} holds and this "
-                    "version, but another version wrote the study; choose another `study` name"
-                )
+                raise _another_version(name, path)
             raise InputError(
                 f"`{name}` must be {old.get(name)} as in the study that {path} holds, but is "
                 f"{new.get(name)}; another `study` name keeps both"
@@ -109,24 +110,41 @@ def repeat_warnings(repeats: dict[str, float] | None) -> list[str]:
     return warnings
 
 
-def from_json(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A dataclass of dataclasses from its JSON form, where tuples are lists.
+def as_json(config: StudyConfig) -> dict[str, Any]:
+    """A configuration's JSON form, where tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]  # json says Any
 
-    Raises InputError for a field that this version does not have.
+
+def from_json(kind: type[Any], values: Any, path: Path | str, prefix: str = "") -> Any:
+    """A dataclass of dataclasses from its JSON form.
+
+    Raises InputError, with the study's place `path`, for a field that this version does not have,
+    and for bad values.
     """
+    if not isinstance(values, dict):
+        name = prefix.rstrip(".") or "config"
+        raise InputError(f"`{name}` of the study in {path} must be settings, but is {values!r}")
     hints = typing.get_type_hints(kind)
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
-            raise InputError(
-                f"a study's settings must be those of this version, but `{name}` is not: another "
-                "version wrote the study"
-            )
+            raise _another_version(prefix + name, path)
         if dataclasses.is_dataclass(hints[name]):
-            arguments[name] = from_json(typing.cast(type, hints[name]), value)
+            within = typing.cast(type, hints[name])
+            arguments[name] = from_json(within, value, path, f"{prefix}{name}.")
         else:
             arguments[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except (InputError, TypeError, AttributeError) as error:  # of values of another type
+        raise InputError(f"the study in {path} must have valid settings, but {error}") from error
+
+
+def _another_version(name: str, path: Path | str) -> InputError:
+    return InputError(
+        f"`{name}` must be a setting of both the study in {path} and this version, but another "
+        "version wrote the study; choose another `study` name"
+    )
 
 
 def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.touch()  # so that Python's own error names a place that cannot be written
     try:
         yield temporary
         temporary.replace(path)

@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perpeft_ray.config import SIMPLE_METHODS, StudyConfig, TrialConfig
-from perpeft_ray.data.places import is_uri, reached, subfolder
+from perpeft_ray.data.places import is_uri, reached, read_file, subfolder
 from perpeft_ray.data.split import RepeatShares
+from perpeft_ray.data.tables import readable
 from perpeft_ray.errors import InputError
 from perpeft_ray.store.description import (
+    as_json,
     check_same,
     check_unchanged,
     declared_parameters,
@@ -68,7 +70,8 @@ class StudyFolder:
 
         `fingerprints`: of the present data and encoder; `repeats`: of the data. `scientific`:
         fields of `TrialConfig` that the study compares. Raises `InputError` if the folder has
-        another study, or one with other data or another encoder, or cannot be made.
+        another study, or one with other data or another encoder, and `OSError` if it cannot be
+        written.
         """
         path = storage_folder(config.storage).resolve() / config.study
         kept = study_place(config.storage, config.study)
@@ -77,14 +80,13 @@ class StudyFolder:
             _empty(folder.path)
             with reached(folder.uri):
                 folder._mirror.fetch()
-        values = json.loads(json.dumps(dataclasses.asdict(config)))
-        if (folder.path / DESCRIPTION).exists():
-            check_same(folder.description["config"], values, folder.path)
+        if (there := described(folder.path)) is not None:
+            check_same(there["config"], config, folder.path)
             if fingerprints is not None:
-                check_unchanged(folder.description, fingerprints, config, folder.path)
+                check_unchanged(there, fingerprints, config, folder.path)
             return folder
         description = {
-            "config": values,
+            "config": as_json(config),
             "parameters": declared_parameters(config, scientific),
             "fingerprints": fingerprints and dataclasses.asdict(fingerprints),
             "repeats": repeats and dataclasses.asdict(repeats),
@@ -93,14 +95,8 @@ class StudyFolder:
             "machine": machine(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        try:
-            with whole_file(folder.path / DESCRIPTION) as temporary:
-                temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"`storage` must be a folder that can be written, but {folder.path}: "
-                f"{error.strerror}"
-            ) from error
+        with whole_file(folder.path / DESCRIPTION) as temporary:
+            temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         if folder.uri:
             with reached(folder.uri):
                 folder._mirror.send([DESCRIPTION])
@@ -112,6 +108,8 @@ class StudyFolder:
 
         For a URI this makes a separate copy, so that it does not disturb a study running here.
         """
+        if not isinstance(place, (str, os.PathLike)):
+            raise InputError(f"a study's place must be a path or a URI, but is {place!r}")
         folder = cls(Path(place).resolve())
         if is_uri(place):
             uri = str(place).rstrip("/")
@@ -119,8 +117,7 @@ class StudyFolder:
             folder = cls(storage_folder(storage) / f"{study}.read", uri)
             with reached(folder.uri):
                 folder._mirror.fetch()
-        if not (folder.path / DESCRIPTION).is_file():
-            raise InputError(f"a study's folder must have {DESCRIPTION}, but {place} has none")
+        _ = folder.description
         return folder
 
     @property
@@ -140,17 +137,17 @@ class StudyFolder:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The content of `study.json`. Raises InputError if it is damaged."""
-        file = self.path / DESCRIPTION
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]  # json says Any
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file} must be JSON, but is damaged: {error}") from error
+        """The content of `study.json`. Raises InputError if it is missing or damaged."""
+        found = described(self.path)
+        if found is None:
+            place = self.uri or self.path
+            raise InputError(f"a study's folder must have {DESCRIPTION}, but {place} has none")
+        return found
 
     @property
     def config(self) -> StudyConfig:
-        """The study's configuration."""
-        return from_json(StudyConfig, self.description["config"])  # type: ignore[no-any-return]  # from_json says Any
+        """The study's configuration. Raises InputError if it is damaged or of another version."""
+        return from_json(StudyConfig, self.description["config"], self.path)  # type: ignore[no-any-return]  # from_json says Any
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write a trial's users, epochs and, last, its row; each file appears whole or not at all.
@@ -235,7 +232,7 @@ class StudyFolder:
 
     def users_of(self, trial_id: str) -> pd.DataFrame:
         """The users of one COMPLETE trial; columns: `perpeft_ray.store.schema.USERS`."""
-        return pd.read_parquet(self.path / "users" / f"{trial_id}.parquet", schema=USERS)
+        return _read(self.path / "users" / f"{trial_id}.parquet", USERS)
 
     @property
     def _mirror(self) -> Mirror:
@@ -247,7 +244,7 @@ class StudyFolder:
             self._mirror.fetch(name)  # trials on other nodes write there
         if not any(folder.glob("[!.]*.parquet")):
             return schema.empty_table().select(columns or schema.names).to_pandas()
-        return pd.read_parquet(folder, columns=columns, schema=schema)
+        return _read(folder, schema, columns)
 
 
 def config_of_row(row: Mapping[str, Any] | pd.Series) -> TrialConfig:
@@ -279,9 +276,41 @@ def storage_folder(storage: str) -> Path:
     return path
 
 
+def described(place: Path | str) -> dict[str, Any] | None:
+    """The content of the `study.json` of a study's path or URI; None if there is none.
+
+    Raises InputError if it is damaged, or if the place cannot be reached.
+    """
+    file = subfolder(place, DESCRIPTION)
+    with reached(place):
+        content = read_file(file)
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{file} must be JSON, but is damaged: {error}") from error
+    for name in ("config", "parameters", "versions", "machine"):
+        section = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(section, dict):
+            raise InputError(f"{file} must have an object `{name}`, but it is {section!r}")
+    return found  # type: ignore[no-any-return]  # json says Any
+
+
 def study_place(storage: str, study: str) -> Path | str:
     """A study's place: `<storage>/<study>`, an absolute path or a URI."""
     return subfolder(storage if is_uri(storage) else storage_folder(storage), study)
+
+
+def _read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table in a file, or in a folder of files. Raises InputError, with the damaged file."""
+    try:
+        return pd.read_parquet(path, columns=columns, schema=schema)
+    except (pa.ArrowException, OSError):
+        for file in sorted(path.glob("[!._]*")) if path.is_dir() else [path]:
+            with readable(str(file)):
+                pd.read_parquet(file, schema=schema)
+        raise
 
 
 def _empty(folder: Path) -> None:

@@ -52,8 +52,8 @@ def leased(place: Path | str, say: Callable[[str], None]) -> Iterator[None]:
     between machines: a holder that died elsewhere is replaced after `SILENCE_S` without a sign of
     life; `say` reports the wait.
 
-    Raises InputError, with holder and host, while another process runs the study, and if the folder
-    cannot be written; OSError and ValueError for a URI that cannot be reached.
+    Raises InputError, with holder and host, while another process runs the study; OSError if the
+    folder cannot be written, and like ValueError for a URI that cannot be reached.
     """
     file = subfolder(place, HOLDER)
     with ExitStack() as stack:
@@ -84,15 +84,11 @@ def others_hold(folder: Path) -> bool:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK, timeout=0)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise InputError(_in_use(folder, _read(folder / HOLDER))) from None
-    except OSError as error:
-        raise InputError(
-            f"`storage` must be a folder that can be written, but {folder}: {error.strerror}"
-        ) from error
     try:
         yield
     finally:

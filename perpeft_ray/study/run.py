@@ -19,8 +19,8 @@ from perpeft_ray.data.sources import absolute_dataset
 from perpeft_ray.data.split import repeat_shares
 from perpeft_ray.encoder.source import absolute_encoder
 from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
-from perpeft_ray.store.description import repeat_warnings
-from perpeft_ray.store.folder import DESCRIPTION, StudyFolder, storage_folder, study_place
+from perpeft_ray.store.description import from_json, repeat_warnings
+from perpeft_ray.store.folder import StudyFolder, described, storage_folder, study_place
 from perpeft_ray.store.lease import leased, others_hold
 from perpeft_ray.study.check import check_inputs, check_storage_outlives_job, check_trackers
 from perpeft_ray.study.progress import Progress
@@ -43,15 +43,16 @@ def run_study(
     disk is full or Ray has no room.
     """
     check_storage_outlives_job(config.storage)
-    config = _anywhere(config)
+    config = anywhere(config)
     storage = storage_folder(config.storage)
     own = storage / config.study
     kept = study_place(config.storage, config.study)
     with stopping_on_full_disk(own), Progress() as progress, contextlib.ExitStack() as stack:
         with _leaving_nothing_behind(storage, own):
-            begun = (own / DESCRIPTION).exists()
+            begun = described(kept)
             if begun and config.encoder == AUTO:
-                config = dataclasses.replace(config, encoder=StudyFolder(own).config.encoder)
+                was = from_json(StudyConfig, begun["config"], kept)
+                config = dataclasses.replace(config, encoder=was.encoder)
             config, dataset = check_inputs(config, storage / ".cache", again=not begun)
             check_trackers(config)
             stack.enter_context(leased(own, progress.say))
@@ -79,7 +80,7 @@ def run_study(
     return kept
 
 
-def _anywhere(config: StudyConfig) -> StudyConfig:
+def anywhere(config: StudyConfig) -> StudyConfig:
     """The study with absolute paths, which mean the same in any folder."""
 
     def absolute(place: str) -> str:

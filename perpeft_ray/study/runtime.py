@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -74,8 +76,8 @@ def ray_for(study: StudyConfig, log_file: Path) -> Iterator[StudyConfig]:
 def ray_runtime(log_file: Path | None = None) -> Iterator[None]:
     """Ray, started or joined as for a study; ends only what it started.
 
-    Output of Ray's C++ parts at the start goes to `log_file`. Raises InputError if `RAY_ADDRESS`
-    does not answer.
+    SIGTERM keeps its handler. Output of Ray's C++ parts at the start goes to `log_file`. Raises
+    InputError if `RAY_ADDRESS` does not answer.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -83,8 +85,11 @@ def ray_runtime(log_file: Path | None = None) -> Iterator[None]:
         yield
         return
     with ray_folder():
+        handler = signal.getsignal(signal.SIGTERM)
         with _stderr_to(log_file or Path(os.devnull)):
             _init()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own aborts the process
         try:
             yield
         finally:

@@ -192,10 +192,29 @@ def test_a_study_that_has_begun_keeps_its_choices(shop: Path, tmp_path: Path) ->
         replace(OWN, dataset=f"parquet:{shop}", storage=str(tmp_path), study="my_shop"), (), 500
     )
     StudyFolder.create(began)
-    again = StudyConfig(dataset=f"parquet:{shop}", storage=str(tmp_path), seeds=(0, 1, 2))
+    again = StudyConfig(dataset=f"parquet:{shop}", storage=str(tmp_path), memory_gb=2.0)
     plan = plan_study(again)
-    assert plan.config == replace(began, seeds=(0, 1, 2))
+    assert plan.config == replace(began, memory_gb=2.0)
     assert str(plan) == "Resumes my_shop with the settings it began with."
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "words"),
+    [
+        ('"epochs": ', '"warmth": 3, "epochs": ', r"`train\.warmth` .* another version wrote"),
+        ('"workers": 1', '"workers": 2', "`workers` must be 2 as in the study that"),
+        ('{\n  "config"', '{{\n  "config"', "study.json must be JSON, but is damaged"),
+    ],
+)
+def test_a_study_that_cannot_be_resumed_is_refused_before_it_is_planned(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str, now: str, words: str
+) -> None:
+    monkeypatch.setattr(plan_module, "open_dataset", None)
+    own = replace(OWN, dataset=f"parquet:{shop}", storage=str(tmp_path), study="own")
+    file = StudyFolder.create(own).path / "study.json"
+    file.write_text(file.read_text().replace(was, now))
+    with pytest.raises(InputError, match=words):
+        plan_study(own, given={"study", "workers"})
 
 
 def test_a_refused_study_does_not_say_that_it_resumes(

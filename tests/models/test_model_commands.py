@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 import perpeft_ray
+from perpeft_ray.cli import run
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.errors import InputError
 
@@ -46,6 +49,35 @@ def test_unknown_items_of_a_history_are_skipped_and_counted(exported, capsys):
     assert shown.out == known
     with pytest.raises(InputError, match=r"no item 'gone' in .*; for example 'i0'"):
         perpeft(["recommend", str(exported), "--history", "gone", "also"])
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("export {study} {at}/file/model", "{at}/file"),
+        ("export {study} /proc/model", "/proc/model"),
+        ("explain user {study} u9 --out {at}/file/page.html", "{at}/file"),
+        ("explain item {study} i5 --out {at}", "{at}"),
+        ("explain item {study} i5", "{study}/explain"),
+        ("recommend {model} --users {shop}/interactions.parquet --out {at}/file/x", "{at}/file"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    study_folder, finished_trial, exported, shop, tmp_path, capsys, command, place
+):
+    finished_trial("perpeft", "lora")
+    (tmp_path / "file").touch()
+    study = shutil.copytree(study_folder.path, tmp_path / "study")
+    (study / "explain").touch()
+    shutil.copytree(study_folder.cache, tmp_path / ".cache")
+    places = {"study": study, "at": tmp_path, "shop": shop, "model": exported}
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(lambda: perpeft(command.format(**places).split()))
+    line = f"error: {place.format(**places)} must be a place that can be read and written, but: "
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert shown.startswith(line)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,12 @@ def test_a_packed_study_works_without_the_machine_that_ran_it(machine, tmp_path,
     assert machine.exported(copy, tmp_path / "again") == machine.expected
 
 
+def test_a_study_that_cannot_be_packed_is_the_systems_error(machine):
+    (machine.folder.path / "weights").touch()
+    with pytest.raises(OSError, match=str(machine.folder.path / "weights")):
+        perpeft(["pack", str(machine.folder.path)])
+
+
 def test_a_copy_alone_has_its_weights(machine, tmp_path):
     """As a run of the study leaves it, with links to the cache; data and encoder are there yet."""
     _, workspace = open_workspace(machine.folder)
@@ -142,6 +148,21 @@ def test_a_study_of_relative_paths_is_found_from_any_folder(shop, tmp_path, monk
     assert made.storage == str(tmp_path / "results")
     perpeft(["export", str(folder.path), "model", "--method", "without_mm"])
     assert perpeft_ray.load("model").recommend(HISTORY, 3)
+
+
+@pytest.mark.parametrize("at_uri", [False, True])
+def test_a_study_resumes_without_the_cache_of_the_first_run(
+    shop, tmp_path, monkeypatch, capsys, at_uri
+):
+    storage = (tmp_path / "results").as_uri() if at_uri else str(tmp_path / "results")
+    config = dataclasses.replace(
+        new_study(shop, tmp_path / "unused").config, storage=storage, methods=("without_mm",)
+    )
+    monkeypatch.setattr("perpeft_ray.study.runtime.ray_for", lambda study, _: nullcontext(study))
+    for machine, word in (("first", "study"), ("second", "resumes")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        run_study(config, lambda *_: None)
+        assert f"{word} small: parquet:{shop} with toyshop-clip" in capsys.readouterr().err
 
 
 def train_one(study: Any, progress: Any) -> None:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -287,12 +288,10 @@ def test_a_moved_study_is_resumed(folder: StudyFolder, study: StudyConfig) -> No
     [
         ("{folder}/file", r"`storage` must be a folder, but .* is a file"),
         ("ftp://x", r"can be read and written, but ftp://x/\w+: "),
-        ("{folder}", "`storage` must be a folder that can be written"),
     ],
 )
 def test_unusable_storage_is_refused(tmp_path: Path, storage: str, message: str) -> None:
     (tmp_path / "file").touch()
-    (tmp_path / "ablation_peft").touch()  # where the study's folder would be
     with pytest.raises(InputError, match=message):
         StudyFolder.create(StudyConfig(storage=storage.format(folder=tmp_path)))
 
@@ -319,14 +318,60 @@ def test_a_study_with_a_setting_that_this_version_lacks_is_refused(tmp_path: Pat
     description = folder.description
     description["config"]["train"]["warmth"] = 3
     (folder.path / "study.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match="those of this version, but `warmth` is not"):
+    words = rf"`train\.warmth` must be .* the study in {folder.path} .* another version wrote"
+    with pytest.raises(InputError, match=words):
         _ = StudyFolder.open(folder.path).config
-    with pytest.raises(InputError, match=r"`train\.warmth` .* another version wrote the study"):
+    with pytest.raises(InputError, match=words):
         StudyFolder.create(StudyConfig(storage=str(tmp_path)))
 
 
-def test_a_damaged_description_is_told(tmp_path: Path) -> None:
-    folder = StudyFolder.create(StudyConfig(storage=str(tmp_path)))
-    (folder.path / "study.json").write_text('{"config": ')
-    with pytest.raises(InputError, match=r"study\.json must be JSON, but is damaged"):
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text[:40], "study.json must be JSON, but is damaged: "),
+        (lambda text: "[]", "study.json must have an object `config`, but it is None"),
+        (
+            lambda text: text.replace('"machine": {', '"machine": 3, "x": {'),
+            "study.json must have an object `machine`, but it is 3",
+        ),
+        (
+            lambda text: text.replace('"train": {', '"train": "x", "y": {'),
+            "`train` of the study in {path} must be settings, but is 'x'",
+        ),
+        (
+            lambda text: text.replace('"workers": 1', '"workers": "two"'),
+            "the study in {path} must have valid settings, but `workers` must be a whole number",
+        ),
+        (
+            lambda text: text.replace('"memory_gb": 4.0', '"memory_gb": "x"'),
+            "the study in {path} must have valid settings, but '>' not supported",
+        ),
+    ],
+)
+def test_a_damaged_description_is_named(folder: StudyFolder, damage, words: str) -> None:
+    file = folder.path / "study.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(InputError, match=re.escape(words.format(path=folder.path))) as error:
         _ = StudyFolder.open(folder.path).config
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"PAR1 not a table", b"", "half"])
+@pytest.mark.parametrize("part", ["trials", "epochs", "users"])
+def test_a_damaged_table_is_named(folder: StudyFolder, record, part: str, content) -> None:
+    for method in ("perpeft", "global"):
+        folder.write_trial(record(method, "lora", 0.08))
+    file = next((folder.path / part).iterdir())
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(InputError, match=f"^{file} must be a readable table, but ") as error:
+        getattr(folder, part)()
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_table_of_users_is_named(folder: StudyFolder, record) -> None:
+    written = record("perpeft", "lora", 0.08)
+    folder.write_trial(written)
+    shutil.rmtree(folder.path / "users")
+    with pytest.raises(InputError, match=rf"^{folder.path}/users/{written.trial_id}\.parquet must"):
+        folder.users_of(written.trial_id)

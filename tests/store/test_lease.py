@@ -157,10 +157,10 @@ def test_a_holder_gives_signs_of_life_and_leaves_no_file(place: Path | str, tmp_
     assert not file.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_the_systems_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(InputError, match="`storage` must be a folder that can be written"),
+        pytest.raises(NotADirectoryError, match=str(tmp_path / "file")),
         leased(tmp_path / "file" / "study", silent),
     ):
         pass

@@ -77,6 +77,21 @@ def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path
     assert "COMPLETE" not in again.stderr
 
 
+def test_sigterm_stops_the_study_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("[2/"):
+                break
+        process.terminate()
+        *finished, last = process.stderr.read().splitlines()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert all(re.match(rf"\[\d+/{TRIALS}\] |\d+/{TRIALS} trials, ", line) for line in finished)
+    assert last == "interrupted; rerun the same command to resume"
+    assert not (tmp_path / "ablation_peft" / "owner.json").exists()
+
+
 def test_a_second_command_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path), "--die", "search:1"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:

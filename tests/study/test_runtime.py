@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -54,6 +55,15 @@ def test_what_ray_prints_below_python_at_its_start_goes_to_the_log(
         os.write(2, b"after it")
     assert capfd.readouterr().err == "after it"
     assert (tmp_path / "log.txt").read_text() == "from C++"
+
+
+def test_sigterm_keeps_its_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(runtime, "_init", lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_runtime():
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_machine_too_busy_for_ray_is_reported_in_one_line(

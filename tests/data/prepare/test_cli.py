@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from perpeft_ray.cli import run
 from perpeft_ray.cli.main import perpeft
 from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.data.prepare.database import Database
 from perpeft_ray.errors import InputError
 from tests.data.prepare.conftest import jpeg
 from tests.data.prepare.test_amazon2023 import CATEGORY, drawn, meta, picture, review, write_raw
@@ -104,15 +109,34 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--out {at}/orders.csv/x", "`out` must be in a folder that can be written, but {at}"),
-        ("--out /proc/x", "`out` must be in a folder that can be written, but /proc cannot"),
+        (
+            "--out {at}/orders.csv/x",
+            "{at}/orders.csv must be a place that can be ",
+        ),
+        ("--out /proc/x", "/proc/x must be a place that can be read and written, "),
         ("--out {at}/x --memory-gb nan", "`memory_gb` must be a positive number, but is nan"),
     ],
 )
-def test_what_cannot_be_written_is_bad_input(tmp_path, options, message):
+def test_what_cannot_be_written_is_bad_input(tmp_path, options, message, capsys):
     (tmp_path / "orders.csv").write_text("user,item,time\nu,a,1\nu,b,2\nu,c,3\n")
     table = f"prepare table --interactions {tmp_path}/orders.csv {options.format(at=tmp_path)}"
-    with pytest.raises(InputError) as error:
-        perpeft(table.split())
-    assert str(error.value).startswith(message.format(at=tmp_path))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(lambda: perpeft(table.split()))
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {message.format(at=tmp_path)}")
+    assert shown.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["orders.csv"]
+
+
+def test_a_full_disk_keeps_the_work_for_a_rerun(tmp_path, monkeypatch, capsys):
+    (tmp_path / "orders.csv").write_text("user,item,time\nu,a,1\nu,b,2\nu,c,3\n")
+    table = f"prepare table --interactions {tmp_path}/orders.csv --out {tmp_path}/out"
+    with monkeypatch.context() as full:
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        full.setattr(Database, "write_parquet", Mock(side_effect=error))
+        with pytest.raises(SystemExit, match=r"^1$"):
+            run(lambda: perpeft(table.split()))
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == ["error: no room on the disk; make room, then rerun the same command to resume"]
+    run(lambda: perpeft(table.split()))
+    assert {file.name for file in tmp_path.iterdir()} == {"orders.csv", "out"}
