@@ -19,6 +19,7 @@ from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
 
 T = TypeVar("T")
 
+_INTERRUPTED = "interrupted; rerun the same command to resume"
 _TEMPORARY = re.compile(r"\.([^/]+)\.(?:[0-9a-f]{32}|lock|unfinished)$")
 """The name of a file or folder that is being written, which the user has called `\\1`."""
 
@@ -28,16 +29,19 @@ def run(command: Callable[[], None]) -> None:
 
     SIGTERM ends it as Ctrl-C does, with exit status 143.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's while it starts
     try:
         command()
     except InputError as error:
         _end(2, f"error: {error}")
     except StudyStoppedError as stopped:
         _end(1, f"error: {stopped}")
-    except KeyboardInterrupt as interrupt:
-        status = 143 if isinstance(interrupt, _Terminated) else 1
-        _end(status, "interrupted; rerun the same command to resume")
+    except KeyboardInterrupt:
+        _end(1, _INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        _end(143, _INTERRUPTED)
     except Exception as error:
         if is_full_disk(error):
             _end(1, "error: no room on the disk; make room, then rerun the same command to resume")
@@ -46,14 +50,6 @@ def run(command: Callable[[], None]) -> None:
         place = _TEMPORARY.sub(r"\1", str(error.filename2 or error.filename))
         rule = "must be a place that can be read and written"
         _end(2, f"error: {place} {rule}, but: {error.strerror}")
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM arrived."""
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated
 
 
 def _end(status: int, line: str) -> NoReturn:

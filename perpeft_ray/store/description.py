@@ -136,7 +136,7 @@ def from_json(kind: type[Any], values: Any, path: Path | str, prefix: str = "") 
             arguments[name] = tuple(value) if isinstance(value, list) else value
     try:
         return kind(**arguments)
-    except (InputError, TypeError, AttributeError) as error:  # of values of another type
+    except (ValueError, TypeError, AttributeError, LookupError) as error:  # of other types
         raise InputError(f"the study in {path} must have valid settings, but {error}") from error
 
 

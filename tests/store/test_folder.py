@@ -343,6 +343,10 @@ def test_a_study_with_a_setting_that_this_version_lacks_is_refused(tmp_path: Pat
             "the study in {path} must have valid settings, but `workers` must be a whole number",
         ),
         (
+            lambda text: text.replace('"learning_rate": null', '"learning_rate": []'),
+            "the study in {path} must have valid settings, but tuple index out of range",
+        ),
+        (
             lambda text: text.replace('"memory_gb": 4.0', '"memory_gb": "x"'),
             "the study in {path} must have valid settings, but '>' not supported",
         ),
