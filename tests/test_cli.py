@@ -227,7 +227,6 @@ def test_a_bad_command_line_is_reported_in_one_line(call, arguments, words):
     ("command", "place"),
     [
         ("study --storage {at}/file/x", "{at}/file/x/.cache"),
-        ("study --storage /proc/x", "/proc/x"),
         ("tables {at}/results/own", "{at}/results/own/tables"),
         ("report {at}/results/own", "{at}/results/own/figures"),
     ],
@@ -246,6 +245,11 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith(f"error: {place.format(at=tmp_path)} must be a place that")
     assert ended.stderr.count("\n") == 1
+
+
+def test_an_error_that_is_not_the_users_keeps_its_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda: (tmp_path / "lost").read_bytes())
 
 
 @pytest.mark.parametrize("command", ["tables", "report", "power"])

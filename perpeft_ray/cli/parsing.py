@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import itertools
 import re
@@ -20,6 +21,11 @@ from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
 T = TypeVar("T")
 
 _INTERRUPTED = "interrupted; rerun the same command to resume"
+_OF_PLACES = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""Errors of the place that the user gave; others, a lost file or disk, keep their traceback."""
 _TEMPORARY = re.compile(r"\.([^/]+)\.(?:[0-9a-f]{32}|lock|unfinished)$")
 """The name of a file or folder that is being written, which the user has called `\\1`."""
 
@@ -45,7 +51,7 @@ def run(command: Callable[[], None]) -> None:
     except Exception as error:
         if is_full_disk(error):
             _end(1, "error: no room on the disk; make room, then rerun the same command to resume")
-        if not isinstance(error, OSError) or error.filename is None:
+        if not isinstance(error, OSError) or error.errno not in _OF_PLACES:
             raise
         place = _TEMPORARY.sub(r"\1", str(error.filename2 or error.filename))
         rule = "must be a place that can be read and written"

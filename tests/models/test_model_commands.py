@@ -55,7 +55,6 @@ def test_unknown_items_of_a_history_are_skipped_and_counted(exported, capsys):
     ("command", "place"),
     [
         ("export {study} {at}/file/model", "{at}/file"),
-        ("export {study} /proc/model", "/proc/model"),
         ("explain user {study} u9 --out {at}/file/page.html", "{at}/file"),
         ("explain item {study} i5 --out {at}", "{at}"),
         ("explain item {study} i5", "{study}/explain"),

@@ -109,11 +109,7 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            "--out {at}/orders.csv/x",
-            "{at}/orders.csv must be a place that can be ",
-        ),
-        ("--out /proc/x", "/proc/x must be a place that can be read and written, "),
+        ("--out {at}/orders.csv/x", "{at}/orders.csv must be a place that can be "),
         ("--out {at}/x --memory-gb nan", "`memory_gb` must be a positive number, but is nan"),
     ],
 )
