@@ -5,6 +5,7 @@ Letters: U users, I items (1..I, 0 is padding), b users of a block.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ SimpleMethod = Literal["popularity", "item_knn"]
 
 _BLOCK_SCORES = 2**24
 """Scores per block: 128 MiB of float64."""
+_BLOCK_PAIRS = 2**25
+"""Pairs of items whose similarity is held at once: 384 MiB."""
 _TIE = 1e-9
 """Scores this close count as equal: sums in another order round differently."""
 
@@ -43,14 +46,8 @@ def simple_ranks(
     history = split.known(part)
     targets = split.target(part) - 1
     known = _binary(history, split.num_items)  # [U, I]
-    learned = split.train
     scores = split.occurrences.astype(np.float64)
-    if method == "item_knn":
-        binary = _binary(learned, split.num_items)  # [U, I]
-        norms = np.sqrt(np.maximum(binary.sum(axis=0), 1.0))  # [I]
-        scaled = binary @ sparse.diags_array(1.0 / norms)
-        similarity = (scaled.T @ scaled).tocsr()  # [I, I]
-        similarity.setdiag(0.0)
+    similarity = _Similarity(split) if method == "item_knn" else None
     ranks = np.full(split.num_users, -1, dtype=np.int64)
     step = max(1, _BLOCK_SCORES // split.num_items)
     evaluated = split.evaluated(part)
@@ -58,10 +55,7 @@ def simple_ranks(
         users = evaluated[start : start + step]
         rows, columns = np.arange(len(users)), targets[users]
         own = known[users]
-        if method == "popularity":
-            block = np.tile(scores, (len(users), 1))  # [b, I]
-        else:
-            block = (own @ similarity).toarray()
+        block = similarity.sums(own) if similarity else np.tile(scores, (len(users), 1))  # [b, I]
         of_target = block[rows, columns]
         block[own.nonzero()] = -np.inf
         block[rows, columns] = of_target  # a candidate even if it is in the history
@@ -69,6 +63,41 @@ def simple_ranks(
             count_lists(torch.from_numpy(block + scores * (_TIE / scores.max())), lists)
         ranks[users] = (block >= of_target[:, None] - _TIE).sum(axis=1) - 1
     return ranks
+
+
+class _Similarity:
+    """Cosines between the items of training histories, in blocks of columns.
+
+    A single block is computed once, several again for every block of users: the whole matrix
+    [I, I] may not fit the memory.
+    """
+
+    def __init__(self, split: Split) -> None:
+        binary = _binary(split.train, split.num_items)  # [U, I]
+        norms = np.sqrt(np.maximum(binary.sum(axis=0), 1.0))  # [I]
+        self._scaled = binary @ sparse.diags_array(1.0 / norms)  # [U, I]
+        self._transposed = self._scaled.T.tocsr()
+        # Items with which each item may share a user.
+        neighbours = np.minimum(binary.T @ binary.sum(axis=1), split.num_items)  # [I]
+        block = np.cumsum(neighbours) // _BLOCK_PAIRS
+        edges = [*np.unique(block, return_index=True)[1], split.num_items]
+        self._spans = [slice(*ends) for ends in pairwise(edges)]
+        self._whole = self._columns(self._spans[0]) if len(self._spans) == 1 else None
+
+    def sums(self, own: sparse.csr_array) -> NDArray[np.float64]:
+        """Each item's similarity to users' items, summed; [b, I] -> [b, I]."""
+        if self._whole is not None:
+            return np.asarray((own @ self._whole).toarray())
+        sums = np.empty(own.shape)
+        for span in self._spans:
+            sums[:, span] = (own @ self._columns(span)).toarray()
+        return sums
+
+    def _columns(self, span: slice) -> sparse.csr_array:
+        """Columns of the matrix, with zeros for an item and itself."""
+        columns = self._transposed @ self._scaled[:, span]
+        columns.setdiag(0.0, k=-span.start)
+        return columns
 
 
 def _binary(history: Histories, num_items: int) -> sparse.csr_array:

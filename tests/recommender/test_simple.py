@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from itertools import product
 from typing import Literal
 
@@ -80,6 +81,34 @@ def test_ranks_are_those_of_the_definition(method, part, monkeypatch):
     split = random_split(users=60, items=40, length=5)
     monkeypatch.setattr(simple, "_BLOCK_SCORES", 7 * 40)  # several blocks, the last one short
     assert simple_ranks(method, split, part).tolist() == slow_ranks(method, split, part)
+
+
+def knn(split: Split) -> tuple[list[int], list[list[float]]]:
+    """Ranks and counted lists of item-kNN."""
+    lists = torch.zeros(20, split.num_items)
+    return simple_ranks("item_knn", split, "test", lists).tolist(), lists.tolist()
+
+
+@pytest.mark.parametrize("pairs", [1, 333])
+def test_a_similarity_in_blocks_gives_the_same(pairs, monkeypatch):
+    split = random_split(users=60, items=40, length=5)
+    whole = knn(split)
+    monkeypatch.setattr(simple, "_BLOCK_SCORES", 7 * 40)  # several blocks of users too
+    monkeypatch.setattr(simple, "_BLOCK_PAIRS", pairs)
+    assert knn(split) == whole
+
+
+def test_the_similarity_of_many_items_is_not_held_whole(monkeypatch):
+    items = 2000
+    split = random_split(users=400, items=items, length=100)
+    monkeypatch.setattr(simple, "_BLOCK_SCORES", 400 * items)
+    monkeypatch.setattr(simple, "_BLOCK_PAIRS", items * items // 10)
+    tracemalloc.start()
+    simple_ranks("item_knn", split, "test")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    scores, similarity = 8 * 400 * items, 12 * items * items
+    assert peak < 4 * scores + similarity / 4
 
 
 def test_a_tie_counts_against_the_target():
