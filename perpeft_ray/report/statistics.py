@@ -29,6 +29,8 @@ from perpeft_ray.store.schema import USERS
 LEVEL = 0.05
 """Significance level of corrected tests."""
 _RESAMPLES = 2000
+_BLOCK_VALUES = 2**22
+"""Values resampled at once: 32 MiB for each sample, and as much for their places."""
 _ROUNDING = 1e-12
 """Equal differences of metrics vary by less, from rounding."""
 _PAIR = ["dataset", "seed"]
@@ -308,7 +310,7 @@ def _resampled_means(*samples: NDArray[np.float64]) -> NDArray[np.float64]:
         paired=True,
         vectorized=True,
         n_resamples=_RESAMPLES,
-        batch=100,
+        batch=min(100, max(1, _BLOCK_VALUES // len(samples[0]))),
         method="percentile",
         rng=np.random.default_rng(0),
     ).bootstrap_distribution

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from scipy import stats
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.errors import InputError
+from perpeft_ray.report import statistics
 from perpeft_ray.report.method_tables import comparisons_table
 from perpeft_ray.report.statistics import (
     Comparison,
@@ -20,6 +22,7 @@ from perpeft_ray.report.statistics import (
     compare_all,
     group_gains,
     holm,
+    mean_and_interval,
     read_results,
     user_metric,
     user_values,
@@ -97,6 +100,26 @@ def test_the_interval_is_the_normal_one_for_many_users(write: Write) -> None:
     centre = a.mean() - b.mean()
     assert result.interval == pytest.approx((centre - half, centre + half), abs=0.1 * half)
     assert 1 < result.ratio_interval[0] < result.ratio < result.ratio_interval[1]
+
+
+def test_resampling_fewer_times_at_once_changes_no_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(0).random(301)
+    before = mean_and_interval(values)
+    monkeypatch.setattr(statistics, "_BLOCK_VALUES", 7 * 301)
+    assert mean_and_interval(values) == before
+
+
+def test_memory_of_an_interval_does_not_grow_with_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_BLOCK_VALUES", 2**16)
+    values = np.random.default_rng(0).random(2**14)
+    mean_and_interval(values[:100])  # imports scipy
+    tracemalloc.start()
+    mean_and_interval(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * 8 * 2**16  # values and places of a block, and room
 
 
 def test_studies_are_pooled_and_equal_user_names_stay_apart(write: Write) -> None:
