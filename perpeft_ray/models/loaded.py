@@ -5,6 +5,7 @@ Letters: n histories, I items (0 is padding), G groups, T sequence length, D hid
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -132,8 +133,8 @@ class LoadedModel:
         missing encoder.
         """
         check_new_items(self.config.trial, items, without_content=without_content)
-        ids = [item.item_id for item in items]
-        known = next((i for i in ids if i in self._index or ids.count(i) > 1), None)
+        times = Counter(item.item_id for item in items)
+        known = next((i for i, count in times.items() if i in self._index or count > 1), None)
         if known is not None:
             raise InputError(f"a new item must have a new id, but {known!r} is known")
         if not items:

@@ -124,6 +124,24 @@ def test_a_known_id_is_refused(model, ids):
         model.add_items([NewItem(item_id, TITLE, None) for item_id in ids])
 
 
+def test_adding_many_items_compares_no_id_with_all_others(model, monkeypatch):
+    count = 3000
+    compared = 0
+
+    class Id(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    none = torch.zeros(len(model._embeddings), count, model.config.trial.hidden_units)
+    monkeypatch.setattr(model, "_embed_new", lambda items: none)
+    model.add_items([NewItem(Id(f"new{at}"), TITLE, None) for at in range(count)])
+    assert compared < 10 * count
+
+
 def broken_image(form: str, folder: Path) -> Any:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = folder / "whole.jpg"
