@@ -41,6 +41,8 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+_SENT = ("PERPEFT_FAST",)
+"""Variables of the user that trials read, also on a joined cluster."""
 ADDRESS_WAIT_S = 10.0
 """Seconds for a joined cluster to accept a connection."""
 _LOGGERS = ("ray.tune", "ray.train", "optuna", "perpeft_ray")
@@ -100,8 +102,9 @@ def _init() -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         _check_answers(address)
         # Processes of a cluster do not have this process's environment.
+        sent = [name for name in (*_ENVIRONMENT, *_SENT) if name in os.environ]
         ray.init(
-            runtime_env={"env_vars": _ENVIRONMENT},
+            runtime_env={"env_vars": {name: os.environ[name] for name in sent}},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -124,6 +125,21 @@ def test_a_cluster_that_does_not_answer_is_reported_at_once(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InputError, match=f"`RAY_ADDRESS` .* {address} does not answer"):
         runtime._init()
+
+
+def test_a_joined_cluster_gets_the_users_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", lambda **options: said.update(options))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("PERPEFT_FAST", "0")
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "12345")
+    monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
+    with ray_runtime():
+        sent = said["runtime_env"]["env_vars"]
+    assert (sent["PERPEFT_FAST"], sent["MALLOC_TOP_PAD_"]) == ("0", "12345")
+    assert sent["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
 
 
 @pytest.mark.parametrize(
