@@ -96,7 +96,7 @@ class OpenedStudy:
     def report(self) -> Path:
         """Write tables, figures and `report.html`; returns the page's path."""
         page, _ = write_report(self.results())
-        self.folder.keep()
+        self.folder.keep("tables", "figures", "report.html")
         return page
 
     def results(self) -> StudyResults:

@@ -53,7 +53,7 @@ class _Common:
         page = self.out or folder.path / "explain" / page_name(kind, self.id)
         write(page)
         if page.is_relative_to(folder.path):
-            folder.keep()
+            folder.keep("explain")
             print(f"page: {folder.shown_path(page)}")
         else:
             print(f"page: {page}")

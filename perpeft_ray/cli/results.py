@@ -51,7 +51,7 @@ class Tables:
 
         results = open_study(self.study, self.k).results()
         tables = write_tables(results)
-        results.folder.keep()
+        results.folder.keep("tables")
         _print_answer(results, tables, every_table=self.all)
 
 
@@ -100,7 +100,7 @@ def show_results(study: OpenedStudy) -> None:
 
     results = study.results()
     page, tables = write_report(results)
-    results.folder.keep()
+    results.folder.keep("tables", "figures", "report.html")
     _print_answer(results, tables)
     for warning in empty_groups(results):
         print(f"Warning: {warning}")

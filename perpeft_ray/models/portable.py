@@ -67,5 +67,5 @@ def pack(folder: StudyFolder) -> tuple[int, int, bool]:
     local = Path(source.path).is_dir() and source.path != str(TOYSHOP_CLIP)
     if local and not (folder.path / ENCODER).is_dir():
         copy_encoder(workspace.encoder, folder.path)
-    folder.keep()
+    folder.keep("weights", "data", "encoder")
     return trials, without_weights, local

@@ -41,6 +41,10 @@ from perpeft_ray.train.fingerprints import Fingerprints
 
 DESCRIPTION = "study.json"
 _OF_TRIALS = ("trials", "epochs", "users")
+_OF_READERS = ("tables", "figures", "report.html", "explain", "weights", "data", "encoder")
+"""What commands on a study add to its folder at a URI."""
+_READER = ".read"
+"""Ending of a reader's copy."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class StudyFolder:
         if folder.uri:  # the URI is the study, whatever an earlier run left here
             _empty(folder.path)
             with reached(folder.uri):
-                folder._mirror.fetch()
+                folder._fetch()
         if (there := described(folder.path)) is not None:
             check_same(there["config"], config, folder.path)
             if fingerprints is not None:
@@ -114,9 +118,9 @@ class StudyFolder:
         if is_uri(place):
             uri = str(place).rstrip("/")
             storage, _, study = uri.rpartition("/")
-            folder = cls(storage_folder(storage) / f"{study}.read", uri)
+            folder = cls(storage_folder(storage) / f"{study}{_READER}", uri)
             with reached(folder.uri):
-                folder._mirror.fetch()
+                folder._fetch()
         _ = folder.description
         return folder
 
@@ -164,13 +168,15 @@ class StudyFolder:
             if self.uri:
                 self._mirror.send([name])
 
-    def keep(self) -> None:
-        """Upload changed files other than trials, such as journal, log and report, to the URI.
+    def keep(self, *made: str) -> None:
+        """Upload the changed files of what a command has `made`, such as "tables", to the URI.
 
-        Does nothing without a URI. Only the study's own process may call it.
+        Only the study's own process may omit `made`: it uploads all other files, such as journal
+        and log, except trials, which are uploaded already. Does nothing without a URI.
         """
         if self.uri:
-            self._mirror.send_changed(besides=[*_OF_TRIALS, HOLDER])
+            besides = () if made else (*_OF_TRIALS, *_OF_READERS, HOLDER)
+            self._mirror.send_changed(made, besides=besides)
 
     def finished(self) -> set[tuple[str, str]]:
         """(phase, config_hash) of the trials written as COMPLETE or PRUNED."""
@@ -238,10 +244,21 @@ class StudyFolder:
     def _mirror(self) -> Mirror:
         return Mirror(self.path, self.uri)
 
+    def _fetch(self, part: str = "") -> None:
+        """Download the files of a subfolder, or of all, that differ.
+
+        A reader's copy is first emptied if its study was deleted at the URI.
+        """
+        copy = read_file(self.path / DESCRIPTION) if self.path.suffix == _READER else None
+        if copy is not None and copy != read_file(subfolder(self.uri, DESCRIPTION)):
+            _empty(self.path)
+            part = ""
+        self._mirror.fetch(part, besides=[HOLDER])
+
     def _read(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
         folder = self.path / name
         if self.uri:
-            self._mirror.fetch(name)  # trials on other nodes write there
+            self._fetch(name)  # trials on other nodes write there
         if not any(folder.glob("[!.]*.parquet")):
             return schema.empty_table().select(columns or schema.names).to_pandas()
         return _read(folder, schema, columns)

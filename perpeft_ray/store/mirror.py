@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,9 @@ class Mirror:
     here: Path
     there: str
 
-    def fetch(self, part: str = "") -> None:
-        """Download the files of a subfolder, or of all, that differ from the local ones."""
+    def fetch(self, part: str = "", *, besides: Collection[str] = ()) -> None:
+        """Download the files of a subfolder, or of all but `besides`, that differ from the local
+        ones."""
         files, root = resolve(self.there)
 
         def bring(name: str, info: fs.FileInfo) -> None:
@@ -42,7 +43,8 @@ class Mirror:
             self._date(name, info)
 
         there = _listed(files, root, part)
-        _together(bring, [(name, there[name]) for name in there if not self._same(name, there)])
+        names = (name for name in there if name not in besides and not self._same(name, there))
+        _together(bring, [(name, there[name]) for name in names])
 
     def send(self, names: Iterable[str]) -> None:
         """Upload files, by their paths in the folder, replacing those at the URI."""
@@ -55,12 +57,17 @@ class Mirror:
 
         _together(bring, [(name,) for name in names])
 
-    def send_changed(self, *, besides: Iterable[str]) -> None:
-        """`send` all files that differ, except those of these subfolders."""
+    def send_changed(self, parts: Collection[str] = (), *, besides: Collection[str] = ()) -> None:
+        """`send` the files of these subfolders, or of all but `besides`, that differ."""
         there = _listed(*resolve(self.there))
         paths = (p.relative_to(self.here) for p in self.here.rglob("*") if p.is_file())
-        own = [p.as_posix() for p in paths if _is_plain(p.parts) and p.parts[0] not in besides]
-        self.send(name for name in own if not self._same(name, there))
+        self.send(
+            p.as_posix()
+            for p in paths
+            if _is_plain(p.parts)
+            and (p.parts[0] in parts if parts else p.parts[0] not in besides)
+            and not self._same(p.as_posix(), there)
+        )
 
     def _same(self, name: str, there: dict[str, fs.FileInfo]) -> bool:
         file = self.here / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
 import perpeft_ray
 from perpeft_ray.cli.main import perpeft
@@ -39,3 +40,41 @@ def test_three_machines(s3, shop, tmp_path, monkeypatch):
         found = perpeft_ray.load(tmp_path / "model").recommend(history, 5)
         assert found == perpeft_ray.load(tmp_path / "expected").recommend(history, 5)
     assert StudyFolder.open(f"{storage}/small").trials().shape[0] == 2
+
+
+@pytest.fixture
+def reader(shop, tmp_path, monkeypatch):
+    """A study at a URI whose own process uploads a newer journal during every command."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "study"))
+    study = new_study(shop, (tmp_path / "results").as_uri())
+    trials_of(study)("perpeft")
+    journal = study.path / "optuna.journal"
+    journal.write_text("old")
+    study.keep()
+    keep = StudyFolder.keep
+
+    def keep_later(folder: StudyFolder, *made: str) -> None:
+        journal.write_text("newer")
+        keep(study)
+        keep(folder, *made)
+
+    monkeypatch.setattr(StudyFolder, "keep", keep_later)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
+    return study
+
+
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        (["tables", "STUDY"], {"tables"}),
+        (["report", "STUDY"], {"tables", "figures", "report.html"}),
+        (["explain", "item", "STUDY", "i3"], {"explain"}),
+        (["pack", "STUDY"], {"data", "weights"}),
+    ],
+)
+def test_a_command_uploads_what_it_made_and_nothing_else(reader, tmp_path, command, made):
+    there = tmp_path / "results" / "small"
+    before = {path.name for path in there.iterdir()}
+    perpeft([reader.uri if word == "STUDY" else word for word in command])
+    assert {path.name for path in there.iterdir()} - before == made
+    assert (there / "optuna.journal").read_text() == "newer"

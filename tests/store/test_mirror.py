@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +152,72 @@ def test_the_uri_is_the_study(record, machine, tmp_path: Path) -> None:
     assert opened.path != storage_folder(config.storage) / "ablation_peft"  # a study may run there
     with pytest.raises(InputError, match=r"must have study\.json, but file:.*/none has none"):
         StudyFolder.open(config.storage + "/none")
+
+
+@pytest.fixture
+def running(machine, tmp_path: Path) -> StudyFolder:
+    """A study at a URI, as its own process sees it; the test is on a reader's machine."""
+    folder = StudyFolder.create(StudyConfig(storage=(tmp_path / "store").as_uri()))
+    _write(folder.path / "optuna.journal", "old")
+    _write(folder.path / "report.html", "old")
+    folder._mirror.send_changed(besides=[])
+    machine("reader")
+    return folder
+
+
+def test_a_reader_uploads_only_what_it_made(running: StudyFolder, tmp_path: Path) -> None:
+    reader = StudyFolder.open(running.uri)
+    _write(running.path / "optuna.journal", "newer")
+    running.keep()
+    _write(reader.path / "report.html", "the reader's")
+    _write(reader.path / "tables" / "cost.md", "the reader's")
+    reader.keep("tables", "report.html")
+    there = _files(tmp_path / "store" / running.path.name)
+    assert there["optuna.journal"] == "newer"
+    assert there["report.html"] == there["tables/cost.md"] == "the reader's"
+
+
+def test_a_study_leaves_what_readers_made(running: StudyFolder, tmp_path: Path) -> None:
+    reader = StudyFolder.open(running.uri)
+    _write(reader.path / "report.html", "the reader's")
+    reader.keep("report.html")
+    running.keep()
+    there = _files(tmp_path / "store" / running.path.name)
+    assert there["report.html"] == "the reader's"
+
+
+def test_the_file_of_the_holder_is_not_fetched(running: StudyFolder, tmp_path: Path) -> None:
+    _write(tmp_path / "store" / running.path.name / "owner.json", "the process at the URI")
+    for folder in (StudyFolder.open(running.uri), StudyFolder.create(running.config)):
+        assert not (folder.path / "owner.json").exists()
+
+
+def _run_again(folder: StudyFolder) -> StudyFolder:
+    """The study deleted at its URI, and begun again under its name."""
+    shutil.rmtree(folder.uri.removeprefix("file://"))
+    return StudyFolder.create(replace(folder.config, seeds=(7,)))
+
+
+@pytest.mark.parametrize("reopen", [True, False])
+def test_a_reader_forgets_a_study_that_was_deleted(
+    running: StudyFolder, record, reopen: bool
+) -> None:
+    running.write_trial(record(trial_id="old"))
+    reader = StudyFolder.open(running.uri)
+    _write(reader.path / "explain" / "old.html", "of the old study")
+    assert reader.trials().trial_id.tolist() == ["old"]
+    _run_again(running).write_trial(record(trial_id="new"))
+    reader = StudyFolder.open(running.uri) if reopen else reader
+    assert reader.trials().trial_id.tolist() == ["new"]
+    assert reader.config.seeds == (7,)
+    assert not (reader.path / "explain").exists()
+
+
+def test_a_study_that_was_deleted_does_not_open(running: StudyFolder) -> None:
+    StudyFolder.open(running.uri)
+    shutil.rmtree(running.uri.removeprefix("file://"))
+    with pytest.raises(InputError, match=r"must have study\.json, but file:.* has none"):
+        StudyFolder.open(running.uri)
 
 
 def test_names_that_lead_outside_are_not_fetched(mirror: Mirror, tmp_path: Path) -> None:
