@@ -66,6 +66,7 @@ def outcome(score: float, *, test: bool, **changes: Any) -> TrialOutcome:
         peak_memory_mb=812.0,
         world_size=1,
         device="cpu",
+        computed="float32-cpu",
         users=USERS,
     )
     return replace(made, **changes)

@@ -9,7 +9,6 @@ them, as hard links if the file system allows them; at a URI only `perpeft pack`
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -25,8 +24,6 @@ from perpeft_ray.train.snapshot import Snapshot, Trained
 from perpeft_ray.train.workspace import Workspace
 
 WEIGHTS, TRIALS, STAGES = "weights", "trials", "stage1"
-_AUTO = ("bfloat16", "float32", "bfloat16+float32")
-"""Possible dtypes of `auto` on the machine that trained."""
 
 
 def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
@@ -37,9 +34,10 @@ def keep_weights(folder: StudyFolder, workspace: Workspace) -> tuple[int, int]:
     rows = folder.trials()
     complete = rows[(rows.phase == "ablation") & (rows.status == "COMPLETE")]
     done = complete[~complete.method.isin(SIMPLE_METHODS)]
-    for _, row in done[done.groups.notna()].iterrows():
-        _keep(_files(folder, workspace, row, STAGES))
-    kept = sum(_keep(_files(folder, workspace, row, TRIALS)) for _, row in done.iterrows())
+    known = done[done.computed.notna()]  # others are of an older version
+    for _, row in known[known.groups.notna()].iterrows():
+        _keep(*_files(folder, workspace, row, STAGES))
+    kept = sum(_keep(*_files(folder, workspace, row, TRIALS)) for _, row in known.iterrows())
     return kept, len(done) - kept
 
 
@@ -50,52 +48,53 @@ def read_weights(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Tr
     """
     row = folder.trial(trial_id)
     files = _files(folder, workspace, row, TRIALS)
-    for file in itertools.chain(*files):
+    for file in files:
         trained = cached_trial(file)
         if trained is not None and trained.best.valid.ndcg_at_20 == row.valid_ndcg_at_20:
             return trained
-    raise InputError(_gone(folder, f"the weights of {trial_id}", files[0][0]))
+    raise InputError(_gone(folder, f"the weights of {trial_id}", files[0]))
 
 
 def read_stage(folder: StudyFolder, workspace: Workspace, trial_id: str) -> Snapshot:
     """The stage 1 of a trial; places and errors as `read_weights`."""
     files = _files(folder, workspace, folder.trial(trial_id), STAGES)
-    for file in itertools.chain(*files):
+    for file in files:
         if (stage := read_stage_one(file)) is not None:
             return stage
-    raise InputError(_gone(folder, f"stage 1 of {trial_id}", files[0][0]))
+    raise InputError(_gone(folder, f"stage 1 of {trial_id}", files[0]))
 
 
 def _files(
     folder: StudyFolder, workspace: Workspace, row: pd.Series, part: str
-) -> list[tuple[Path, Path | str]]:
+) -> tuple[Path, Path | str]:
     """Where a trial's weights may be: in the study's folder, and in the storage's cache.
 
-    Several pairs if the trial's dtype is not known here.
+    Raises InputError for a row that an older version wrote, which does not say.
     """
+    if pd.isna(row.computed):
+        raise InputError(
+            f"a trial's row must have `computed`, but that of {row.trial_id} in {folder.path} has "
+            "none: another version of perpeft-ray wrote it; run the study again under a new --study"
+        )
     key, cache = (
         (trial_key, workspace.trials) if part == TRIALS else (stage_one_key, workspace.stages)
     )
-    config = config_of_row(row)
-    dtypes = _AUTO if config.dtype == "auto" else (config.dtype,)
-    keys = [key(config, workspace.fingerprint, f"{dtype}-{row.device}") for dtype in dtypes]
-    own = folder.path / WEIGHTS / part
-    return [(Path(entry(own, key)), entry(cache, key)) for key in keys]
+    name = key(config_of_row(row), workspace.fingerprint, row.computed)
+    return Path(entry(folder.path / WEIGHTS / part, name)), entry(cache, name)
 
 
-def _keep(files: list[tuple[Path, Path | str]]) -> bool:
-    """Copy files of the cache into the study's folder; returns whether one is there."""
-    for own, cached in files:
-        if own.exists():
-            continue
-        if isinstance(cached, Path):
-            if cached.exists():
-                own.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(cached, own)
-        elif (content := read_file(cached)) is not None:
-            with whole_file(own) as temporary:
-                temporary.write_bytes(content)
-    return any(own.exists() for own, _ in files)
+def _keep(own: Path, cached: Path | str) -> bool:
+    """Copy a file of the cache into the study's folder; returns whether it is there."""
+    if own.exists():
+        return True
+    if isinstance(cached, Path):
+        if cached.exists():
+            own.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(cached, own)
+    elif (content := read_file(cached)) is not None:
+        with whole_file(own) as temporary:
+            temporary.write_bytes(content)
+    return own.exists()
 
 
 def _gone(folder: StudyFolder, what: str, own: Path) -> str:

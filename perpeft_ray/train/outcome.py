@@ -82,4 +82,7 @@ class TrialOutcome:
     """In MiB, of the reporting process: resident memory, or torch's allocations on CUDA."""
     world_size: int
     device: str
+    computed: str | None
+    """The result of `computed_with`, part of the names of the trial's weights; None for methods
+    without training."""
     users: UserRanks

@@ -104,6 +104,7 @@ def run_trial(
         peak_memory_mb=memory.megabytes(),
         world_size=job.collective.world_size,
         device=device.type,
+        computed=job.computed,
         users=UserRanks(
             **facts_of_users(split),
             group=no_group if grouping is None else grouping.valid,
@@ -144,6 +145,7 @@ def _simple_outcome(config: TrialConfig, workspace: Workspace, *, test: bool) ->
         peak_memory_mb=memory.megabytes(),
         world_size=1,
         device="cpu",
+        computed=None,
         users=UserRanks(
             **facts_of_users(split),
             group=unknown.astype(np.int32),

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from perpeft_ray.config import Dtype
 from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.errors import InputError
+from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.models.trained import (
+    TrainedTrial,
     choose_trial,
     item_embedding,
     item_embeddings,
@@ -22,6 +27,7 @@ from perpeft_ray.models.trained import (
     user_states,
 )
 from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.weights import keep_weights
 from perpeft_ray.train.fingerprints import fingerprints
 from perpeft_ray.train.grouping import nearest_centroids
 from tests.encoder.tiny_models import write_tiny_model
@@ -80,6 +86,56 @@ def test_users_are_nearest_to_the_centroid_of_their_group(study_folder, finished
     for group in range(GROUPS):
         mean = states[grouping.valid == group].mean(axis=0)
         np.testing.assert_allclose(grouping.centroids[group], mean, atol=1e-4)
+
+
+def study_of(shop: Path, storage: Path, dtype: Dtype) -> StudyFolder:
+    """A study of its own in a storage, with frozen weights of a dtype."""
+    config = new_study(shop, storage).config
+    train = replace(config.train, dtype=dtype)
+    return StudyFolder.create(replace(config, study=dtype, train=train))
+
+
+def first_states(folder: StudyFolder, trial: TrainedTrial) -> np.ndarray:
+    """The users' outputs under a trial's stage 1, which grouped them."""
+    first = open_global(folder, trial)
+    everyone = np.arange(trial.split.num_users)
+    return user_states(first, everyone, 0, item_embeddings(first, 0), "valid").numpy()
+
+
+def test_stage_1_is_of_the_dtype_that_auto_meant(shop, tmp_path):
+    """Of two stages that differ by their dtype only, the one that grouped the trial's users."""
+    for dtype in ("bfloat16", "auto"):  # auto: float32, for so small an encoder
+        folder = study_of(shop, tmp_path, dtype)
+        trial_id = trials_of(folder)()
+    assert len(list((tmp_path / ".cache" / "stage1").glob("*.safetensors"))) == 2
+    trial = open_trained(folder, trial_id)
+    assert trial.grouping is not None
+    np.testing.assert_allclose(trial.grouping.states, first_states(folder, trial), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_weights_trained_without_fast_paths_are_found(shop, tmp_path, monkeypatch, kept):
+    folder = study_of(shop, tmp_path, "auto")
+    monkeypatch.setenv("PERPEFT_FAST", "0")
+    trial_id = trials_of(folder)()
+    monkeypatch.delenv("PERPEFT_FAST")
+    if kept:
+        assert keep_weights(folder, open_workspace(folder)[1]) == (1, 0)
+        for part in ("trials", "stage1"):
+            shutil.rmtree(folder.cache / part)
+    trial = open_trained(folder, trial_id)
+    assert trial.grouping is not None
+    np.testing.assert_allclose(trial.grouping.states, first_states(folder, trial), atol=1e-4)
+
+
+def test_rows_of_a_version_without_the_column_are_refused(shop, tmp_path):
+    folder = study_of(shop, tmp_path, "float32")
+    trial_id = trials_of(folder)()
+    file = folder.path / "trials" / f"{trial_id}.parquet"
+    pq.write_table(pq.read_table(file).drop_columns("computed"), file)
+    with pytest.raises(InputError, match=f"must have `computed`.*{trial_id}.*another version"):
+        open_trained(folder, trial_id)
+    assert keep_weights(folder, open_workspace(folder)[1]) == (0, 1)
 
 
 def test_the_best_trial_is_the_ablations_by_validation(study_folder, finished_trial):
