@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import threading
@@ -16,7 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from perpeft_ray.data.places import read_file, remove_file, subfolder, write_file
-from perpeft_ray.errors import InputError
+from perpeft_ray.errors import InputError, StudyStoppedError
+
+log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 HOLDER = "owner.json"
@@ -43,8 +46,49 @@ class Holder:
     """Time of the last sign of life."""
 
 
+class Lease:
+    """A study's folder or URI, held by this process."""
+
+    def __init__(self, place: Path | str) -> None:
+        self.file = subfolder(place, HOLDER)
+        self.lost = False
+        """Whether the last sign of life met another holder's file, or none."""
+        self._place = place
+        self._me = _myself()
+
+    def look(self) -> None:
+        """Raise StudyStoppedError if this process no longer holds the study."""
+        if self.lost:
+            raise StudyStoppedError(
+                f"another process has taken over the study in {self._place} after "
+                f"{SILENCE_S:.0f} s without a sign of life from this one, or {HOLDER} was removed; "
+                "rerun the same command to resume once no other process runs the study"
+            )
+
+    def is_ours(self) -> bool:
+        """Whether the file names this process."""
+        now = _read(self.file)
+        return now is not None and replace(now, beat="") == self._me
+
+    def beat(self) -> None:
+        """Give a sign of life, unless the study is lost."""
+        self.lost = not self.is_ours()
+        if not self.lost:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file."""
+        fields = {**asdict(self._me), "beat": datetime.now(UTC).isoformat()}
+        write_file(self.file, (json.dumps(fields) + "\n").encode())
+
+    def remove(self) -> None:
+        """Remove the file if it is ours."""
+        if self.is_ours():
+            remove_file(self.file)
+
+
 @contextmanager
-def leased(place: Path | str, say: Callable[[str], None]) -> Iterator[None]:
+def leased(place: Path | str, say: Callable[[str], None]) -> Iterator[Lease]:
     """Hold a study's folder (made if missing) or URI during the block.
 
     The operating system frees a process's lock however it ends, so a dead holder on this machine
@@ -55,23 +99,21 @@ def leased(place: Path | str, say: Callable[[str], None]) -> Iterator[None]:
     Raises InputError, with holder and host, while another process runs the study; OSError if the
     folder cannot be written, and like ValueError for a URI that cannot be reached.
     """
-    file = subfolder(place, HOLDER)
+    lease = Lease(place)
     with ExitStack() as stack:
         if isinstance(place, Path):
             stack.enter_context(_locked(place))
-        left = _read(file)
+        left = _read(lease.file)
         if left is not None and not _is_gone(left, locked=isinstance(place, Path)):
             _wait_for_silence(place, left, say)
-        me = _myself()
-        _write(file, me)
+        lease.write()
         if not isinstance(place, Path):
             time.sleep(SETTLE_S)
-            now = _read(file)
-            if now is not None and replace(now, beat="") != me:
-                raise InputError(_in_use(place, now))
-        stack.callback(remove_file, file)
-        with _beating(file, me):
-            yield
+            if not lease.is_ours():
+                raise InputError(_in_use(place, _read(lease.file)))
+        stack.callback(lease.remove)
+        with _beating(lease):
+            yield lease
 
 
 def others_hold(folder: Path) -> bool:
@@ -151,21 +193,16 @@ def _read(file: Path | str) -> Holder | None:
         return None
 
 
-def _write(file: Path | str, holder: Holder) -> None:
-    fields = {**asdict(holder), "beat": datetime.now(UTC).isoformat()}
-    write_file(file, (json.dumps(fields) + "\n").encode())
-
-
 @contextmanager
-def _beating(file: Path | str, me: Holder) -> Iterator[None]:
+def _beating(lease: Lease) -> Iterator[None]:
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(BEAT_S):
+        while not lease.lost and not ended.wait(BEAT_S):
             try:
-                _write(file, me)
-            except OSError:
-                continue  # one sign of life lost; the next may arrive
+                lease.beat()
+            except Exception as error:  # noqa: BLE001 - stores of fsspec raise their own
+                log.warning("no sign of life at %s: %s", lease.file, error)  # the next may arrive
 
     thread = threading.Thread(target=beat, name="study-lease", daemon=True)
     thread.start()

@@ -21,7 +21,7 @@ from perpeft_ray.encoder.source import absolute_encoder
 from perpeft_ray.errors import InputError, StudyStoppedError, is_full_disk
 from perpeft_ray.store.description import from_json, repeat_warnings
 from perpeft_ray.store.folder import StudyFolder, described, storage_folder, study_place
-from perpeft_ray.store.lease import leased, others_hold
+from perpeft_ray.store.lease import Lease, leased, others_hold
 from perpeft_ray.study.check import check_inputs, check_storage_outlives_job, check_trackers
 from perpeft_ray.study.progress import Progress
 from perpeft_ray.train.fingerprints import fingerprints
@@ -55,10 +55,10 @@ def run_study(
                 config = dataclasses.replace(config, encoder=was.encoder)
             config, dataset = check_inputs(config, storage / ".cache", again=not begun)
             check_trackers(config)
-            stack.enter_context(leased(own, progress.say))
+            leases = [stack.enter_context(leased(own, progress.say))]
             if isinstance(kept, str):
                 with reached(kept):
-                    stack.enter_context(leased(kept, progress.say))
+                    leases.append(stack.enter_context(leased(kept, progress.say)))
             now = fingerprints(dataset, config.encoder)
             repeats = repeat_shares(dataset, config.data)
             folder = StudyFolder.create(config, now, repeats, scientific=scientific)
@@ -66,12 +66,13 @@ def run_study(
             progress.say(f"{began} {config.study}: {config.dataset} with {config.encoder}")
             for warning in repeat_warnings(dataclasses.asdict(repeats)):
                 progress.say(f"warning: {warning}")
-            stack.callback(folder.keep)
+            stack.callback(_keep_unless_lost, folder, leases)
             from perpeft_ray.study.questions import run_ablation
             from perpeft_ray.study.runtime import ray_for
 
             config = stack.enter_context(ray_for(config, own / "study.log"))
             study = _open_study(config, folder, dataset, stack, progress)
+            study = dataclasses.replace(study, leases=tuple(leases))
         progress.say(
             f"{study.workspace.num_users} users, {study.workspace.num_items} items; "
             f"results in {kept}"
@@ -118,6 +119,11 @@ def _open_study(
     if not folder.uri:
         stack.callback(keep_weights, folder, workspace)
     return Study(config=config, folder=folder, workspace=workspace, run=run_trial)
+
+
+def _keep_unless_lost(folder: StudyFolder, leases: list[Lease]) -> None:
+    if not any(lease.lost for lease in leases):
+        folder.keep()
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from perpeft_ray.train.broker import Failure, Task
 from perpeft_ray.train.outcome import EpochRecord
 
 if TYPE_CHECKING:
+    from perpeft_ray.store.lease import Lease
     from perpeft_ray.train.ray_train import Runner
     from perpeft_ray.train.workspace import Workspace
 
@@ -44,6 +45,8 @@ class Study:
     workspace: Workspace
     run: Runner
     """What each worker of a trial runs: `run_trial`."""
+    leases: tuple[Lease, ...] = ()
+    """What the study's main process holds, and stops without."""
 
     @property
     def checkpoints(self) -> Path | str:

@@ -183,6 +183,8 @@ class Watch(tune.Callback):
         self._progress.tick()
         if self._stopped_by is not None:
             raise self._stopped_by
+        for lease in self._study.leases:
+            lease.look()
         self._workers.look()
         self._patience.look()
 

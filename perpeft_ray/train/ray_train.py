@@ -96,8 +96,9 @@ def worker_groups(
 ) -> Iterator[Workers]:
     """Groups of Ray Train workers within the block; Ray must run.
 
-    They start in the background. `files` holds Ray Train's own files, removed afterwards; all nodes
-    must see it, a path or URI.
+    They start in the background. `files` holds Ray Train's own files, a path or URI that all nodes
+    must see. It is removed before and afterwards, but not after StudyStoppedError: another process
+    may have taken over the study and use it.
     """
     # Read by Ray Train's controllers.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_TIMEOUT_S)
@@ -112,20 +113,21 @@ def worker_groups(
         trainer = _trainer(slot, groups, run, workspace, files, workers.broker)
         threads.append(threading.Thread(target=workers.fit, args=(trainer,), daemon=True))
         threads[-1].start()
-    end_s = _END_S
+    stopped = False
     try:
         yield workers
-    except StudyStoppedError:  # no room or memory: the groups end with the study's Ray job
-        end_s = 0.0
+    except StudyStoppedError:  # the groups end with the study's Ray job
+        stopped = True
         raise
     finally:
         ray.get(workers.broker.close.remote())
-        deadline = time.monotonic() + end_s
+        deadline = time.monotonic() + (0.0 if stopped else _END_S)
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if not any(thread.is_alive() for thread in threads):  # else it must still end them
             ray.kill(workers.broker)
-        remove_folder(files)
+        if not stopped:
+            remove_folder(files)
 
 
 def _trainer(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from typing import Any
+
 import pandas as pd
 import pytest
 
 import perpeft_ray
 from perpeft_ray.cli.main import perpeft
+from perpeft_ray.errors import StudyStoppedError
+from perpeft_ray.store import lease
 from perpeft_ray.store.folder import StudyFolder
+from perpeft_ray.store.lease import Holder
+from perpeft_ray.study.run import run_study
 from tests.models.conftest import new_study, trials_of
 
 
@@ -40,6 +50,34 @@ def test_three_machines(s3, shop, tmp_path, monkeypatch):
         found = perpeft_ray.load(tmp_path / "model").recommend(history, 5)
         assert found == perpeft_ray.load(tmp_path / "expected").recommend(history, 5)
     assert StudyFolder.open(f"{storage}/small").trials().shape[0] == 2
+
+
+def test_a_process_whose_study_was_taken_over_uploads_nothing(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    monkeypatch.setattr("perpeft_ray.study.runtime.ray_for", lambda study, _: nullcontext(study))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    config = new_study(shop, tmp_path / "unused").config
+    config = replace(config, storage=(tmp_path / "results").as_uri(), methods=("without_mm",))
+    there = tmp_path / "results" / "small"
+    other = Holder("elsewhere", 7, "2026-01-01", "another")
+
+    def taken_over(study: Any, progress: Any) -> None:
+        time.sleep(0.5)
+        assert not any(held.lost for held in study.leases)
+        (study.folder.path / "optuna.journal").write_text("old")
+        (there / "optuna.journal").write_text("newer")
+        (there / "new").write_text(json.dumps(asdict(other)))
+        (there / "new").replace(there / "owner.json")
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for held in study.leases:
+                held.look()
+            time.sleep(0.02)
+
+    with pytest.raises(StudyStoppedError, match=f"the study in {there.as_uri()} after 60 s"):
+        run_study(config, taken_over)
+    assert (there / "optuna.journal").read_text() == "newer"
+    assert json.loads((there / "owner.json").read_text()) == asdict(other)
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from perpeft_ray.errors import InputError
+from perpeft_ray.errors import InputError, StudyStoppedError
 from perpeft_ray.store import lease
-from perpeft_ray.store.lease import leased, others_hold
+from perpeft_ray.store.lease import Lease, leased, others_hold
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -155,6 +155,64 @@ def test_a_holder_gives_signs_of_life_and_leaves_no_file(place: Path | str, tmp_
     with pytest.raises(ValueError, match="broken"), leased(place, silent):
         raise ValueError("broken")
     assert not file.exists()
+
+
+def lost(held: Lease) -> StudyStoppedError:
+    """How a holder learns that another process has its study."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            held.look()
+        except StudyStoppedError as stopped:
+            return stopped
+        time.sleep(0.02)
+    pytest.fail("a holder should notice that it lost its study")
+
+
+def test_a_holder_that_was_replaced_stops_and_leaves_the_others_file(
+    place: Path | str, tmp_path: Path
+) -> None:
+    """As one that slept for longer than a silent holder is waited for."""
+    with leased(place, silent) as held:
+        held.look()
+        leave(tmp_path)
+        assert str(lost(held)) == (
+            f"another process has taken over the study in {place} after 60 s without a sign of "
+            "life from this one, or owner.json was removed; rerun the same command to resume once "
+            "no other process runs the study"
+        )
+        assert json.loads((tmp_path / "owner.json").read_text())["pid"] == 7
+    assert json.loads((tmp_path / "owner.json").read_text())["pid"] == 7
+
+
+def test_a_holder_whose_study_was_deleted_stops_and_writes_nothing(
+    place: Path | str, tmp_path: Path
+) -> None:
+    with leased(place, silent) as held:
+        (tmp_path / "owner.json").unlink()
+        assert lost(held)
+    assert not (tmp_path / "owner.json").exists()
+
+
+def test_a_lost_sign_of_life_is_followed_by_the_next(
+    place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stores of fsspec raise exceptions of their own, which are not OSErrors."""
+    write, errors = lease.write_file, [RuntimeError("try again"), OSError("no network")]
+    with leased(place, silent) as held:
+
+        def failing(file: Path | str, content: bytes) -> None:
+            if errors:
+                raise errors.pop()
+            write(file, content)
+
+        first = (tmp_path / "owner.json").read_text()
+        monkeypatch.setattr(lease, "write_file", failing)
+        deadline = time.monotonic() + 30
+        while (tmp_path / "owner.json").read_text() == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        held.look()
 
 
 def test_a_folder_that_cannot_be_made_is_the_systems_error(tmp_path: Path) -> None:

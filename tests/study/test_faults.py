@@ -14,9 +14,11 @@ from ray.exceptions import RayTaskError
 
 from perpeft_ray.config import Method, SearchSettings
 from perpeft_ray.errors import StudyStoppedError, is_full_disk
+from perpeft_ray.store.lease import Lease
 from perpeft_ray.store.record import TrialRecord
 from perpeft_ray.study.questions import run_ablation
 from perpeft_ray.study.run import stopping_on_full_disk
+from perpeft_ray.study.tuning import OF_RAY_TRAIN
 from tests.study.fakes import (
     HastyBroker,
     fake_run_failing,
@@ -133,6 +135,24 @@ def test_a_full_disk_stops_the_study_which_resumes_once_there_is_room(
     assert TrialState.RUNNING not in states(study.folder.path)
     assert len(rows_of(study)) == 6
     assert [row for row in rows_of(study) if row in before] == before
+
+
+@pytest.mark.usefixtures("ray_runtime")
+def test_a_study_that_another_process_took_over_stops(tmp_path: Path) -> None:
+    study = new_study(tmp_path, FEW)
+    theirs = Path(study.checkpoints, OF_RAY_TRAIN, "theirs")
+
+    class TakenOver(Lease):
+        def look(self) -> None:
+            theirs.parent.mkdir(parents=True, exist_ok=True)
+            theirs.touch()
+            self.lost = True
+            super().look()
+
+    taken = replace(study, leases=(TakenOver(study.folder.path),))
+    with pytest.raises(StudyStoppedError, match="another process has taken over the study in"):
+        printed(run_ablation, taken)
+    assert theirs.exists()
 
 
 def test_a_full_disk_is_recognised_in_every_form(tmp_path: Path) -> None:
