@@ -18,7 +18,7 @@ INSERTED = {
     "trial.py": ("    multimodal_weight: float\n", "    warmth: float\n"),
     "settings.py": (
         "class TrainSettings:\n",
-        '    """Training."""\n    warmth: float | Search = SEARCH\n    """How warm."""\n',
+        '    """Training."""\n    warmth: float | ToSearch = SEARCH\n    """How warm."""\n',
     ),
 }
 CHOICES = (

@@ -113,7 +113,7 @@ def plan_study(
                 else "`data.sample_users` must be enough for 2 users with a test item, but "
                 f"{sample} has {users}"
             )
-        check_histories(split, config.dataset)
+        check_histories(split)
         config = chosen(config, given, users)
         cost = None
         if fetch or is_fetched(config.encoder):

@@ -13,8 +13,8 @@ LONGEST_LIST = 100
 SplitKind = Literal["leave_one_out", "time"]
 Mode = Literal["sequential", "parallel"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Search = Literal["search"]
-SEARCH: Search = "search"
+ToSearch = Literal["search"]
+SEARCH: ToSearch = "search"
 """The value that leaves a setting to the search."""
 
 
@@ -39,9 +39,9 @@ class DataSettings:
 class PeftSettings:
     """The PEFT module of each group."""
 
-    variant: Variant | Search = SEARCH
+    variant: Variant | ToSearch = SEARCH
     """PEFT variant, or search. `perpeft variants` says what each is."""
-    rank: int | Search = SEARCH
+    rank: int | ToSearch = SEARCH
     """Rank; its meaning depends on the variant, some ignore it. Paper: 4."""
     last_layers: int | None = 1
     """Adapt only this many last layers of each tower; None: all (the paper's). Not for IISAN."""
@@ -55,7 +55,7 @@ class PeftSettings:
 class GroupingSettings:
     """How users are grouped (stage 2)."""
 
-    groups: int | Search = SEARCH
+    groups: int | ToSearch = SEARCH
     """Number of K-means clusters. Paper: 8."""
 
 
@@ -63,7 +63,7 @@ class GroupingSettings:
 class LossSettings:
     """The conditioning loss of stage 3."""
 
-    conditioning_weight: float | Search = SEARCH
+    conditioning_weight: float | ToSearch = SEARCH
     """Weight of negatives from the group's own items, 0 to 1. Paper: 1."""
 
 
@@ -81,7 +81,7 @@ class ModelSettings:
     """Attention heads."""
     dropout: float = 0.3
     """Dropout in SASRec."""
-    multimodal_weight: float | Search = SEARCH
+    multimodal_weight: float | ToSearch = SEARCH
     """Weight w of the projected multimodal embedding beside the id embedding. Paper: 0.5."""
 
 
@@ -89,13 +89,13 @@ class ModelSettings:
 class TrainSettings:
     """Optimisation. Defaults are the toyshop preset; `--preset paper` has the paper's."""
 
-    lr: float | Search = SEARCH
+    lr: float | ToSearch = SEARCH
     """AdamW's learning rate for SASRec and projectors. Paper: 1e-4."""
-    peft_lr_scale: float | Search = SEARCH
+    peft_lr_scale: float | ToSearch = SEARCH
     """The PEFT module's learning rate as a multiple of lr. Paper: 1."""
     id_lr_scale: float = 1.0
     """The id embedding's learning rate as a multiple of lr. Paper: 1."""
-    weight_decay: float | Search = SEARCH
+    weight_decay: float | ToSearch = SEARCH
     """AdamW's weight decay. Paper: 1e-5 to 5e-4, by data set."""
     batch_size: int = 64
     """Users per batch. Paper: 16."""

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from perpeft_ray.config.methods import METHODS, PEFT_METHODS, Method, exists
+from perpeft_ray.config.methods import METHODS, PEFT_METHODS, PERSONAL_METHODS, Method, exists
 from perpeft_ray.config.rules import applies, at_least, between, one_of, positive
 from perpeft_ray.config.searchable import SEARCHABLE
 from perpeft_ray.config.settings import DataSettings, Dtype, Mode, SplitKind
@@ -140,6 +140,11 @@ class TrialConfig:
             sample_users=self.sample_users,
             sample_seed=self.sample_seed or 0,
         )
+
+    @property
+    def modules(self) -> int:
+        """Number of PEFT modules: one per group, or one that serves everyone."""
+        return self.groups or 1 if self.method in PERSONAL_METHODS else 1
 
     @property
     def config_hash(self) -> str:

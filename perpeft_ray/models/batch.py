@@ -6,7 +6,6 @@ results, so neither the table nor the result must fit in memory.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,13 +139,11 @@ def _score(
     model: Path, histories: Path, out: Path, k: int, exclude_seen: bool, workers: int
 ) -> int:
     """Write the recommendations for every row group of `histories`; returns the number of users."""
-    import ray
+    import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's own log folder
-            handler.setLevel(logging.ERROR)
+    from perpeft_ray.study.runtime import quiet_data
+
+    quiet_data()
     groups = int(pq.ParquetFile(histories).metadata.num_row_groups)
     # With `range`, a task would make the numbers, and would wait for a CPU if workers hold all.
     numbers = [{"id": group} for group in range(groups)]

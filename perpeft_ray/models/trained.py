@@ -116,8 +116,7 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     split = open_split(workspace)
     if config.method in VECTOR_METHODS:
         model = build_vectors(config, model, trained.grouping, split.num_users).eval()
-    groups = config.groups or 1 if config.method in PERSONAL_METHODS else 1
-    modules = _put(model, config, trained.best.weights, groups)
+    modules = _put(model, config, trained.best.weights, config.modules)
     grouping = trained.grouping
     return TrainedTrial(trial_id, config, dataset, workspace, split, model, modules, grouping)
 

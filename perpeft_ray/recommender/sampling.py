@@ -46,8 +46,7 @@ class TrainingBatch:
 class TrainingSampler:
     """Draws the training batches of all stages from the users' training histories.
 
-    `num_items` is I; `length` is T. Raises `InputError` if a user has interacted with every item,
-    which leaves no negative.
+    `num_items` is I; `length` is T. Raises InputError as `distinct_items`.
     """
 
     def __init__(self, histories: Histories, num_items: int, length: int) -> None:
@@ -60,17 +59,7 @@ class TrainingSampler:
         real = before >= histories.offsets[:-1, None]
         self._inputs = _take(histories.items, before, real)
         self._positives = _take(histories.items, before + 1, real)
-        # Each user's distinct items in ascending order, as CSR.
-        owners = np.repeat(np.arange(len(counts)), counts)
-        keys = np.unique(owners * (num_items + 1) + histories.items)
-        owners, items = np.divmod(keys, num_items + 1)
-        distinct = np.bincount(owners, minlength=len(counts))
-        self._distinct = Histories(_offsets(distinct), items.astype(np.int32))
-        if np.any(distinct >= num_items):
-            raise InputError(
-                "`dataset` must leave every user an item without training interaction, but user "
-                f"{np.argmax(distinct)} (0-based) has one with all {num_items}"
-            )
+        self._distinct = distinct_items(histories, num_items, np.arange(len(counts)).astype(object))
 
     def sample(
         self,
@@ -142,6 +131,25 @@ class TrainingSampler:
     def length(self) -> int:
         """Positions of a window, T."""
         return int(self._inputs.shape[1])
+
+
+def distinct_items(histories: Histories, num_items: int, users: NDArray[np.object_]) -> Histories:
+    """Each user's distinct items, ascending. `users` [U]: their ids, for messages.
+
+    Raises InputError if a user has all items 1..`num_items`, which leaves no negative to draw.
+    """
+    counts = np.diff(histories.offsets)
+    keys = np.unique(np.repeat(np.arange(len(counts)), counts) * (num_items + 1) + histories.items)
+    owners, items = np.divmod(keys, num_items + 1)
+    distinct = np.bincount(owners, minlength=len(counts))
+    (full,) = np.nonzero(distinct == num_items)
+    if len(full):
+        more = f" and {len(full) - 1} more have" if len(full) > 1 else " has"
+        raise InputError(
+            "`dataset` must leave every user an item without training interaction, but user "
+            f"{users[full[0]]!r}{more} all items ({num_items}); leave out their interactions"
+        )
+    return Histories(_offsets(distinct), items.astype(np.int32))
 
 
 def batches_of(

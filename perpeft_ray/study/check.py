@@ -12,8 +12,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from perpeft_ray.config import AUTO, StudyConfig
 from perpeft_ray.data.interactions import Dataset
 from perpeft_ray.data.places import is_uri
@@ -21,6 +19,7 @@ from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.data.split import Split, split_dataset
 from perpeft_ray.encoder.source import default_encoder
 from perpeft_ray.errors import InputError
+from perpeft_ray.recommender.sampling import distinct_items
 from perpeft_ray.screen import note
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -41,7 +40,7 @@ def check_inputs(
     config = with_encoder(config, has_images=bool(dataset.items["image"].notna().any()))
     split = split_dataset(dataset, config.data)
     check_settings(config, split.num_users)
-    check_histories(split, config.dataset)
+    check_histories(split)
     return config, dataset
 
 
@@ -81,20 +80,9 @@ def check_settings(config: StudyConfig, num_users: int | None) -> None:
     load_towers(config.encoder, "bfloat16", torch.device("cpu"))  # its weights fit its model
 
 
-def check_histories(split: Split, dataset: str) -> None:
-    """Raise `InputError` if a user trains on every item, which leaves no negative."""
-    items = split.num_items + 1
-    users = np.repeat(np.arange(split.num_users), np.diff(split.train.offsets))
-    pairs = np.unique(users * items + split.train.items)
-    distinct = np.bincount(pairs // items, minlength=split.num_users)
-    (full,) = np.nonzero(distinct == split.num_items)
-    if len(full):
-        more = f" and {len(full) - 1} more have" if len(full) > 1 else " has"
-        raise InputError(
-            f"`dataset` {dataset} must leave every user an item without training interaction, but "
-            f"user {split.user_ids[full[0]]!r}{more} all items ({split.num_items}); leave out "
-            "their interactions"
-        )
+def check_histories(split: Split) -> None:
+    """Raise InputError if a user trains on every item, with the user's id."""
+    distinct_items(split.train, split.num_items, split.user_ids)
 
 
 def check_study(study: StudyConfig, num_users: int | None, *, has_images: bool) -> None:

@@ -7,7 +7,6 @@ one file over a network file system may overwrite each other's pages.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pandas as pd
@@ -50,13 +49,12 @@ def on_ray(step: ItemStep, blocks: Sequence[pd.DataFrame]) -> Iterator[ItemArray
     """
     import ray.data
 
+    from perpeft_ray.study.runtime import quiet_data
+
+    quiet_data()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
     context.raise_original_map_exception = True
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's own log folder
-            handler.setLevel(logging.ERROR)
     items = ray.data.from_pandas(list(blocks))
     arrays = items.map_batches(step, batch_size=None, batch_format="pandas", num_cpus=1)
     yield from arrays.iter_batches(batch_size=None, batch_format="numpy")

@@ -129,6 +129,16 @@ def _init() -> None:
     hide_token()
 
 
+def quiet_data() -> None:
+    """Let Ray Data print neither progress nor warnings in this process."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's own log folder
+            handler.setLevel(logging.ERROR)
+
+
 @contextmanager
 def _stderr_to(file: Path) -> Iterator[None]:
     """The process's own standard error, below Python's: C++ writes there."""

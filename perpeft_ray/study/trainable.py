@@ -16,7 +16,6 @@ from ray import tune
 
 from perpeft_ray.config import StudyConfig
 from perpeft_ray.data.places import subfolder
-from perpeft_ray.metrics import RankingMetrics
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
 from perpeft_ray.train.broker import Failure, Task
@@ -113,6 +112,4 @@ def to_result(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
 
 def from_result(result: Mapping[str, Any]) -> EpochRecord:
     """The record that `to_result` was given."""
-    fields = result["record"]
-    valid = fields["valid"]
-    return EpochRecord(**{**fields, "valid": None if valid is None else RankingMetrics(**valid)})
+    return EpochRecord.of(result["record"])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from perpeft_ray.config import PERSONAL_METHODS, Dtype, Method, TrialConfig
+from perpeft_ray.config import Dtype, Method, TrialConfig
 from perpeft_ray.encoder import fast
 from perpeft_ray.encoder.fast.prefix import SuffixItemEncoder, prefix_states
 from perpeft_ray.encoder.features import hidden_states, projected_features
@@ -119,9 +119,8 @@ def build_vectors(
 
 def trainable_parameters(config: TrialConfig, model: Recommender) -> int:
     """Parameters of all groups' PEFT modules and of vectors, without projectors."""
-    modules = config.groups or 1 if config.method in PERSONAL_METHODS else 1
     of_vectors = _trainable(model.vectors) if isinstance(model, VectorRecommender) else 0
-    return modules * peft_parameters(model) + of_vectors
+    return config.modules * peft_parameters(model) + of_vectors
 
 
 def peft_parameters(model: Recommender) -> int:

@@ -106,7 +106,7 @@ def train_epoch(
     epoch: int,
     config: TrialConfig,
     collective: Collective,
-    units: Units = Units(),  # noqa: B008 - frozen
+    units: Units,
 ) -> float:
     """Train for one epoch, in place; returns the mean loss per position over all workers.
 

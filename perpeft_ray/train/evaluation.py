@@ -150,14 +150,14 @@ def facts_of_users(split: Split) -> dict[str, Any]:
     }
 
 
-def user_states(
+def states_to_group(
     model: Recommender,
     content: Tensor,
     split: Split,
     part: Literal["valid", "test"],
     length: int,
 ) -> NDArray[np.float32]:
-    """SASRec's last outputs of all users, float32 [U, D], for grouping.
+    """SASRec's last outputs of all users, float32 [U, D].
 
     `content` [I+1, D]: all items' content under one module.
     """

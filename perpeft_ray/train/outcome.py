@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,12 @@ class EpochRecord:
     """The best validation NDCG@20 so far, the trial's objective; None before any validation."""
     shared: bool
     """True for epochs read from a cache, of a stage 1 or a whole trial."""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> EpochRecord:
+        """The record whose `dataclasses.asdict` these fields are."""
+        valid = fields["valid"]
+        return cls(**{**fields, "valid": None if valid is None else RankingMetrics(**valid)})
 
 
 @dataclass(frozen=True)

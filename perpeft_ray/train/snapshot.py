@@ -157,11 +157,8 @@ def _progress(record: Mapping[str, Any], parts: _Parts) -> TrainProgress:
     if record["best_epoch"] is not None:
         valid, ranks = RankingMetrics(**record["best_valid"]), parts["ranks"]["valid"].numpy()
         best = Best(record["best_epoch"], valid, parts["best"], ranks)
-    epochs = (
-        EpochRecord(**fields | {"valid": fields["valid"] and RankingMetrics(**fields["valid"])})
-        for fields in record["epochs"]
-    )
-    return TrainProgress(tuple(epochs), best, record["evaluate_seconds"])
+    epochs = tuple(map(EpochRecord.of, record["epochs"]))
+    return TrainProgress(epochs, best, record["evaluate_seconds"])
 
 
 def _of_grouping(grouping: Grouping) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from perpeft_ray.config import PERSONAL_METHODS, VECTOR_METHODS, TrialConfig
+from perpeft_ray.config import VECTOR_METHODS
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.train.build import build_vectors
 from perpeft_ray.train.cache import cached_stage_one, entry, stage_one_key
 from perpeft_ray.train.checkpoint import Checkpoints
 from perpeft_ray.train.epoch import StageData
-from perpeft_ray.train.evaluation import user_states
+from perpeft_ray.train.evaluation import states_to_group
 from perpeft_ray.train.fit import Report, fit
 from perpeft_ray.train.grouping import Grouping, group_items, group_users
 from perpeft_ray.train.job import Job
@@ -60,8 +60,8 @@ def stage_two(job: Job, first: Snapshot) -> Grouping:
     def group() -> Grouping:
         length = config.sequence_length
         return group_users(
-            user_states(job.model, content, job.split, "valid", length),
-            user_states(job.model, content, job.split, "test", length),
+            states_to_group(job.model, content, job.split, "valid", length),
+            states_to_group(job.model, content, job.split, "test", length),
             groups,
             config.seed,
             shuffle=config.method == "random_grouping",
@@ -98,11 +98,6 @@ def stage_three(
         report=report,
     )
     return state, progress
-
-
-def trained_groups(config: TrialConfig) -> range:
-    """The groups with a module: all, or 0 if one module serves everyone."""
-    return range(config.groups or 1 if config.method in PERSONAL_METHODS else 1)
 
 
 def final_model(job: Job, grouping: Grouping | None) -> Recommender:

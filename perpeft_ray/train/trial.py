@@ -32,7 +32,6 @@ from perpeft_ray.train.stages import (
     stage_one,
     stage_three,
     stage_two,
-    trained_groups,
 )
 from perpeft_ray.train.state import TrainState, load_weights
 from perpeft_ray.train.workspace import Workspace, open_split, prepare_here
@@ -177,7 +176,7 @@ def train(
         for record in trained.epochs:
             report(record)
         model = final_model(job, trained.grouping)
-        state = job.fresh_state(trained_groups(job.config), model)
+        state = job.fresh_state(range(job.config.modules), model)
     if saved is not None:
         saved.remove()
     return trained, state

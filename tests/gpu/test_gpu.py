@@ -29,6 +29,7 @@ from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import StageData, train_epoch
 from perpeft_ray.train.job import open_job
+from perpeft_ray.train.memory import Units
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.state import weights
 from perpeft_ray.train.trial import run_trial
@@ -110,7 +111,7 @@ def _trained(workspace: Workspace, config: TrialConfig, epochs: int) -> dict[str
     users = job.sampler.trainable_users[:32]
     data = StageData(1, job.sampler, {0: users}, {0: None}, 0.0)
     for epoch in range(1, epochs + 1):
-        train_epoch(state, data, epoch, config, Alone())
+        train_epoch(state, data, epoch, config, Alone(), Units())
     return weights(state)
 
 

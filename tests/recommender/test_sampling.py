@@ -125,7 +125,7 @@ def test_an_index_is_not_taken_for_an_item():
 
 
 def test_a_user_with_every_item_is_refused():
-    with pytest.raises(InputError, match=r"leave every user an item .* user 1 .* all 3"):
+    with pytest.raises(InputError, match=r"leave every user an item .* user 1 has all items \(3\)"):
         TrainingSampler(histories_of([[1, 2], [1, 2, 3, 1]]), num_items=3, length=2)
 
 

@@ -67,15 +67,15 @@ def test_users_who_have_trained_on_every_item_are_named(
     histories: dict[str, str], who: str
 ) -> None:
     with pytest.raises(InputError) as error:
-        check_histories(split(**histories), "D")
+        check_histories(split(**histories))
     assert str(error.value) == (
-        "`dataset` D must leave every user an item without training interaction, but "
+        "`dataset` must leave every user an item without training interaction, but "
         f"{who} all items (3); leave out their interactions"
     )
 
 
 def test_every_item_with_validation_and_test_is_fine() -> None:
-    check_histories(split(anne="aabc", ben="ab"), "D")
+    check_histories(split(anne="aabc", ben="ab"))
 
 
 WITHOUT_TEXT = StudyConfig(methods=("perpeft", "without_text"))

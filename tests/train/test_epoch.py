@@ -12,6 +12,7 @@ from perpeft_ray.train.build import build_model
 from perpeft_ray.train.collective import Alone
 from perpeft_ray.train.epoch import ID_NORM_WEIGHT, StageData, steps_of, train_epoch
 from perpeft_ray.train.grouping import group_items
+from perpeft_ray.train.memory import Units
 from perpeft_ray.train.state import (
     TrainState,
     load_weights,
@@ -80,7 +81,7 @@ def test_only_the_active_groups_module_and_moments_move(workspace, make_trial, v
     }
     before = weights(state)
     only_one = StageData(3, data.sampler, {1: data.users[1]}, data.pools, 1.0)
-    train_epoch(state, only_one, 1, config, Alone())
+    train_epoch(state, only_one, 1, config, Alone(), Units())
     after = weights(state)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
@@ -106,7 +107,7 @@ def test_a_parallel_step_is_gradient_accumulation_over_its_batches(workspace, ma
         seen.update({n: p.grad.clone() for n, p in state.model.backbone.named_parameters()})
 
     state.backbone_optimizer.register_step_pre_hook(keep)
-    train_epoch(state, data, 1, config, Alone())
+    train_epoch(state, data, 1, config, Alone(), Units())
 
     load_weights(state, start)
     state.model.train()
@@ -132,4 +133,4 @@ def test_a_loss_that_is_not_finite_stops_training(workspace, make_trial):
     with torch.no_grad():
         state.model.backbone.norm.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="stage 3, epoch 1"):
-        train_epoch(state, _data(workspace), 1, make_trial(), Alone())
+        train_epoch(state, _data(workspace), 1, make_trial(), Alone(), Units())

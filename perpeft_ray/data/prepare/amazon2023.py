@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from perpeft_ray.config.rules import at_least
 from perpeft_ray.data.interactions import ITEMS_FILE
-from perpeft_ray.data.prepare.database import Database, clean_text, quoted
+from perpeft_ray.data.prepare.database import CLEAN_TITLE, Database, quoted
 from perpeft_ray.data.prepare.images import (
     Limits,
     WantedImage,
@@ -302,7 +302,7 @@ def _items(file: Path, selection: Selection) -> str:
         rules.append("url IS NOT NULL")
     return (
         "SELECT item_id, title, url FROM ("
-        f"SELECT parent_asin AS item_id, {clean_text('title')} AS title, line, "
+        f"SELECT parent_asin AS item_id, {CLEAN_TITLE} AS title, line, "
         "coalesce(picture.large, picture.hi_res, picture.thumb) AS url FROM ("
         "SELECT *, coalesce(list_filter(images, lambda image: image.variant = 'MAIN')[1], "
         f"images[1]) AS picture FROM ({_lines(file, _META)}))) WHERE {' AND '.join(rules)} "

@@ -148,6 +148,5 @@ def quoted(text: str | Path) -> str:
     return "'" + str(text).replace("'", "''") + "'"
 
 
-def clean_text(column: str) -> str:
-    """SQL for a text column with single spaces between words, null if nothing is left."""
-    return f"nullif(trim(regexp_replace({column}, '[\\s\\p{{Z}}]+', ' ', 'g')), '')"
+CLEAN_TITLE = r"nullif(trim(regexp_replace(title, '[\s\p{Z}]+', ' ', 'g')), '')"
+"""SQL for the column title with single spaces between words, null if nothing is left."""

@@ -18,7 +18,7 @@ from perpeft_ray.data.interactions import (
     check_inside,
     open_tables,
 )
-from perpeft_ray.data.prepare.database import Database, clean_text
+from perpeft_ray.data.prepare.database import CLEAN_TITLE, Database
 from perpeft_ray.data.prepare.images import (
     FAILURES_FILE,
     Limits,
@@ -167,7 +167,7 @@ def normalise(
             + (f" (items such as {ours!r}, interactions with {theirs!r})" if both else "")
         )
     (blank,) = database.row(
-        f"SELECT count(*) FROM items WHERE title IS NOT NULL AND {clean_text('title')} IS NULL"
+        f"SELECT count(*) FROM items WHERE title IS NOT NULL AND {CLEAN_TITLE} IS NULL"
     )
     failed_images = _write_images(database, working, images)
     database.write_parquet(
@@ -175,7 +175,7 @@ def normalise(
         working / INTERACTIONS_FILE,
     )
     database.write_parquet(
-        f"SELECT item_id, {clean_text('title')} AS title, "
+        f"SELECT item_id, {CLEAN_TITLE} AS title, "
         "CASE WHEN image IN (SELECT image FROM found) THEN image END AS image "
         "FROM items ORDER BY row",
         working / ITEMS_FILE,

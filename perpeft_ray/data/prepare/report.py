@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from perpeft_ray.data.interactions import INTERACTIONS_FILE, ITEMS_FILE
-from perpeft_ray.data.prepare.database import Database, clean_text, quoted
+from perpeft_ray.data.prepare.database import CLEAN_TITLE, Database, quoted
 from perpeft_ray.data.split import MIN_INTERACTIONS
 from perpeft_ray.screen import counted
 
@@ -95,7 +95,7 @@ def report_on(folder: Path, *, memory_gb: float = 1.0) -> Report:
             f"(SELECT count(*) AS length FROM {rows} GROUP BY user_id)"
         )
         number, titles, images = database.row(
-            f"SELECT count(*), count({clean_text('title')}), count(image) FROM {items}"
+            f"SELECT count(*), count({CLEAN_TITLE}), count(image) FROM {items}"
         )
     return Report(
         users=users,

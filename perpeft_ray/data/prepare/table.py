@@ -169,7 +169,7 @@ def _load(database: Database, source: TableSource, scratch: Path) -> list[str]:
         raw_items = f"SELECT {key_id} AS item_id, title, image, rowid AS row FROM read_items"
     database.table("raw_items", raw_items)
     where = orders.where(moment)
-    times = understand(database, "read_interactions", "time_text", where, source.date_format)
+    times = understand(database, where, source.date_format)
     database.table(
         "raw_interactions",
         f"SELECT {user_id} AS user_id, {item_id} AS item_id, {times.value} AS timestamp, "

@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from perpeft_ray.data.prepare.database import Database, quoted
 from perpeft_ray.errors import InputError
 
+TABLE, TEXT = "read_interactions", "time_text"
+"""The table, and its column of times, that all functions here read."""
 _SAMPLE = 10_000
 _CLOCK = r"(?:[T ,]\s*(\d{1,2}):(\d{2})(?::(\d{2}))?(?:[.,](\d{1,9}))?\s*(?:([AaPp])\.?[Mm]\.?)?)?"
 _ZONE = r"\s*(Z|[A-Za-z]+/[A-Za-z_]+|[A-Z]{3,4}|[+-]\d{2}(?::?\d{2})?)?"
@@ -77,26 +79,24 @@ class Times:
         return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def understand(
-    database: Database, table: str, column: str, where: str, date_format: str | None
-) -> Times:
-    """Find out the form of a column's times, ignoring nulls.
+def understand(database: Database, where: str, date_format: str | None) -> Times:
+    """Find out the form of the times in the column `TEXT` of `TABLE`, ignoring nulls.
 
-    `where` names the column in messages. `date_format`: for strptime, instead of a guess. Raises
-    InputError for an unknown form, for dates whose day and month are ambiguous, and for numbers in
-    two units.
+    `where` names the user's column in messages. `date_format`: for strptime, instead of a guess.
+    Raises InputError for an unknown form, for dates whose day and month are ambiguous, and for
+    numbers in two units.
     """
-    (example,) = database.row(f"SELECT first({column}) FROM {table} WHERE {column} IS NOT NULL")
+    (example,) = database.row(f"SELECT first({TEXT}) FROM {TABLE} WHERE {TEXT} IS NOT NULL")
     if example is None:
         raise InputError(f"{where} must have times, but has none")
-    sample = f"(SELECT {column} FROM {table} WHERE {column} IS NOT NULL LIMIT {_SAMPLE})"
+    sample = f"(SELECT {TEXT} FROM {TABLE} WHERE {TEXT} IS NOT NULL LIMIT {_SAMPLE})"
     if date_format is not None:
-        value = f"try(epoch_us(try_strptime({column}, {quoted(date_format)})) * 1000)"
-        return _shown(database, sample, column, Times(date_format, value, 1))
+        value = f"try(epoch_us(try_strptime({TEXT}, {quoted(date_format)})) * 1000)"
+        return _shown(database, sample, Times(date_format, value, 1))
     patterns = {name: form.pattern for name, form in _FORMS.items() if name != "month"}
     patterns |= {"number": f"^{_NUMBER}$", "compact": f"^{_COMPACT}$|^\\d{{8}}T\\d"}
     counts = ", ".join(
-        f"count(*) FILTER (regexp_matches({column}, {quoted(pattern)}))"
+        f"count(*) FILTER (regexp_matches({TEXT}, {quoted(pattern)}))"
         for pattern in patterns.values()
     )
     matched = dict(zip(patterns, database.row(f"SELECT {counts} FROM {sample}"), strict=True))
@@ -109,17 +109,17 @@ def understand(
             "--date-format, such as %d.%m.%Y, or --time two columns, such as 'date, hour'"
         )
     if best == "number":
-        return _shown(database, sample, column, _numbers(database, table, column, where))
+        return _shown(database, sample, _numbers(database, where))
     if best == "day":
-        best = _day_or_month(database, table, column, where)
-    return _shown(database, sample, column, _dates(column, _FORMS[best]))
+        best = _day_or_month(database, where)
+    return _shown(database, sample, _dates(_FORMS[best]))
 
 
-def _dates(column: str, form: _Form) -> Times:
+def _dates(form: _Form) -> Times:
     """SQL of a form's dates, through ISO, which DuckDB reads."""
     names = [*form.groups, "h", "n", "s", "f", "p", "z"]
     groups = "[" + ", ".join(map(quoted, names)) + "]"
-    found = f"regexp_extract({column}, {quoted(form.pattern + form.clock + _ZONE + '$')}, {groups})"
+    found = f"regexp_extract({TEXT}, {quoted(form.pattern + form.clock + _ZONE + '$')}, {groups})"
     months = "[" + ", ".join(map(quoted, _MONTHS)) + "]"
     iso = (
         "CASE length(x.y) WHEN 4 THEN x.y WHEN 2 THEN if(x.y < '70', '20', '19') || x.y END || '-'"
@@ -133,24 +133,24 @@ def _dates(column: str, form: _Form) -> Times:
     # A list of one, so that the pattern is matched once.
     moment = f"try_cast(list_transform([{found}], lambda x: {iso})[1] AS TIMESTAMPTZ)"
     if form.words == "year first":
-        plain = f"if({column}[1] BETWEEN '0' AND '9', try_cast({column} AS TIMESTAMPTZ), NULL)"
+        plain = f"if({TEXT}[1] BETWEEN '0' AND '9', try_cast({TEXT} AS TIMESTAMPTZ), NULL)"
         moment = f"coalesce({plain}, {moment})"
     # TIMESTAMPTZ has microseconds; finer digits come from the text.
     finer = (
-        f"if(length({column}) > 26, coalesce(try_cast(rpad(regexp_extract({column}, "
+        f"if(length({TEXT}) > 26, coalesce(try_cast(rpad(regexp_extract({TEXT}, "
         r"'[.,]\d{6}(\d{1,3})', 1), 3, '0') AS BIGINT), 0), 0)"
     )
     return Times(form.words, f"try(epoch_us({moment}) * 1000 + {finer})", 1)
 
 
-def _day_or_month(database: Database, table: str, column: str, where: str) -> str:
+def _day_or_month(database: Database, where: str) -> str:
     """`day` or `month` first: the form that reads dates which the other does not."""
     only_day, only_month, any_one = database.row(
-        f"SELECT first({column}) FILTER (x.a > '12' AND x.b <= '12'), "
-        f"first({column}) FILTER (x.b > '12' AND x.a <= '12'), first({column}) FROM "
-        f"(SELECT {column}, list_transform([regexp_extract({column}, {quoted(_NUMERIC)}, "
+        f"SELECT first({TEXT}) FILTER (x.a > '12' AND x.b <= '12'), "
+        f"first({TEXT}) FILTER (x.b > '12' AND x.a <= '12'), first({TEXT}) FROM "
+        f"(SELECT {TEXT}, list_transform([regexp_extract({TEXT}, {quoted(_NUMERIC)}, "
         "['a', 'b', 'y'])], lambda x: {'a': lpad(x.a, 2, '0'), 'b': lpad(x.b, 2, '0'), 'y': x.y})"
-        f"[1] AS x FROM {table}) WHERE x.y <> ''"
+        f"[1] AS x FROM {TABLE}) WHERE x.y <> ''"
     )
     if only_day is not None and only_month is not None:
         raise InputError(
@@ -165,19 +165,19 @@ def _day_or_month(database: Database, table: str, column: str, where: str) -> st
     return "month" if only_day is None else "day"
 
 
-def _numbers(database: Database, table: str, column: str, where: str) -> Times:
+def _numbers(database: Database, where: str) -> Times:
     number = (
-        f"if(regexp_matches({column}, {quoted(f'^{_NUMBER}$')}), "
-        f"try_cast(replace({column}, ',', '.') AS DECIMAL(38, 9)), NULL)"
+        f"if(regexp_matches({TEXT}, {quoted(f'^{_NUMBER}$')}), "
+        f"try_cast(replace({TEXT}, ',', '.') AS DECIMAL(38, 9)), NULL)"
     )
     limits = [low for low, _ in _UNITS.values()]
     units = ", ".join(
-        f"first({column}) FILTER (abs(x) >= {low:.0f} AND abs(x) < {high:.0f})"
+        f"first({TEXT}) FILTER (abs(x) >= {low:.0f} AND abs(x) < {high:.0f})"
         for low, high in zip(limits, [*limits[1:], 1e28], strict=True)
     )
     fractions, *firsts = database.row(
         f"SELECT coalesce(bool_or(x <> floor(x)), false), {units} "
-        f"FROM (SELECT {column}, {number} AS x FROM {table})"
+        f"FROM (SELECT {TEXT}, {number} AS x FROM {TABLE})"
     )
     there = {unit: first for unit, first in zip(_UNITS, firsts, strict=True) if first is not None}
     if len(there) > 1:
@@ -194,11 +194,11 @@ def _numbers(database: Database, table: str, column: str, where: str) -> Times:
     return Times(words, value, _UNITS[unit][1] // scale)
 
 
-def _shown(database: Database, sample: str, column: str, times: Times) -> Times:
+def _shown(database: Database, sample: str, times: Times) -> Times:
     """The times, with an example in the words."""
     row = database.row(
-        f"SELECT first({column}) FILTER (t IS NOT NULL), first(t) FILTER (t IS NOT NULL) "
-        f"FROM (SELECT {column}, {times.value} AS t FROM {sample})"
+        f"SELECT first({TEXT}) FILTER (t IS NOT NULL), first(t) FILTER (t IS NOT NULL) "
+        f"FROM (SELECT {TEXT}, {times.value} AS t FROM {sample})"
     )
     if times.unit is None or row[0] is None:
         return times
