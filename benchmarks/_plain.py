@@ -24,6 +24,7 @@ from transformers.image_utils import (  # type: ignore[attr-defined]  # imported
     OPENAI_CLIP_STD,
 )
 
+from perpeft_ray.encoder.rows import CatalogueRows
 from perpeft_ray.recommender.sampling import TrainingBatch, last_inputs, select
 from perpeft_ray.train.epoch import ID_NORM_WEIGHT, StageData
 from perpeft_ray.train.workspace import open_catalogue
@@ -41,7 +42,7 @@ class Plain:
         assert config.rank is not None
         assert config.adapter_dropout is not None
         assert model.tower is not None
-        self.catalogue = open_catalogue(bench.job.workspace)
+        self.catalogue = CatalogueRows(open_catalogue(bench.job.workspace))
         self.backbone = copy.deepcopy(model.backbone)
         self.projectors = []
         lora = peft.LoraConfig(
@@ -117,7 +118,7 @@ class Plain:
     def _embed(self, items: np.ndarray, group: int) -> Tensor:
         """Embeddings of items [n], 0 for padding: [n, D]."""
         real = items > 0
-        batch = self.catalogue.batch(items[real])
+        batch = self.catalogue.batch(items[real], torch.device("cpu"))
         assert batch.pixels is not None
         longest = self.clip.config.text_config.max_position_embeddings
         pad = (0, longest - batch.token_ids.shape[1])

@@ -24,6 +24,7 @@ from _plain import Plain
 from _shops import SMALL
 from _steps import Bench, open_bench, shop_and_clip
 
+from perpeft_ray.encoder.rows import CatalogueRows
 from perpeft_ray.train.workspace import open_catalogue
 
 STEPS = {"stage-1 step": 1, "stage-3 step": 3}
@@ -104,13 +105,13 @@ def check(bench: Bench, plain: Plain) -> None:
 
 def inputs(bench: Bench) -> float:
     """Seconds of a step before its first matrix product."""
-    job, catalogue = bench.job, open_catalogue(bench.job.workspace)
+    job, catalogue = bench.job, CatalogueRows(open_catalogue(bench.job.workspace))
     users, rng = job.sampler.trainable_users[:16], np.random.default_rng(0)
 
     def prepare() -> None:
         batch = job.sampler.sample(users, rng, pool=None, weight=0.0)
         items, _ = np.unique(batch.items(), return_inverse=True)
-        catalogue.batch(items[1:])
+        catalogue.batch(items[1:], job.device)
 
     return seconds(prepare, repeats=21)
 

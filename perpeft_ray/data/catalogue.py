@@ -105,23 +105,6 @@ class Catalogue:
         """Hash of the items, their images, the preprocessing and the store's format."""
         return self.folder.name
 
-    def batch(self, items: NDArray[np.int64]) -> ItemBatch:
-        """Encoder inputs of the items with these indices (int64 [n], each 0..I, repeats allowed).
-
-        Item 0, the padding, has neither image nor title. Nothing is decoded or tokenised here.
-        """
-        rows = self.pixel_row[items]  # [n]
-        counts = self.token_counts[items]  # [n]
-        longest = int(counts.max(initial=1))
-        mask = np.arange(longest) < counts[:, None]  # [n, L]
-        return ItemBatch(
-            pixels=None if self.pixels is None else torch.from_numpy(self.pixels[rows]),
-            token_ids=torch.from_numpy(self.token_ids[items, :longest].astype(np.int64)),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)),
-            has_image=torch.from_numpy(rows != 0),
-            has_title=torch.from_numpy(self.has_title[items]),
-        )
-
 
 def build_catalogue(
     dataset: Dataset,

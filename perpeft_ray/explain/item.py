@@ -19,6 +19,7 @@ from perpeft_ray.config import FACTS
 from perpeft_ray.data.catalogue import ItemBatch
 from perpeft_ray.encoder.attention import LastAttention
 from perpeft_ray.encoder.items import TowerItemEncoder
+from perpeft_ray.encoder.rows import CatalogueRows
 from perpeft_ray.errors import InputError
 from perpeft_ray.explain.words import title_words
 from perpeft_ray.models.trained import (
@@ -83,7 +84,7 @@ def explain_item(
         check_group(trial, "groups", group)
     shown = groups or _farthest(cosines, used)
     title = trial.dataset.items.title.iloc[item - 1]
-    batch = open_catalogue(trial.workspace).batch(np.array([item]))
+    batch = item_batch(trial, item)
     words = None
     if bool(batch.has_title[0]):
         words = title_words(trial.workspace.encoder, title, batch.token_ids[0].tolist())
@@ -108,6 +109,12 @@ def explain_item(
         cosine=float(cosines[shown]) if len(shown) == 2 else None,
         views=tuple(views),
     )
+
+
+def item_batch(trial: TrainedTrial, item: int) -> ItemBatch:
+    """The encoder's inputs of item 1..I alone, on the CPU."""
+    rows = CatalogueRows(open_catalogue(trial.workspace))
+    return rows.batch(np.array([item]), torch.device("cpu"))
 
 
 def _attention(

@@ -16,11 +16,10 @@ from PIL import Image, ImageDraw
 
 from perpeft_ray.data.images import UnreadableImageError, decode_rgb
 from perpeft_ray.data.interactions import Dataset
-from perpeft_ray.explain.item import GroupView, ItemExplanation
+from perpeft_ray.explain.item import GroupView, ItemExplanation, item_batch
 from perpeft_ray.explain.user import UserExplanation
 from perpeft_ray.models.trained import TrainedTrial
 from perpeft_ray.report.text import write_page
-from perpeft_ray.train.workspace import open_catalogue
 
 _ROOM = "perpeft_ray.explain"
 """The package with the templates."""
@@ -34,7 +33,7 @@ SIDE = 160
 def write_item_page(explanation: ItemExplanation, trial: TrainedTrial, path: Path) -> None:
     """Write the page of an item, whole or not at all."""
     dataset = trial.dataset
-    pixels = open_catalogue(trial.workspace).batch(np.array([explanation.item])).pixels
+    pixels = item_batch(trial, explanation.item).pixels
     seen = None if pixels is None else pixels[0].numpy()
 
     def view(group: GroupView) -> dict[str, Any]:

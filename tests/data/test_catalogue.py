@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from perpeft_ray.data.catalogue import Catalogue, build_catalogue
+from perpeft_ray.data.catalogue import Catalogue, ItemBatch, build_catalogue
 from perpeft_ray.data.folders import steps_done
 from perpeft_ray.data.interactions import load_folder
+from perpeft_ray.encoder.rows import CatalogueRows
 from tests.data.conftest import killed
+from tests.plain_batch import plain_batch
 from tests.small_shop import write_small_shop
 
 
@@ -55,12 +57,17 @@ def dataset(write_folder):
     return load_folder(write_folder(items=ITEMS), "parquet:shop")
 
 
-def test_batch_equals_items_preprocessed_one_by_one(dataset, tmp_path):
+def read_rows(catalogue: Catalogue, items: np.ndarray) -> ItemBatch:
+    return CatalogueRows(catalogue).batch(items, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("batch_of", [plain_batch, read_rows])
+def test_batch_equals_items_preprocessed_one_by_one(dataset, tmp_path, batch_of):
     letters = Letters()
     catalogue = build_catalogue(dataset, letters, tmp_path)
     assert catalogue.num_items == 6
     for items in ([4, 1, 0, 6, 3, 1, 2, 5], [1, 2], [0], [3]):
-        batch = catalogue.batch(np.array(items))
+        batch = batch_of(catalogue, np.array(items))
         assert batch.pixels.dtype == torch.uint8
         assert batch.token_ids.dtype == batch.attention_mask.dtype == torch.int64
         assert batch.has_image.dtype == batch.has_title.dtype == torch.bool
@@ -82,7 +89,7 @@ def test_batch_equals_items_preprocessed_one_by_one(dataset, tmp_path):
 
 
 def test_empty_batch(dataset, tmp_path):
-    batch = build_catalogue(dataset, Letters(), tmp_path).batch(np.array([], dtype=np.int64))
+    batch = read_rows(build_catalogue(dataset, Letters(), tmp_path), np.array([], dtype=np.int64))
     assert batch.pixels.shape == (0, 3, 4, 4)
     assert batch.token_ids.shape == batch.attention_mask.shape == (0, 1)
 
@@ -91,7 +98,7 @@ def test_encoder_without_images(dataset, tmp_path):
     for image in dataset.root.glob("images/*"):
         image.unlink()  # none is opened
     catalogue = build_catalogue(dataset, Letters(image_size=0), tmp_path)
-    batch = catalogue.batch(np.arange(7))
+    batch = read_rows(catalogue, np.arange(7))
     assert batch.pixels is None
     assert not batch.has_image.any()
     assert batch.has_title.tolist() == [False, True, False, False, True, False, True]
@@ -102,7 +109,7 @@ def test_title_without_tokens_is_all_padding(dataset, tmp_path):
         def tokens(self, titles):
             return [[ord(c) for c in title[:12]] for title in titles]
 
-    batch = build_catalogue(dataset, Bare(), tmp_path).batch(np.array([0, 2]))
+    batch = read_rows(build_catalogue(dataset, Bare(), tmp_path), np.array([0, 2]))
     assert batch.token_ids.tolist() == [[99], [99]]
     assert batch.attention_mask.tolist() == [[0], [0]]
 
@@ -137,7 +144,7 @@ def test_unreadable_image_is_missing_and_named(dataset, tmp_path, caplog):
     (dataset.root / "images" / "b.jpg").write_bytes(whole[: len(whole) // 2])
     (dataset.root / "images" / "c.png").write_bytes(b"no image")
     with caplog.at_level(logging.INFO):
-        batch = build_catalogue(dataset, Letters(), tmp_path).batch(np.arange(7))
+        batch = plain_batch(build_catalogue(dataset, Letters(), tmp_path), np.arange(7))
     assert batch.has_image.tolist() == [False, True, False, False, False, False, True]
     assert "6 items: 3 titles, 2 images, 2 unreadable images" in caplog.text
     assert not batch.pixels[[3, 5]].any()
@@ -156,7 +163,7 @@ def _build(dataset, cache: Path, barrier, results) -> None:
 
     barrier.wait(timeout=60)
     catalogue = build_catalogue(dataset, Counted(), cache)
-    results.put((str(catalogue.folder), catalogue.batch(np.arange(7)).pixels.numpy().tobytes()))
+    results.put((str(catalogue.folder), catalogue.pixels.tobytes()))
 
 
 def test_four_processes_build_one_store_once(dataset, tmp_path):
@@ -172,7 +179,7 @@ def test_four_processes_build_one_store_once(dataset, tmp_path):
         assert process.exitcode == 0
     expected = build_catalogue(dataset, Letters(), tmp_path / "alone")
     folder = tmp_path / "cache" / "catalogue" / expected.fingerprint
-    assert built == {(str(folder), expected.batch(np.arange(7)).pixels.numpy().tobytes())}
+    assert built == {(str(folder), expected.pixels.tobytes())}
     assert finished(tmp_path / "cache") == [folder]
     assert len(list(tmp_path.glob("built-by-*"))) == 1
 

@@ -17,6 +17,7 @@ from perpeft_ray.encoder.features import hidden_states, projected_features
 from perpeft_ray.encoder.foundation import Towers, load_towers
 from perpeft_ray.encoder.iisan import kept_layers
 from perpeft_ray.encoder.preprocess import FoundationPreprocessor
+from tests.plain_batch import plain_batch
 from tests.small_shop import write_small_shop
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def test_projected_features_are_those_of_the_towers(catalogue, tmp_path):
     assert isinstance(found, np.memmap)
     assert not found[0].any()
     for item in range(1, 51):
-        expected = model(catalogue.batch(np.array([item])))[0].numpy()
+        expected = model(plain_batch(catalogue, np.array([item])))[0].numpy()
         np.testing.assert_allclose(found[item], expected, atol=1e-5)
 
 
@@ -62,11 +63,11 @@ def test_hidden_states_are_those_of_the_towers(catalogue, tmp_path):
     assert not text[0].any()
     assert not image[0].any()
     for item in range(1, 51):
-        texts, images = model.hidden_states(catalogue.batch(np.array([item])))
+        texts, images = model.hidden_states(plain_batch(catalogue, np.array([item])))
         np.testing.assert_allclose(text[item], texts[0, text_layers], atol=2e-2, rtol=2e-3)
         np.testing.assert_allclose(image[item], images[0, image_layers], atol=2e-2, rtol=2e-3)
         # What is absent is zero, here as in a training step and in ranking.
-        batch = catalogue.batch(np.array([item]))
+        batch = plain_batch(catalogue, np.array([item]))
         assert text[item].any() == bool(batch.has_title[0])
         assert image[item].any() == bool(batch.has_image[0])
     assert not image[46:].any()
@@ -84,10 +85,8 @@ def test_batches_have_little_padding(catalogue, tmp_path):
     model.forward = counted
     projected_features(lambda: model, catalogue, tmp_path / "store")
     assert len(padding) == 7
-    in_order = [
-        1 - catalogue.batch(np.arange(at, min(at + 8, 51))).attention_mask.float().mean().item()
-        for at in range(1, 51, 8)
-    ]
+    batches = [plain_batch(catalogue, np.arange(at, min(at + 8, 51))) for at in range(1, 51, 8)]
+    in_order = [1 - batch.attention_mask.float().mean().item() for batch in batches]
     assert np.mean(padding) < np.mean(in_order) / 3
 
 

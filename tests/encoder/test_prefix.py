@@ -17,6 +17,7 @@ from perpeft_ray.encoder.preprocess import FoundationPreprocessor
 from perpeft_ray.encoder.targets import layer_stacks
 from perpeft_ray.encoder.variants import AdapterSettings, add_adapter
 from tests.encoder.tiny_models import write_tiny_model
+from tests.plain_batch import plain_batch
 from tests.small_shop import write_small_shop
 
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def test_stored_states_replace_the_frozen_layers(shop, tmp_path, family, stored)
     passes.clear()  # seeing how wide the features are takes one
     encoder(*encoder.inputs(ITEMS))
     assert passes == []
-    towers(catalogue.batch(ITEMS))  # without given states the towers are whole
+    towers(plain_batch(catalogue, ITEMS))  # without given states the towers are whole
     assert len(passes) == len(stored)
 
 

@@ -33,11 +33,12 @@ from perpeft_ray.models.trained import item_embedding, open_trained
 from perpeft_ray.train.workspace import open_catalogue, prepare
 from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import GROUPS
+from tests.plain_batch import plain_batch
 
 
 def test_attention_of_untrained_towers_is_that_of_transformers(shop, tmp_path):
     workspace = prepare(f"parquet:{shop}", "toyshop-clip", tmp_path)
-    batch = open_catalogue(workspace).batch(np.array([3, 4, 5]))
+    batch = plain_batch(open_catalogue(workspace), np.array([3, 4, 5]))
     towers = load_towers("toyshop-clip", "float32", torch.device("cpu"))
     with torch.no_grad():
         text, image = LastAttention(towers)(batch)

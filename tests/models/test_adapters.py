@@ -16,6 +16,7 @@ from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.workspace import Workspace, open_catalogue, prepare
 from tests.models.conftest import clip_features, own
+from tests.plain_batch import plain_batch
 
 IN_TOWERS = [variant for variant in VARIANTS if FACTS[variant].in_towers]
 
@@ -80,7 +81,7 @@ def test_peft_alone_gives_the_same_features(
     model = build(config, workspace)
     module = write_moved(model, config, tmp_path)
     items = np.arange(1, workspace.num_items + 1)
-    batch = open_catalogue(workspace).batch(items)
+    batch = plain_batch(open_catalogue(workspace), items)
     image, text = clip_features(tmp_path / "adapter", batch)
     assert model.tower is not None
     with torch.no_grad():

@@ -28,6 +28,7 @@ from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.train.workspace import open_catalogue
 from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import GROUPS, clip_features, new_study, own, trials_of
+from tests.plain_batch import plain_batch
 
 
 def opened(study_folder: StudyFolder, model: Path) -> TrainedTrial:
@@ -65,7 +66,7 @@ def test_ranks_are_the_studys(study_folder, export, method, variant):
 def test_peft_loads_each_groups_adapter(study_folder, exported):
     """As the card says: peft's features, the projector and the id embedding give the item's."""
     trial = opened(study_folder, exported)
-    batch = open_catalogue(trial.workspace).batch(np.arange(1, trial.split.num_items + 1))
+    batch = plain_batch(open_catalogue(trial.workspace), np.arange(1, trial.split.num_items + 1))
     ids = load_file(exported / "sasrec.safetensors")["item_embedding.weight"]
     seen = []
     for group in range(GROUPS):
@@ -151,7 +152,7 @@ def _check_text_adapter(trial: TrainedTrial, path: str, adapter: Path) -> None:
     """BERT with the adapter of group 1 pools titles to the text half of training's features."""
     adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(path), str(adapter)).eval()
     items = np.arange(2, trial.split.num_items + 1)  # the first has no title
-    batch = open_catalogue(trial.workspace).batch(items)
+    batch = plain_batch(open_catalogue(trial.workspace), items)
     mask = batch.attention_mask[:, :, None]
     tower = trial.model.tower
     assert tower is not None

@@ -11,6 +11,7 @@ import torch
 
 from perpeft_ray.train.build import build_model
 from perpeft_ray.train.workspace import open_catalogue
+from tests.plain_batch import plain_batch
 
 CPU = torch.device("cpu")
 CASES = [("frozen_mm", None), ("perpeft", "lora"), ("perpeft", "ia3"), ("perpeft", "iisan")]
@@ -80,7 +81,7 @@ def test_what_fills_the_gap_does_not_count(workspace, other_filling, make_trial,
 
 
 def test_they_are_the_halves_of_zeros(workspace, make_trial):
-    batch = open_catalogue(workspace).batch(np.array([UNTITLED, UNPICTURED]))
+    batch = plain_batch(open_catalogue(workspace), np.array([UNTITLED, UNPICTURED]))
     assert batch.has_title.tolist() == [False, True]
     assert batch.has_image.tolist() == [True, False]
     for method, variant in CASES[:3]:

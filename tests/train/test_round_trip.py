@@ -18,6 +18,7 @@ from perpeft_ray.data.split import split_dataset
 from perpeft_ray.train.outcome import EpochRecord
 from perpeft_ray.train.trial import run_trial
 from perpeft_ray.train.workspace import open_catalogue, open_split, prepare
+from tests.plain_batch import plain_batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +58,7 @@ def test_a_trial_on_the_archive(archive, small_folder, make_trial, tmp_path):
     for name in ("valid_item", "test_item"):
         np.testing.assert_array_equal(getattr(split, name), getattr(expected, name))
     np.testing.assert_array_equal(split.train.items, expected.train.items)
-    batch = open_catalogue(workspace).batch(np.arange(1, 31))
+    batch = plain_batch(open_catalogue(workspace), np.arange(1, 31))
     assert batch.has_title.tolist() == [False] + [True] * 29
     assert batch.has_image.tolist() == [True] * 29 + [False]
 
