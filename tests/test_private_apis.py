@@ -17,8 +17,8 @@ LISTED = {
     ("encoder/fast/sdpa.py", "_attn_implementation"),
     ("encoder/fast/sdpa.py", "_softmax_backward_data"),
 }
-OURS = {"_mirror", "_asdict", "_core"}
-"""A property of `StudyFolder`, a method of named tuples, and part of a name in others' pickles."""
+OURS = {"_mirror", "_fetch", "_asdict", "_core"}
+"""Members of `StudyFolder`, a method of named tuples, and part of a name in others' pickles."""
 
 
 def test_no_other_private_name_of_a_library_is_used() -> None:

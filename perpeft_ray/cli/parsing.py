@@ -127,7 +127,7 @@ def _fields(kind: type, prefix: str = "") -> Iterator[str]:
 def _message(box: str) -> str:
     """The message of tyro's error box as one line, which names a wrong value's option and kind.
 
-    tyro 1.0 has the parts of a message only in a private module (`tyro._errors.on_parse_error`).
+    tyro 1.0 has the parts of a message only in a private function (`on_parse_error`).
     """
     _, inside, *_ = re.split(r"^(?:[╭╰+].*|[│|]?\s*[─-]{9}.*)$", box, flags=re.MULTILINE)
     lines = (line.strip("│ ") for line in inside.strip().splitlines())
