@@ -6,7 +6,7 @@ Letters: U users, I items (0 is padding), G groups, D hidden units.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,10 +21,10 @@ from perpeft_ray.errors import InputError
 from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.recommender.model import Recommender
 from perpeft_ray.recommender.sampling import last_inputs
+from perpeft_ray.store.description import check_unchanged
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.weights import read_stage, read_weights
 from perpeft_ray.train.build import build_model, build_vectors
-from perpeft_ray.train.fingerprints import Fingerprints
 from perpeft_ray.train.grouping import Grouping
 from perpeft_ray.train.state import load_weights, new_state
 from perpeft_ray.train.workspace import Workspace, open_split
@@ -110,7 +110,9 @@ def open_trained(folder: StudyFolder, trial_id: str) -> TrainedTrial:
     """
     config = folder.config_of(trial_id)
     dataset, workspace = open_workspace(folder)
-    _check_unchanged(folder, trial_id, workspace)
+    assert workspace.fingerprints is not None  # it has a data set
+    place = folder.uri or folder.path
+    check_unchanged(folder.description, workspace.fingerprints, folder.config, place)
     trained = read_weights(folder, workspace, trial_id)
     model = build_model(config, workspace, torch.device("cpu")).eval()
     split = open_split(workspace)
@@ -162,22 +164,6 @@ def user_states(
     owners = users if trial.grouping is None else trial.grouping.of(part)[users]
     with torch.no_grad():
         return trial.model.queries(owners, inputs, embeddings, trial.modules[group])
-
-
-def _check_unchanged(folder: StudyFolder, trial_id: str, workspace: Workspace) -> None:
-    """Raise InputError if data or encoder changed since a trial was trained."""
-    config, now = folder.config, workspace.fingerprints
-    columns = {f"{field.name}_fingerprint": field.name for field in fields(Fingerprints)}
-    row = folder.trial(trial_id)[list(columns)]
-    if now is None or row.isna().any():
-        return
-    then = Fingerprints(**{columns[name]: value for name, value in row.items()})
-    if changed := then.changes(now, config.dataset, config.encoder):
-        raise InputError(
-            f"`dataset` and `encoder` must be as they were when {trial_id} was trained, but "
-            f"{changed} changed since; put back what was there, or run the study again under a "
-            "new --study"
-        )
 
 
 def _put(

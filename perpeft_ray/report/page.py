@@ -136,8 +136,6 @@ def _warnings(results: StudyResults, description: dict[str, Any]) -> Iterator[st
     """Warnings besides the verdict's notes."""
     trials = results.trials
     yield from repeat_warnings(description.get("repeats"))
-    if any(trials[f"{part}_fingerprint"].nunique() > 1 for part in ("tables", "images", "encoder")):
-        yield "The trials were trained on different data or encoders: their rows do not compare."
     yield from empty_groups(results)
     for row in trials[trials.status == "FAIL"].itertuples():
         yield f"Failed: {row.trial_id}: {row.error}"

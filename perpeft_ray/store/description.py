@@ -74,11 +74,11 @@ def check_same(there: dict[str, Any], config: StudyConfig, path: Path | str) -> 
 
 
 def check_unchanged(
-    description: dict[str, Any], now: Fingerprints, config: StudyConfig, path: Path
+    description: dict[str, Any], now: Fingerprints, config: StudyConfig, path: Path | str
 ) -> None:
     """Raise `InputError` if data or encoder changed since a study began.
 
-    `description`: the content of its `study.json`; `now`: the present fingerprints.
+    `description`: the content of the `study.json` in `path`; `now`: the present fingerprints.
     """
     began = description.get("fingerprints")
     if began is None:

@@ -12,11 +12,13 @@ from transformers import AutoModel
 
 from perpeft_ray.config import Method, StudyConfig, TrainSettings, Variant
 from perpeft_ray.data.catalogue import ItemBatch
+from perpeft_ray.data.interactions import load_folder
 from perpeft_ray.encoder.source import TOYSHOP_CLIP
 from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.recommender.model import GroupParameters
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.study.plan import TrialSpec
+from perpeft_ray.train.fingerprints import fingerprints
 from tests.small_shop import write_small_shop
 
 FinishedTrial = Callable[..., str]
@@ -50,7 +52,8 @@ def new_study(shop: Path, storage: Path, encoder: str = "toyshop-clip") -> Study
         study="small",
         train=train,
     )
-    return StudyFolder.create(config)
+    dataset = load_folder(shop, config.dataset, config.data)
+    return StudyFolder.create(config, fingerprints(dataset, encoder))
 
 
 @pytest.fixture(scope="session")

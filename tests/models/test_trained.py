@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from perpeft_ray.config import Dtype
-from perpeft_ray.data.sources import open_dataset
 from perpeft_ray.errors import InputError
 from perpeft_ray.models.portable import open_workspace
 from perpeft_ray.models.trained import (
@@ -28,7 +27,6 @@ from perpeft_ray.models.trained import (
 )
 from perpeft_ray.store.folder import StudyFolder
 from perpeft_ray.store.weights import keep_weights
-from perpeft_ray.train.fingerprints import fingerprints
 from perpeft_ray.train.grouping import nearest_centroids
 from tests.encoder.tiny_models import write_tiny_model
 from tests.models.conftest import GROUPS, new_study, trials_of
@@ -90,9 +88,9 @@ def test_users_are_nearest_to_the_centroid_of_their_group(study_folder, finished
 
 def study_of(shop: Path, storage: Path, dtype: Dtype) -> StudyFolder:
     """A study of its own in a storage, with frozen weights of a dtype."""
-    config = new_study(shop, storage).config
-    train = replace(config.train, dtype=dtype)
-    return StudyFolder.create(replace(config, study=dtype, train=train))
+    like = new_study(shop, storage)
+    train = replace(like.config.train, dtype=dtype)
+    return StudyFolder.create(replace(like.config, study=dtype, train=train), like.fingerprints)
 
 
 def first_states(folder: StudyFolder, trial: TrainedTrial) -> np.ndarray:
@@ -174,9 +172,7 @@ def test_a_trial_of_other_data_or_another_encoder_is_not_opened(shop, tmp_path, 
     data = tmp_path / "data"
     shutil.copytree(shop, data)
     encoder = write_tiny_model("clip", tmp_path / "encoder")
-    config = replace(new_study(data, tmp_path / "results", encoder).config, study="known")
-    dataset = open_dataset(config.dataset, tmp_path / "cache")
-    folder = StudyFolder.create(config, fingerprints(dataset, encoder))
+    folder = new_study(data, tmp_path / "results", encoder)
     trial_id = trials_of(folder)("without_mm", None)
     assert open_trained(folder, trial_id).trial_id == trial_id
     if what == "items":
@@ -187,6 +183,6 @@ def test_a_trial_of_other_data_or_another_encoder_is_not_opened(shop, tmp_path, 
     else:
         file = tmp_path / "encoder" / "model.safetensors"
         save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
-    with pytest.raises(InputError, match=f"must be as they were when {trial_id} was trained") as no:
+    with pytest.raises(InputError, match="must stay as they were when the study in") as no:
         open_trained(folder, trial_id)
     assert ("encoder" if what == "encoder" else "dataset") in str(no.value)
