@@ -34,6 +34,8 @@ _ENVIRONMENT = {
     # Ray warns on the terminal of four times as many processes as it starts at once: by default
     # eight on two CPUs, which is what a study of two trials at a time has.
     "RAY_worker_maximum_startup_concurrency": str(max(8, os.cpu_count() or 1)),
+    # A Ray job may give variables that this process sends too. They are the same: it has the job's.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of encoders stay valid in trials
     # Trials keep a step's memory for the next one: returning it to the system and asking for it
     # again took a fifth of their time (sys 20 % -> 4 %, see results/findings/cpu_speed.md).
