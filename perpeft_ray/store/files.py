@@ -14,6 +14,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     The temporary name begins with a dot: pandas and pyarrow skip such files when they read a
     folder, so one left by a killed process is never part of a table. Creates parents.
+
+    The name is random, since several processes may write the same file. In a working folder, where
+    one works at a time, `perpeft_ray.data` writes to a fixed name, which a rerun overwrites.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -115,7 +115,10 @@ class Database:
         return self._execute(query).fetchall()
 
     def write_parquet(self, query: str, file: Path, *, row_group: int = 122_880) -> None:
-        """Write the rows of a query, in its order, to a file that appears whole."""
+        """Write the rows of a query, in its order, to a file that appears whole.
+
+        One process at a time: a rerun overwrites the unfinished file that a kill leaves.
+        """
         new = self.plain_path(file.parent) / ".parquet.new"
         self._execute(
             f"COPY ({query}) TO {quoted(new)} "

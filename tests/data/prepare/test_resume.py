@@ -66,6 +66,7 @@ def test_killed_release_resumes(tmp_path):
         )
         assert 20 <= count(images) < 800
         assert not out.exists()
+    (working / ".parquet.new").write_bytes(b"PAR1 half a table, of a kill while it was written")
     prepare_release(archive, "arts", out)
     assert load_folder(out, "").fingerprint == expected
     names = [{path.name for path in folder.iterdir()} for folder in (tmp_path / "alone", out)]
