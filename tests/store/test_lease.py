@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from perpeft_ray.data.places import write_file
 from perpeft_ray.errors import InputError, StudyStoppedError
 from perpeft_ray.store import lease
 from perpeft_ray.store.lease import Lease, leased, others_hold
@@ -198,7 +199,7 @@ def test_a_lost_sign_of_life_is_followed_by_the_next(
     place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stores of fsspec raise exceptions of their own, which are not OSErrors."""
-    write, errors = lease.write_file, [RuntimeError("try again"), OSError("no network")]
+    write, errors = write_file, [RuntimeError("try again"), OSError("no network")]
     with leased(place, silent) as held:
 
         def failing(file: Path | str, content: bytes) -> None:
