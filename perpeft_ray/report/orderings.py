@@ -28,6 +28,7 @@ from perpeft_ray.report.statistics import (
 )
 from perpeft_ray.report.summary import SELECTION, final_trials, in_paper_order, labels
 from perpeft_ray.report.text import StudyTable, TextTable, p_text, shown, with_interval
+from perpeft_ray.store.folder import StudyFolder
 
 ORDERINGS = (
     ("frozen_mm", "without_mm"),
@@ -49,7 +50,7 @@ def orderings(folders: Sequence[Path]) -> StudyTable:
     over the data set and metric), p_seeds, users, seeds, finding: `holds` or `reversed` if
     p_holm is below 0.05, else `undecided`.
     """
-    results = read_results(folders)
+    results = read_results([StudyFolder.open(path) for path in folders])
     rows = [
         {"dataset": dataset, "encoder": encoder, "metric": metric, **row}
         for metric in SHOWN
@@ -80,7 +81,7 @@ def means(folders: Sequence[Path]) -> StudyTable:
     Columns: dataset, encoder, method, variant, metric, mean, low, high (95 % bootstrap interval
     over users, whose values are means over seeds), std (over seeds, null for one), users, seeds.
     """
-    results = read_results(folders)
+    results = read_results([StudyFolder.open(path) for path in folders])
     values = pd.concat(
         [_named(user_values(*results, metric)).assign(metric=metric) for metric in SHOWN]
     )
@@ -102,7 +103,7 @@ def settings(folders: Sequence[Path]) -> StudyTable:
     selected_epoch (means over seeds), still_improving (seeds whose best epoch is the last), seeds.
     """
     cells = ["dataset", "encoder", "method", "variant"]
-    final = _named(final_trials(read_results(folders)[0]))
+    final = _named(final_trials(read_results([StudyFolder.open(path) for path in folders])[0]))
     # Simple methods have no such column, which makes it one of objects.
     final = final[~final.method.isin(SIMPLE_METHODS)].astype({"still_improving": int})
     groups = final.groupby([*cells, *VARIED], dropna=False, sort=False)

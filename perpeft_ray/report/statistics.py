@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,6 @@ from perpeft_ray.config import METHODS, SIMPLE_METHODS, VARIANTS
 from perpeft_ray.errors import InputError
 from perpeft_ray.report.summary import CELL, final_trials
 from perpeft_ray.store.folder import StudyFolder
-from perpeft_ray.store.schema import USERS
 
 LEVEL = 0.05
 """Significance level of corrected tests."""
@@ -228,16 +226,16 @@ def user_means(
     return pd.concat(found, ignore_index=True)
 
 
-def read_results(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_results(studies: Sequence[StudyFolder]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All trials of some studies, and the users of their final trials."""
-    if not folders:
+    if not studies:
         raise InputError("a comparison must have at least one study folder, but has none")
-    trials, users = [], []
-    for path in folders:
-        folder = StudyFolder.open(Path(path))
-        trials.append(folder.trials())
-        users += [folder.users_of(trial_id) for trial_id in final_trials(trials[-1]).trial_id]
-    both = pd.concat(users or [USERS.empty_table().to_pandas()], ignore_index=True)
+    trials = [study.trials() for study in studies]
+    users = [
+        study.users_of(*final_trials(own).trial_id)
+        for study, own in zip(studies, trials, strict=True)
+    ]
+    both = pd.concat(users, ignore_index=True)
     once = both.drop_duplicates(["trial_id", "user_id"], keep="last")  # a trial in two studies
     return pd.concat(trials, ignore_index=True), once
 

@@ -50,7 +50,7 @@ class StudyResults:
     def read(cls, folder: StudyFolder) -> StudyResults:
         """Read the study's Parquet files."""
         study = folder.config
-        trials, users = read_results([folder.path])
+        trials, users = read_results([folder])
         compared = tuple(compare_all(user_values(trials, users)))
         return cls(folder, study, trials, users, compared, verdict(study, trials, compared))
 

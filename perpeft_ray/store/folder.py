@@ -236,9 +236,12 @@ class StudyFolder:
         """The users of all COMPLETE trials; columns: `perpeft_ray.store.schema.USERS`."""
         return self._read("users", USERS)
 
-    def users_of(self, trial_id: str) -> pd.DataFrame:
-        """The users of one COMPLETE trial; columns: `perpeft_ray.store.schema.USERS`."""
-        return _read(self.path / "users" / f"{trial_id}.parquet", USERS)
+    def users_of(self, *trial_ids: str) -> pd.DataFrame:
+        """The users of some COMPLETE trials; columns: `perpeft_ray.store.schema.USERS`."""
+        if self.uri:
+            self._fetch("users")
+        tables = [_read(self.path / "users" / f"{name}.parquet", USERS) for name in trial_ids]
+        return pd.concat(tables or [USERS.empty_table().to_pandas()], ignore_index=True)
 
     @property
     def _mirror(self) -> Mirror:

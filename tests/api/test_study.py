@@ -35,12 +35,20 @@ def test_importing_the_package_is_quick() -> None:
     assert {"numpy", "pandas", "torch", "ray", "tyro"}.isdisjoint(loaded)
 
 
-def test_an_open_study_reads_what_is_there_now(folder: StudyFolder, record) -> None:
-    study = perpeft_ray.open_study(folder.path)
+@pytest.mark.parametrize("at_uri", [False, True])
+def test_an_open_study_reads_what_is_there_now(
+    at_uri: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    storage = (tmp_path / "results").as_uri() if at_uri else str(tmp_path / "results")
+    folder = StudyFolder.create(StudyConfig(storage=storage, study="first"))
+    study = perpeft_ray.open_study(folder.uri or folder.path)
     assert study.trials().empty
     folder.write_trial(record("perpeft", "lora", 0.3, minute=1))
     folder.write_trial(record("perpeft", "ia3", 0.2))
     folder.write_trial(record("global", "lora", 0.1))
+    results = study.results()
+    assert (len(results.trials), len(results.users)) == (3, 9)
     assert len(study.trials()) == len(study.epochs()) / 2 == len(study.users()) / 3 == 3
     assert study.best().variant == "lora"
     assert study.best("global").method == "global"

@@ -51,7 +51,7 @@ def write(record, tmp_path: Path) -> Write:
 
 
 def values_of(*folders: StudyFolder, metric: str = "ndcg@20") -> pd.DataFrame:
-    return user_values(*read_results([folder.path for folder in folders]), metric)
+    return user_values(*read_results(folders), metric)
 
 
 def against(b: str, *folders: StudyFolder, metric: str = "ndcg@20") -> Comparison:
