@@ -247,6 +247,16 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert ended.stderr.count("\n") == 1
 
 
+def test_a_reader_that_ends_early_is_no_error():
+    code = "from perpeft_ray.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as help_to_nobody:
+        assert help_to_nobody.stdout is not None
+        help_to_nobody.stdout.close()
+        assert help_to_nobody.stderr.read() == b""
+
+
 def test_an_error_that_is_not_the_users_keeps_its_traceback(tmp_path):
     with pytest.raises(FileNotFoundError):
         run_command(lambda: (tmp_path / "lost").read_bytes())

@@ -8,6 +8,7 @@ import difflib
 import errno
 import io
 import itertools
+import os
 import re
 import signal
 import sys
@@ -38,6 +39,7 @@ def run(command: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's while it starts
     try:
         command()
+        sys.stdout.flush()
     except InputError as error:
         _end(2, f"error: {error}")
     except StudyStoppedError as stopped:
@@ -48,6 +50,9 @@ def run(command: Callable[[], None]) -> None:
         if ended.code != signal.SIGTERM:
             raise
         _end(143, _INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if is_full_disk(error):
             _end(1, "error: no room on the disk; make room, then rerun the same command to resume")

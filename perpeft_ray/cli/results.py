@@ -129,7 +129,7 @@ def _print_answer(
     if not results.compares:
         return
     for line in answer_lines(results, _shown(results.folder, results.folder.path)):
-        console.print(line)
+        console.print(line, soft_wrap=" export " in line)  # a command to copy stays whole
 
 
 def _console() -> Console:

@@ -174,7 +174,8 @@ def readable(where: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
+        missing = isinstance(error, FileNotFoundError)
+        reason = "is missing" if missing else str(error).partition("\n")[0]
         raise InputError(f"{where} must be a readable table, but {reason}") from error
 
 

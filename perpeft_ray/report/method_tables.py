@@ -80,8 +80,9 @@ def _of_metric(
         best[variant] = cells["mean"] == cells["mean"].max()
     _, _, path = study.dataset.partition(":")
     name = PurePosixPath(path).name if "/" in path else study.dataset
-    seeds = _span(summary[summary.method.isin(PEFT_METHODS)].seeds, " to ") or "0"
-    caption = f"mean ± standard error over users; seeds: {seeds}; bold: best of the column"
+    seeds = _span(summary[summary.method.isin(PEFT_METHODS)].seeds, " to ")
+    caption = "mean ± standard error over users"
+    caption += f"; seeds: {seeds}" * bool(seeds) + "; bold: best of the column"
     if marks:
         caption += f"; {MARK} better than global, p < 0.05 (Holm)"
     if VECTOR_METHODS & set(summary.method):

@@ -18,6 +18,9 @@ from perpeft_ray.store.files import whole_file
 MISSING = "–"
 BEST = "▸"
 
+_CAPTION_WIDTH = 60
+"""Least width of a printed table for a caption as long, which a narrow table would break up."""
+
 
 class TextTable:
     """A titled table of text: the first column to the left, the others to the right.
@@ -70,6 +73,7 @@ class TextTable:
             box=rich.box.SIMPLE_HEAD,
             pad_edge=False,
             show_edge=False,
+            min_width=min(len(self.caption), _CAPTION_WIDTH),
         )
         for name, side in zip(self.texts, self._sides("left", "right"), strict=True):
             table.add_column(Text(name), justify=side, no_wrap=True)

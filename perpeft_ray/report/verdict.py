@@ -80,7 +80,7 @@ def verdict(study: StudyConfig, trials: pd.DataFrame, compared: Sequence[Compari
     lead = _best(final, ["perpeft"])
     variants = study.values("variant") if "perpeft" in study.methods else ()
     ordered = sorted(variants, key=lambda variant: lead is None or variant != lead[1])
-    sentences = [_of_variant(variant, trials, compared) for variant in ordered]
+    sentences = [_of_variant(study, variant, trials, compared) for variant in ordered]
     of_lead = {c.method_b: c for c in _of_perpeft(compared) if lead and c.variant == lead[1]}
     better = [c for c in of_lead.values() if c.significant and c.difference < 0]
     better.sort(key=lambda comparison: comparison.difference)
@@ -117,12 +117,14 @@ def _best(final: pd.DataFrame, methods: Sequence[str]) -> Choice | None:
     return method, None if pd.isna(variant) else variant
 
 
-def _of_variant(variant: str, trials: pd.DataFrame, compared: Sequence[Comparison]) -> str:
+def _of_variant(
+    study: StudyConfig, variant: str, trials: pd.DataFrame, compared: Sequence[Comparison]
+) -> str:
     """PerPEFT against one global module, and the frozen encoder, with one variant."""
     own = {c.method_b: c for c in _of_perpeft(compared) if c.variant == variant}
     title = _title(variant)
     if "global" not in own:
-        return f"{title}: {_why_not(variant, trials)}."
+        return f"{title}: {_why_not(study, variant, trials)}."
     first = own["global"]
     if first.users == 1:
         return f"{title}: not compared, one user is not enough."
@@ -196,8 +198,10 @@ def _needed(comparison: Comparison, compared: Sequence[Comparison]) -> str:
     return f"about {rounded(users)} users{or_seeds} would show it"
 
 
-def _why_not(variant: str, trials: pd.DataFrame) -> str:
+def _why_not(study: StudyConfig, variant: str, trials: pd.DataFrame) -> str:
     """The reason why PerPEFT and `global` cannot be compared."""
+    if "global" not in study.methods:
+        return "not compared, `global` is not among the study's methods"
     of_variant = trials[trials.variant == variant]
     done = final_trials(of_variant)
     for method in ("perpeft", "global"):
@@ -218,6 +222,8 @@ def _notes(
     if done < expected:
         failed = int((ablation.status == "FAIL").sum())
         yield f"{done} of {expected} compared trials are complete, {failed} failed", ""
+    if study.encoder == "toyshop-clip" and not study.is_toyshop:
+        yield "toyshop-clip knows only the toyshop's drawings: pass a real `--encoder`", ""
     rates = study.values("learning_rate")
     searched = trials[(trials.phase == "search") & (trials.status != "FAIL")]
     tried = searched.groupby(CELL, dropna=False).learning_rate.transform("nunique")

@@ -328,8 +328,12 @@ def _read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pd
         return pd.read_parquet(path, columns=columns, schema=schema)
     except (pa.ArrowException, OSError):
         for file in sorted(path.glob("[!._]*")) if path.is_dir() else [path]:
-            with readable(str(file)):
-                pd.read_parquet(file, schema=schema)
+            try:
+                with readable(str(file)):
+                    pd.read_parquet(file, schema=schema)
+            except InputError as error:
+                row = file.parents[1] / "trials" / file.name
+                raise InputError(f"{error}; remove {row} and rerun the study") from error
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -88,9 +89,16 @@ def test_a_log_marks_the_cells_that_a_terminal_prints_bold(record: Record) -> No
     table = ablation_table(*frames_of(records), STUDY, ()).printed[0]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table.terminal(bold=False))
-    out = " ".join(console.export_text().split())
+    out = console.export_text()
     assert "▸100.00" in out
-    assert "▸: best of the column" in out
+    assert "▸: best of the column" in " ".join(out.split())
+    assert "mean ± standard error over users; seeds: 1" in out  # not broken up, though narrow
+
+
+def test_counting_methods_have_no_seeds_in_the_caption(record: Record) -> None:
+    frames = frames_of([with_ranks(record("popularity"), [0, 2])])
+    table = ablation_table(*frames, replace(STUDY, methods=("popularity",)), ()).printed[0]
+    assert table.caption == "mean ± standard error over users; bold: best of the column."
 
 
 def test_any_method_of_the_paper_has_its_place_in_the_papers_order(record: Record) -> None:

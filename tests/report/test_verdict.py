@@ -240,6 +240,21 @@ def test_methods_without_a_shared_seed_are_not_compared(record: Record) -> None:
     )
 
 
+def test_a_study_without_global_says_so(judge: Judge) -> None:
+    study = replace(STUDY, methods=("without_mm", "perpeft"))
+    found = judge({"without_mm": 0.2, "perpeft": 0.5}, study)
+    assert found.sentences == ("LoRA: not compared, `global` is not among the study's methods.",)
+
+
+@pytest.mark.parametrize(("dataset", "noted"), [("toyshop", False), ("parquet:/own", True)])
+def test_the_toyshops_encoder_on_other_data_is_noted(
+    judge: Judge, dataset: str, noted: bool
+) -> None:
+    study = replace(STUDY, dataset=dataset, encoder="toyshop-clip")
+    found = judge({"global": 0.2, "perpeft": 0.5}, study)
+    assert any("knows only the toyshop's drawings" in note for note in found.notes) == noted
+
+
 def test_a_study_without_trials_has_no_verdict(record: Record) -> None:
     trials, users = frames_of([record("global", "lora", study=STUDY)])
     found = verdict(STUDY, trials[:0], compare_all(user_values(trials[:0], users)))

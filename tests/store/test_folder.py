@@ -377,5 +377,9 @@ def test_a_missing_table_of_users_is_named(folder: StudyFolder, record) -> None:
     written = record("perpeft", "lora", 0.08)
     folder.write_trial(written)
     shutil.rmtree(folder.path / "users")
-    with pytest.raises(InputError, match=rf"^{folder.path}/users/{written.trial_id}\.parquet must"):
+    missing, row = (
+        f"{folder.path}/{part}/{written.trial_id}.parquet" for part in ("users", "trials")
+    )
+    words = f"{missing} must be a readable table, but is missing; remove {row} and rerun the study"
+    with pytest.raises(InputError, match=f"^{re.escape(words)}$"):
         folder.users_of(written.trial_id)
