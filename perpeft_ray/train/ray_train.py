@@ -97,8 +97,8 @@ def worker_groups(
     """Groups of Ray Train workers within the block; Ray must run.
 
     They start in the background. `files` holds Ray Train's own files, a path or URI that all nodes
-    must see. It is removed before and afterwards, but not after StudyStoppedError: another process
-    may have taken over the study and use it.
+    must see. It is removed before and afterwards, but not if the study is stopped: its workers may
+    still run then, and another process that took the study over may use it.
     """
     # Read by Ray Train's controllers.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_TIMEOUT_S)
@@ -116,7 +116,7 @@ def worker_groups(
     stopped = False
     try:
         yield workers
-    except StudyStoppedError:  # the groups end with the study's Ray job
+    except (StudyStoppedError, KeyboardInterrupt, SystemExit):  # they end with the Ray job
         stopped = True
         raise
     finally:

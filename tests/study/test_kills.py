@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
+from perpeft_ray.train.ray_train import _END_S
 from tests.study.fakes import states
 from tests.study.quick_study import rows_in, run_quick_study
 
@@ -77,15 +78,18 @@ def test_killed_in_search_in_ablation_and_before_a_row_is_written(tmp_path: Path
     assert "COMPLETE" not in again.stderr
 
 
-def test_sigterm_stops_the_study_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", ["results in", "[2/"])  # workers start; workers train
+def test_sigterm_stops_the_study_in_one_line(tmp_path: Path, after: str) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("[2/"):
+            if after in line:
                 break
         process.terminate()
+        began = time.monotonic()
         *finished, last = process.stderr.read().splitlines()
+    assert time.monotonic() - began < _END_S  # does not wait for the workers' end
     assert process.returncode == 128 + signal.SIGTERM
     assert all(re.match(rf"\[\d+/{TRIALS}\] |\d+/{TRIALS} trials, ", line) for line in finished)
     assert last == "interrupted; rerun the same command to resume"
