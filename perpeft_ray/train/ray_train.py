@@ -41,6 +41,8 @@ _TIMEOUT_S = 24 * 3600
 room, which the study limits itself."""
 _END_S = 30.0
 """Seconds for workers to end; those in mid-epoch end with the study's Ray job at the latest."""
+_STOP_S = 10.0
+"""The same if the study is stopped. Not 0: Ray may crash if it shuts down under a running `fit`."""
 
 
 Runner = Callable[..., TrialOutcome]
@@ -121,7 +123,7 @@ def worker_groups(
         raise
     finally:
         ray.get(workers.broker.close.remote())
-        deadline = time.monotonic() + (0.0 if stopped else _END_S)
+        deadline = time.monotonic() + (_STOP_S if stopped else _END_S)
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if not any(thread.is_alive() for thread in threads):  # else it must still end them
