@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -20,3 +21,6 @@ def ray_runtime(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     log = tmp_path_factory.mktemp("ray") / "log.txt"
     with ray_for(fakes.small_study(), log):
         yield
+        for thread in threading.enumerate():  # of stopped studies: Ray may crash under them
+            if thread.name.endswith("(fit)"):
+                thread.join(60)
