@@ -38,8 +38,9 @@ def run(command: Callable[[], None]) -> None:
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's while it starts
     try:
-        command()
-        sys.stdout.flush()
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(sys.stdout.flush)
+            command()
     except InputError as error:
         _end(2, f"error: {error}")
     except StudyStoppedError as stopped:
