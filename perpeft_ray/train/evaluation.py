@@ -49,6 +49,8 @@ class CatalogueContents:
         for number, items in enumerate(model.chunks()):
             pairs = number * len(changed) + np.arange(len(changed))
             own = np.flatnonzero(pairs % collective.world_size == collective.rank)
+            if not len(own):
+                continue  # else the chunk would be read and embedded for nothing
             found = model.contents(items, [modules[changed[place]] for place in own])
             for place, content in zip(own, found, strict=True):
                 fresh[place, torch.from_numpy(items)] = content
